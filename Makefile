@@ -1,0 +1,32 @@
+# Every target works from a fresh clone: `make demo` sets everything up first. `make help` lists the targets.
+PYTHON ?=
+VENV := .venv/bin
+
+# An apt ROS sourced in this shell would shadow the one in .venv.
+unexport PYTHONPATH
+unexport PYTHONHOME
+unexport AMENT_PREFIX_PATH
+unexport CMAKE_PREFIX_PATH
+unexport COLCON_PREFIX_PATH
+unexport LD_LIBRARY_PATH
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:  ## show the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
+
+setup:  ## .venv with pinned requirements and ROS 2, messages built (fast when nothing changed)
+	@PYTHON="$(PYTHON)" .ci/setup
+
+demo: setup  ## a trained policy finishes a task it is told in words, on the simulated Franka
+	@$(VENV)/vipra demo $(ARGS)
+
+test: setup  ## all tests; ARGS="-k limits" selects
+	@$(VENV)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff
+	@$(VENV)/ruff check .
+
+clean:  ## remove everything that make setup made
+	rm -rf .venv build install log *.egg-info .pytest_cache .ruff_cache .hypothesis

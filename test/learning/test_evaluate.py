@@ -1,0 +1,88 @@
+"""The fast lane of the evaluation, with a toy policy that stays near home."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning import evaluate, results
+from vipra_ros.learning.results import EpisodeRecord
+from vipra_ros.sim import tasks
+
+
+@pytest.fixture(scope="module")
+def outcome(micro_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    result = evaluate.main(micro_checkpoint, "push", episodes=1, seed=7, json_path=folder / "out.json",
+                           video=folder / "video", latency=0.1, seconds=2.0)
+    return folder, result
+
+
+def test_json_holds_the_figures(outcome):
+    folder, _ = outcome
+    said = json.loads((folder / "out.json").read_text())
+    for key in ("task", "n", "success_rate", "wilson_low", "wilson_high", "seeds", "chunk_rate_hz", "action_rate_hz",
+                "obs_to_action_ms", "rms_jerk", "peak_jerk", "boundary_step_rad", "limiter_active_fraction",
+                "rejected_chunks", "time_to_success", "by_colour", "machine", "lane", "checkpoint_hash", "episodes"):
+        assert key in said, key
+    assert said["task"] == "push" and said["n"] == 1 and said["seeds"] == [7] and said["lane"] == "in-process"
+    assert said["success_rate"] == 0.0 and said["time_to_success"]["p50"] is None
+    assert set(said["by_colour"]) == set(tasks.COLOURS)
+
+
+def test_the_arm_was_driven_at_the_rates_the_latency_allows(outcome):
+    _, said = outcome
+    # 0.1 s are two steps of 1/15 s: with a margin of one, observations are 7 - 2 - 1 = 4 steps apart
+    assert said["chunk_rate_hz"] == pytest.approx(15 / 4, rel=0.15)
+    assert said["action_rate_hz"] == pytest.approx(15.0, rel=0.12)
+    assert said["obs_to_action_ms"]["p50"] == pytest.approx(100.0, abs=1.0)
+    assert said["rejected_chunks"] == 0 and said["stopped_episodes"] == 0
+    assert 0 < said["rms_jerk"] < said["peak_jerk"] and said["boundary_step_rad"] > 0
+
+
+def test_a_video_per_episode(outcome):
+    from vipra_ros.data.video import read_frames
+    folder, _ = outcome
+    frames = list(read_frames(folder / "video" / "push-000007.mp4", 15.0))
+    assert len(frames) == 30 and frames[0].shape == (384, 384, 3)
+
+
+def test_the_same_seed_gives_the_same_episode(micro_checkpoint):
+    job = evaluate.Job(str(micro_checkpoint), "async", 1, 0.1, seconds=0.8)
+    lane = evaluate.FastLane(job)
+    a, b = lane.episode("reach", 3), lane.episode("reach", 3)
+    assert np.array_equal(a.commanded, b.commanded) and a.row() == b.row()
+
+
+def test_sync_mode_rests_while_the_policy_thinks(micro_checkpoint):
+    lane = evaluate.FastLane(evaluate.Job(str(micro_checkpoint), "sync", 1, 0.2, seconds=2.0))
+    record = lane.episode("reach", 3)
+    assert record.chunks == 3 and record.rejected == 0  # 7 rows and 3 steps of thinking are 0.67 s
+
+
+def test_unknown_names_are_refused(micro_checkpoint):
+    with pytest.raises(ConfigError, match="task 'juggle' is unknown; choose one of reach, push, lift, all"):
+        evaluate.main(micro_checkpoint, "juggle")
+    with pytest.raises(ConfigError, match="no folder and none of the shipped models"):
+        evaluate.main("models/none-such", "push")
+
+
+def record(colour, acted_on, success=False, **more):
+    return EpisodeRecord(task="push", seed=1, instruction="", colour=colour, zone="yellow", success=success,
+                         acted_on=acted_on, time_to_success=3.0 if success else math.nan, seconds=4.0, **more)
+
+
+def test_summary_and_tables_fit_80_columns(capsys):
+    made = results.summarise("push", [record("red", "red", True, chunks=10, rows=50, limited=5),
+                                      record("red", "blue", chunks=10, rejected=2), record("blue", None)],
+                             tasks.COLOURS)
+    assert made["success_rate"] == pytest.approx(1 / 3) and made["limiter_active_fraction"] == pytest.approx(0.1)
+    assert made["chunk_rate_hz"] == pytest.approx(18 / 12) and made["time_to_success"]["mean"] == 3.0
+    results.print_tables([made], tasks.COLOURS, Console(width=80, no_color=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    green = next(line for line in lines if line.startswith("│ green"))
+    assert green.split("│")[2].strip() == "0"  # rows of nothing stand too

@@ -1,0 +1,115 @@
+"""Which nodes make a system, with which parameters."""
+
+from pathlib import Path
+
+import pytest
+
+from vipra_ros import graph
+from vipra_ros.config import ConfigError
+
+REPOSITORY = Path(graph.__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def every_node_exists(monkeypatch, tmp_path):
+    """The graph of every system, whether this version has all its nodes or not."""
+    nodes = tmp_path / "nodes"
+    nodes.mkdir()
+    for name in ("sim", "executor", "policy", "gello", "recorder", "replay"):
+        (nodes / f"{name}.py").touch()
+    monkeypatch.setattr(graph, "__file__", str(tmp_path / "graph.py"))
+
+
+def by_name(system, **given):
+    return {p.executable: p for p in graph.processes(system, given)}
+
+
+def test_simulation_starts_the_sim_and_gives_its_address_to_the_executor():
+    found = by_name("policy", sim_host="127.0.0.9", task="lift", seed="5")
+    assert list(found) == ["sim", "executor", "policy"]
+    assert found["sim"].parameters == {"host": "127.0.0.9", "task": "lift", "seed": 5, "use_sim_time": False,
+                                       "publish_clock": False}
+    executor = found["executor"].parameters
+    assert executor["host"] == "127.0.0.9" and executor["realtime_config"] == "ignore"
+    assert executor["arm_on_start"] is True
+
+
+def test_hardware_starts_no_sim_and_arms_nothing_by_itself():
+    found = by_name("policy", robot="172.16.0.2")
+    assert list(found) == ["executor", "policy"]
+    executor = found["executor"].parameters
+    assert executor["host"] == "172.16.0.2" and executor["arm_on_start"] is False
+    assert "realtime_config" not in executor  # the executor's own default: enforce
+
+
+def test_only_executor_and_sim_end_the_system():
+    for system in graph.SYSTEMS:
+        for p in graph.processes(system, {"bag": "x"} if system == "replay" else {}):
+            assert p.required == (p.executable in ("executor", "sim"))
+            assert p.environment["FASTDDS_BUILTIN_TRANSPORTS"] == "LARGE_DATA"
+
+
+def test_systems():
+    assert list(by_name("sim")) == ["sim", "executor"]
+    assert list(by_name("teleop")) == ["sim", "executor", "gello"]
+    assert by_name("teleop", record="out/bags")["recorder"].parameters["record"] == "out/bags"
+    assert by_name("replay", bag="b")["replay"].parameters["bag"] == "b"
+
+
+def test_what_is_not_given_is_left_to_the_node():
+    assert by_name("policy")["policy"].parameters == {"use_sim_time": False}
+    policy = by_name("policy", checkpoint="c", instruction="lift the red cube", rate="2")["policy"].parameters
+    assert policy == {"checkpoint": "c", "instruction": "lift the red cube", "rate": 2.0,
+                      "use_sim_time": False}
+    assert isinstance(policy["rate"], float)
+
+
+def test_ros_arguments(tmp_path):
+    params = tmp_path / "my.yaml"
+    params.write_text("{}")
+    p = by_name("policy", namespace="left", params_file=str(params), log_level="debug", dry_run="true",
+                instruction='say "2" \\ 3', use_sim_time="true")
+    assert p["sim"].parameters["publish_clock"] is True
+    words = p["executor"].ros_arguments()
+    assert words[:6] == ["--log-level", "debug", "-r", "__ns:=left", "--params-file", str(params)]
+    assert "dry_run:=true" in words and 'host:="127.0.0.8"' in words and "use_sim_time:=true" in words
+    # a text stays a text, whatever it looks like
+    assert 'instruction:="say \\"2\\" \\\\ 3"' in p["policy"].ros_arguments()
+
+
+@pytest.mark.parametrize("system, given, said", [
+    ("policy", {"robto": "sim"}, "unknown argument 'robto'; known: robot"),
+    ("sim", {"robot": "172.16.0.2"}, "unknown argument 'robot'"),
+    ("policy", {"rate": "fast"}, "rate:=fast: expected a number"),
+    ("policy", {"dry_run": "yes"}, "choose one of true, false"),
+    ("policy", {"mode": "turbo"}, "choose one of sync, async"),
+    ("policy", {"robot": "172.16.0.2", "task": "lift"}, "task:=lift is for robot:=sim only"),
+    ("policy", {"params_file": "/nowhere.yaml"}, "no such file"),
+    ("replay", {}, "add bag:=FOLDER"),
+    ("fly", {}, "known systems: policy, teleop, sim, replay"),
+])
+def test_errors_name_the_value_and_the_remedy(system, given, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        graph.processes(system, given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_node_this_version_lacks_is_said_at_once(tmp_path):
+    (tmp_path / "nodes" / "gello.py").unlink()
+    with pytest.raises(ConfigError, match="no node 'gello' yet"):
+        graph.processes("teleop", {})
+
+
+def test_the_arguments_a_user_expects_are_there_and_described():
+    names = {a.name for a in graph.arguments("policy")}
+    assert names >= {"robot", "checkpoint", "instruction", "rate", "dry_run", "namespace", "use_sim_time",
+                     "params_file", "log_level"}
+    text = graph.describe("policy")
+    for a in graph.arguments("policy"):
+        assert a.doc and f"'{a.name}'" in text
+    assert graph.parse(["a:=b:=c", "d:="]) == {"a": "b:=c", "d": ""}
+
+
+def test_every_system_has_its_launch_file():
+    for system in graph.SYSTEMS:
+        assert f'("{system}")' in (REPOSITORY / "launch" / f"{system}.launch.py").read_text()

@@ -1,0 +1,140 @@
+"""Configuration: frozen dataclasses read from YAML, checked at start.
+
+One table serves everything: a dataclass whose fields are made with :func:`param` is the YAML
+schema, the validation, the ROS parameter declaration (`vipra_ros.nodes.parameters`) and the
+documentation. An unknown key, a wrong type or a value out of range is a :class:`ConfigError`
+that names the key, the value and the remedy; nothing is silently defaulted or coerced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration value cannot be used; the message names key, value and remedy."""
+
+
+def param(default: Any = dataclasses.MISSING, *, doc: str, unit: str = "", low: float | None = None,
+          high: float | None = None, choices: tuple | None = None, read_only: bool = True) -> Any:
+    """Declare one configuration value (a dataclass field).
+
+    Args:
+        default: value when the key is absent; required when omitted.
+        doc: one sentence for the user.
+        unit: SI unit, empty for a pure number or text.
+        low, high: inclusive range of a number, applied to every element of a list.
+        choices: the allowed values.
+        read_only: False lets a running node change it; safety parameters never do.
+    """
+    metadata = dict(doc=doc, unit=unit, low=low, high=high, choices=choices, read_only=read_only)
+    if isinstance(default, (list, dict)):
+        value = default
+        return dataclasses.field(default_factory=lambda: type(value)(value), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def build(cls: type[T], values: dict[str, Any], source: str = "configuration") -> T:
+    """Make the frozen dataclass `cls` from a mapping, refusing anything it does not declare.
+
+    Raises:
+        ConfigError: unknown or missing key, wrong type, number out of range or not finite.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys, got {type(values).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{source}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
+    made = {}
+    for name, f in fields.items():
+        if name in values:
+            made[name] = _checked(values[name], hints[name], f, f"{source}: {name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{source}: {name} is missing; add it ({f.metadata.get('doc', '')})")
+    return cls(**made)
+
+
+def load(cls: type[T], path: str | Path, **overrides: Any) -> T:
+    """Read `cls` from the YAML file `path`; keyword arguments win over the file."""
+    return build(cls, {**read_yaml(path), **overrides}, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping with the safe loader, with errors that name the file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML configuration") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top level, got {type(values).__name__}")
+    return values
+
+
+def share(*parts: str) -> Path:
+    """A file shipped with the package (`config/`, `models/`, `launch/`): source tree or install."""
+    here = Path(__file__).resolve().parent
+    prefix = here.parents[min(3, len(here.parents) - 1)]  # PREFIX/lib/python3.x/site-packages/vipra_ros
+    candidates = [here.parent, prefix / "share" / "vipra_ros", here / "share"]
+    for root in candidates:
+        path = root.joinpath(*parts)
+        if path.exists():
+            return path
+    import os
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(":"):
+        path = Path(prefix, "share", "vipra_ros", *parts)
+        if prefix and path.exists():
+            return path
+    raise ConfigError(f"{'/'.join(parts)} is not in the package; looked beside {candidates[0]} and in AMENT_PREFIX_PATH")
+
+
+def _checked(value: Any, hint: Any, f: dataclasses.Field, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _checked(value, next(o for o in options if o is not type(None)), f, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, source=where)
+    if origin in (tuple, list):
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise ConfigError(f"{where} = {value!r}: expected a list")
+        inner = typing.get_args(hint)[0] if typing.get_args(hint) else typing.Any
+        return origin(_checked(v, inner, f, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} = {value!r}: expected a mapping")
+        return dict(value)
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{where} = {value!r}: expected a number")
+        value = float(value)
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} = {value!r}: must be finite")
+    elif hint in (int, bool, str):
+        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+            raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}")
+    low, high, choices = (f.metadata.get(k) for k in ("low", "high", "choices"))
+    unit = f" {f.metadata.get('unit')}" if f.metadata.get("unit") else ""
+    if hint in (int, float) and low is not None and value < low:
+        raise ConfigError(f"{where} = {value}{unit}: must be at least {low}{unit}")
+    if hint in (int, float) and high is not None and value > high:
+        raise ConfigError(f"{where} = {value}{unit}: must be at most {high}{unit}")
+    if choices and value not in choices:
+        raise ConfigError(f"{where} = {value!r}: choose one of {', '.join(map(repr, choices))}")
+    return value

@@ -1,0 +1,36 @@
+"""Action rows of every action space become absolute joint rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vipra_ros.control import kinematics
+from vipra_ros.control.profile import RobotProfile
+
+#: Iterations of the inverse kinematics for one row; rows are a step apart, so few suffice.
+ROW_ITERATIONS = 12
+
+
+def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: np.ndarray, skip: int) -> np.ndarray:
+    """Absolute joint positions (H, 7) of action rows (H, A), gripper column ignored.
+
+    Args:
+        action_space: one of ACTION_SPACES.
+        base: rad (7,), the command that the first row still to come starts from.
+        skip: rows that come too late; increments among them are lost, not made up by a jump.
+    """
+    body = rows[:, :-1]
+    if action_space == "joint_position":
+        return body.copy()
+    out = np.tile(base, (len(rows), 1))
+    if action_space == "joint_delta":
+        out[skip:] = base + np.cumsum(body[skip:], axis=0)
+        return out
+    pose, q = kinematics.forward(profile, base), base
+    for k in range(skip, len(rows)):
+        pose[:3, 3] += body[k, :3]
+        pose[:3, :3] = kinematics.rotation_matrix(body[k, 3:6]) @ pose[:3, :3]
+        q, _ = kinematics.solve(profile, pose, q, posture=profile.home_q, iterations=ROW_ITERATIONS, tolerance=1e-5,
+                                posture_gain=0.005)
+        out[k] = q
+    return out

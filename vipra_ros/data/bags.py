@@ -1,0 +1,295 @@
+"""One episode, one rosbag2 MCAP directory: written beside, renamed when finished; read as a stream.
+
+`EpisodeWriter` takes CDR bytes as they come from a raw subscription or from `messages`. The bag grows in
+`ROOT/.partial/...` and appears as `ROOT/NAME` only when it is complete and on disk, so what a reader finds
+is always a finished episode. The description of the episode (instruction, seed, success, ...) is the
+latched topic `episode/meta` (JSON) and, for a reader in a hurry, `custom_data` of metadata.yaml.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rosbags.typesys import TypesysError
+
+from vipra_ros.data import messages
+from vipra_ros.data.topics import latched
+
+PARTIAL = ".partial"
+CUSTOM_KEY = "vipra_ros"
+META_TOPIC = "episode/meta"
+_serial = itertools.count()
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class BagError(RuntimeError):
+    """A bag cannot be written or read; the message names the bag and the remedy."""
+
+
+_FOREVER = QosTime(2147483647, 4294967295)  # rmw's "infinite" as rosbag2 stores it
+#: Stored with latched topics only: a player offers reliable for the rest, which suits every subscriber.
+_LATCHED = Qos(
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.TRANSIENT_LOCAL,
+    _FOREVER,
+    _FOREVER,
+    QosLiveliness.AUTOMATIC,
+    _FOREVER,
+    False,
+)
+
+
+class EpisodeWriter:
+    """Writes one episode.
+
+    Args:
+        root: folder of episodes, made when absent.
+        name: name of the episode's directory; must not exist yet.
+        namespace: ROS namespace the relative topics were resolved in, e.g. "left".
+        compress: zstd chunks; JPEG does not shrink, joint states do.
+        sync: wait until the disk has it before the episode appears (a power cut then leaves no empty bag).
+    """
+
+    def __init__(
+        self, root: Path, name: str, *, namespace: str = "", compress: bool = False, sync: bool = True
+    ):
+        root = Path(root)
+        if not name or "/" in name or name.startswith("."):
+            raise BagError(f"episode name {name!r}: use a plain directory name")
+        self.path = root / name
+        if self.path.exists():
+            raise BagError(f"{self.path} exists; choose another name or delete it")
+        self._stage = root / PARTIAL / f"{os.getpid()}-{next(_serial)}"
+        self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+        self._sync, self._channels, self._last = sync, {}, 0
+        for _ in range(3):  # a writer that finishes may remove the empty `.partial` under us
+            try:
+                self._stage.mkdir(parents=True)
+                break
+            except FileNotFoundError:
+                continue
+        self._bag = Writer(self._stage / name, version=9, storage_plugin=StoragePlugin.MCAP)
+        if compress:
+            self._bag.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self._bag.open()
+
+    def write(self, topic: str, msgtype: str, message: bytes | Any, stamp_ns: int) -> None:
+        """Append a message.
+
+        Args:
+            topic: relative name (`joint_states`) or a resolved one (`/joint_states`).
+            message: CDR bytes, or a typestore message object.
+            stamp_ns: ns, when it was received (in simulation: simulation time).
+        """
+        if self._bag is None:
+            raise BagError(f"{self.path}: the episode is closed; nothing more can be written")
+        channel = self._channels.get(topic)
+        if channel is None:
+            channel = self._channels[topic] = self._open_channel(topic, messages.full_type(msgtype))
+        if not isinstance(message, (bytes, bytearray, memoryview)):
+            message = messages.serialize(message, msgtype)
+        self._last = max(self._last, stamp_ns)
+        self._bag.write(channel, stamp_ns, message)
+
+    def close(self, meta: dict[str, Any]) -> Path:
+        """Write the description, finish the bag, make it appear under its name; returns its path.
+
+        Args:
+            meta: JSON values; the converter uses `instruction`, `task`, `colour`, `seed`, `success`, `robot`
+                and keeps the rest (`operator`, `cameras`, `version`, ...).
+
+        Raises:
+            BagError: already closed, or the name was taken meanwhile (the recording stays in `.partial`).
+        """
+        self.write(
+            META_TOPIC, messages.STRING, messages.string(json.dumps(meta, ensure_ascii=False)), self._last
+        )
+        bag, self._bag = self._bag, None
+        bag.set_custom_data(CUSTOM_KEY, json.dumps(meta))
+        bag.close()
+        staged = self._stage / self.path.name
+        if self._sync:
+            for file in (*staged.iterdir(), staged):
+                _fsync(file)
+        try:
+            os.rename(staged, self.path)  # refuses a directory that is not empty: never overwrites an episode
+        except OSError as error:
+            raise BagError(
+                f"{self.path} could not be made ({error.strerror}); the recording is in {staged}"
+            ) from None
+        if self._sync:
+            _fsync(self.path.parent)
+        self._clean()
+        return self.path
+
+    def discard(self) -> None:
+        """Throw the recording away; harmless after `close`."""
+        if self._bag is not None:
+            bag, self._bag = self._bag, None
+            bag.abort()
+            shutil.rmtree(self._stage, ignore_errors=True)
+            self._clean()
+
+    def _open_channel(self, topic: str, msgtype: str):
+        resolved = topic if topic.startswith("/") else self._prefix + topic
+        relative = resolved.removeprefix(self._prefix)
+        for known, channel in self._channels.items():
+            if channel.topic == resolved:  # the same topic by its other spelling
+                return self._channels[known]
+        try:
+            return self._bag.add_connection(
+                resolved,
+                msgtype,
+                typestore=messages.typestore(),
+                offered_qos_profiles=[_LATCHED] if latched(relative) else [],
+            )
+        except (KeyError, TypesysError):
+            raise BagError(f"{topic}: message type {msgtype!r} is not known; add its .msg to msg/") from None
+
+    def _clean(self) -> None:
+        for folder in (self._stage, self._stage.parent):
+            try:
+                folder.rmdir()
+            except OSError:  # another episode is being written, or it is gone already
+                pass
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class EpisodeReader:
+    """Reads one bag: ours, or any rosbag2 directory (MCAP or sqlite3) with the same topics.
+
+    Args:
+        path: the bag's directory.
+        namespace: ROS namespace to read; its prefix is taken off the topic names.
+
+    Attributes:
+        topics: relative topic name -> message type.
+        counts: relative topic name -> messages.
+    """
+
+    def __init__(self, path: Path, *, namespace: str = ""):
+        self.path = Path(path)
+        self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
+        try:
+            storage, self._custom = _storage(self.path)
+            self._bag = Reader(storage)
+            self._bag.open()
+        except Exception as error:  # rosbags raises a dozen kinds on damaged files
+            raise BagError(
+                f"{self.path} cannot be read as a rosbag2 ({error}); "
+                "it was cut or is no bag: try `ros2 bag reindex`, or leave it out"
+            ) from error
+        self._connections = {
+            c.topic.removeprefix(self._prefix): c
+            for c in self._bag.connections
+            if c.topic.startswith(self._prefix) or not c.topic.startswith("/")
+        }
+        self.topics = {name: c.msgtype for name, c in self._connections.items()}
+        self.counts = {name: c.msgcount for name, c in self._connections.items()}
+
+    @property
+    def start_ns(self) -> int:
+        """ns, earliest message."""
+        return self._bag.start_time
+
+    @property
+    def duration(self) -> float:
+        """s between the first and the last message."""
+        return max(0, self._bag.duration - 1) / messages.NS
+
+    def meta(self) -> dict[str, Any]:
+        """Description of the episode, {} when the bag has none."""
+        text = self._custom.get(CUSTOM_KEY)
+        if text is None and META_TOPIC in self._connections:
+            texts = [messages.read_string(raw) for _, _, _, raw in self.messages([META_TOPIC])]
+            text = texts[-1] if texts else None
+        try:
+            return json.loads(text) if text else {}
+        except json.JSONDecodeError as error:
+            raise BagError(f"{self.path}: {META_TOPIC} is not JSON ({error}); relabel the episode") from None
+
+    def messages(self, topics: Sequence[str] | None = None) -> Iterator[tuple[str, str, int, bytes]]:
+        """Stream (relative topic, type, receive stamp in ns, CDR bytes) in the order of the stamps.
+
+        Raises:
+            BagError: the file is damaged; what came before it was handed over.
+        """
+        names = list(self._connections) if topics is None else [t for t in topics if t in self._connections]
+        if not names:
+            return
+        wanted = [self._connections[n] for n in names]
+        by_topic = {c.topic: name for name, c in zip(names, wanted, strict=True)}
+        try:
+            for connection, stamp, raw in self._bag.messages(wanted):
+                yield by_topic[connection.topic], connection.msgtype, stamp, raw
+        except (BagError, GeneratorExit):
+            raise
+        except Exception as error:
+            raise BagError(
+                f"{self.path} is damaged inside ({type(error).__name__}: {error}); record it again "
+                "or try `ros2 bag reindex`"
+            ) from error
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._bag.is_open:
+            self._bag.close()
+
+    def __enter__(self) -> EpisodeReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _storage(path: Path) -> tuple[Path, dict[str, str]]:
+    """What to open, and the custom data.
+
+    A single plain MCAP file is opened itself: it describes itself, and parsing metadata.yaml in Python costs
+    as long as reading a short episode; libyaml takes a twentieth.
+    """
+    file = path / "metadata.yaml"
+    info = yaml.load(file.read_text(encoding="utf-8"), Loader=_YAML)["rosbag2_bagfile_information"]
+    custom = info.get("custom_data") or {}
+    files = info["relative_file_paths"]
+    if info["storage_identifier"] == "mcap" and len(files) == 1 and not info.get("compression_mode"):
+        return path / Path(files[0]).name, custom
+    return path, custom
+
+
+def find_bags(paths: Sequence[Path]) -> list[Path]:
+    """Bags below `paths` (a bag, or folders of bags), sorted, unfinished recordings left out."""
+    found = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise BagError(f"{path}: no such folder; give a bag or a folder of bags")
+        if (path / "metadata.yaml").exists():
+            found.append(path)
+            continue
+        for folder, names, files in os.walk(path):
+            names[:] = sorted(n for n in names if not n.startswith("."))
+            if "metadata.yaml" in files:
+                found.append(Path(folder))
+                names.clear()
+            elif any(f.endswith((".mcap", ".db3")) for f in files):
+                found.append(Path(folder))  # a bag without its metadata: reported as broken, not overlooked
+                names.clear()
+    return found

@@ -1,0 +1,191 @@
+"""Bags to a data set: episodes in processes, assembly in order, nothing half-done under the final name.
+
+Each bag becomes a small folder of results (numbers, one video per camera, findings) under `.OUT.partial/`;
+the data set is put together from those and renamed to OUT at the very end. A bag that cannot be used is
+reported and left out; an interrupted conversion goes on with `resume=True` from the results that are there.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vipra_ros.data.assembly import Assembly, ConvertError
+from vipra_ros.data.bags import find_bags
+from vipra_ros.data.report import Report
+from vipra_ros.data.work import ConvertSettings, blank, convert_episode
+
+__all__ = ["ConvertError", "ConvertSettings", "Report", "convert", "convert_episode"]
+
+
+def convert(
+    bags: Sequence[Path] | Path,
+    out: Path,
+    fps: float = 15.0,
+    resume: bool = False,
+    workers: int = 1,
+    settings: ConvertSettings | None = None,
+    progress: bool = True,
+    quiet: bool = False,
+) -> Report:
+    """Convert episode bags (or folders of them) into a LeRobot data set at `out`.
+
+    Args:
+        bags: bags or folders of bags, searched in order of their names.
+        out: folder of the data set; must not exist yet.
+        fps: rate of the data set, Hz (wins over `settings.resampling.fps`).
+        resume: go on from an interrupted conversion; a finished one of the same bags is left as it is.
+        workers: processes; 1 works in this one.
+        progress: show a bar on a terminal. quiet: print no summary.
+
+    Raises:
+        ConvertError: `out` exists, there are no bags, or none of them could be used.
+    """
+    began = time.monotonic()
+    settings = settings or ConvertSettings()
+    settings = replace(settings, resampling=replace(settings.resampling, fps=float(fps)))
+    out = Path(out)
+    found = find_bags([bags] if isinstance(bags, (str, Path)) else list(bags))
+    if not found:
+        raise ConvertError(f"no bags in {bags}; record some, or give the folder that holds them")
+    if workers < 1:
+        raise ConvertError(f"workers = {workers}: at least 1")
+    if out.exists():
+        if resume and (report := _finished(out, found)):
+            return report
+        raise ConvertError(
+            f"{out} exists{' and was made of other bags' if resume else ''}; "
+            "choose another folder or delete it"
+        )
+    stage = out.parent / f".{out.name}.partial"
+    if not resume:
+        shutil.rmtree(stage, ignore_errors=True)
+    shutil.rmtree(stage / "dataset", ignore_errors=True)
+    stage.mkdir(parents=True, exist_ok=True)
+
+    report = Report(out)
+    assembly = Assembly(stage / "dataset", settings, report)
+    with _bar(len(found), progress) as advance:
+        for bag, result in _results(found, stage, settings, workers):
+            assembly.take(bag, result)
+            advance(report)
+    report.seconds = time.monotonic() - began
+    assembly.finish(found)
+    os.rename(stage / "dataset", out)
+    shutil.rmtree(stage, ignore_errors=True)
+    if not quiet:
+        print(report, flush=True)
+    return report
+
+
+def _results(
+    bags: Sequence[Path], stage: Path, settings: ConvertSettings, workers: int
+) -> Iterator[tuple[Path, tuple[Path, dict[str, Any]]]]:
+    """(bag, (folder, result)) in the order of the bags; few per worker are ahead of the assembly."""
+    jobs = [(bag, stage / "episodes" / _folder_name(bag)) for bag in bags]
+    (stage / "episodes").mkdir(exist_ok=True)
+    if workers == 1:
+        for bag, folder in jobs:
+            yield bag, (folder, convert_episode(bag, folder, settings))
+        return
+    waiting: collections.deque = collections.deque()
+    queue, pool = iter(jobs), _pool(workers)
+    try:
+        while True:
+            for job in queue:
+                waiting.append((job, pool.submit(convert_episode, *job, settings)))
+                if len(waiting) >= 4 * workers:
+                    break
+            if not waiting:
+                return
+            (bag, folder), future = waiting.popleft()
+            try:
+                yield bag, (folder, future.result())
+            except (
+                BrokenExecutor
+            ):  # a worker died and took the pool along; which bag it was shows one at a time
+                pool.shutdown(wait=True, cancel_futures=True)
+                for job in [(bag, folder), *(j for j, _ in waiting)]:
+                    yield job[0], (job[1], _alone(*job, settings))
+                waiting.clear()
+                pool = _pool(workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Not fork: a forked process inherits the locks of threads (av, rich) it does not have.
+    return ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker
+    )
+
+
+def _alone(bag: Path, folder: Path, settings: ConvertSettings) -> dict[str, Any]:
+    """Work on a bag in a process of its own, because it may be the one that kills."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(convert_episode, bag, folder, settings).result()
+        except BrokenExecutor:
+            return blank(bag) | {
+                "reason": "the process working on it died (out of memory, or a crash in a decoder)"
+            }
+
+
+def _quiet_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what waits
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@contextlib.contextmanager
+def _bar(total: int, show: bool):
+    """A progress bar on a terminal; yields the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not show or not console.is_terminal:
+        yield lambda report: None
+        return
+    with Progress(
+        TextColumn("converting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=total, note="")
+
+        def advance(report: Report) -> None:
+            bad = report.count("broken") if report.episodes[-1]["status"] == "broken" else None
+            progress.update(task, advance=1, **({} if bad is None else {"note": f"{bad} broken"}))
+
+        yield advance
+
+
+def _finished(out: Path, bags: Iterable[Path]) -> Report | None:
+    """The report of a finished conversion of exactly these bags."""
+    path = out / "meta" / "report.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if [e["bag"] for e in values["episodes"]] != [str(b) for b in bags]:
+        return None
+    return Report(out, values["episodes"], values["seconds"], values["video_seconds"], values["frames"])
+
+
+def _folder_name(bag: Path) -> str:
+    return f"{bag.name}-{hashlib.sha256(str(bag.resolve()).encode()).hexdigest()[:10]}"

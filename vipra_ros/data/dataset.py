@@ -1,0 +1,198 @@
+"""Reading a LeRobot v3.0 data set: numbers as arrays, pictures as a stream.
+
+Works on ours and on any other v3.0 set on disk; the `lerobot` package is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+IMAGE_PREFIX = "observation.images."
+
+
+class DatasetError(RuntimeError):
+    """A data set cannot be read or written; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """One episode of a data set. `start`: global index of its first frame. What was not recorded is None."""
+
+    index: int
+    task: str
+    length: int
+    start: int
+    task_key: str | None = None
+    colour: str | None = None
+    seed: int | None = None
+    success: bool | None = None
+    source: str | None = None
+
+
+class Dataset:
+    """A data set on disk.
+
+    Attributes:
+        path, info, fps: where it is, meta/info.json, frames per second.
+        features: name -> {"dtype", "shape", "names"}.
+        cameras: names of the cameras, sorted.
+        tasks: task texts by task index.
+        episodes: every episode, in order.
+
+    Raises:
+        DatasetError: it is not a v3.0 data set.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        info = self.path / "meta" / "info.json"
+        if not info.exists():
+            raise DatasetError(
+                f"{self.path} is no data set (no meta/info.json); give the folder `convert` made"
+            )
+        self.info = json.loads(info.read_text(encoding="utf-8"))
+        version = self.info.get("codebase_version")
+        if version != "v3.0":
+            raise DatasetError(
+                f"{self.path} has format {version}, v3.0 is read; convert it with lerobot's own script"
+            )
+        self.fps = float(self.info["fps"])
+        self.features = self.info["features"]
+        self._video_key = {
+            k.removeprefix(IMAGE_PREFIX): k for k, f in self.features.items() if f["dtype"] == "video"
+        }
+        self.cameras = sorted(self._video_key)
+        self.tasks = self._read_tasks()
+        self._table = self._read_episodes()
+        self.episodes = [self._episode(row) for row in self._table]
+        self._starts = np.array([e.start for e in self.episodes], np.int64)
+        self._reader = None
+
+    def __len__(self) -> int:
+        return int(self.info["total_frames"])
+
+    @property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Global statistics: feature -> mean, std, min, max, count, quantiles."""
+        stats = json.loads((self.path / "meta" / "stats.json").read_text(encoding="utf-8"))
+        return {name: {k: np.array(v) for k, v in values.items()} for name, values in stats.items()}
+
+    def numeric(self, column: str) -> np.ndarray:
+        """A whole column: (N, A) for a vector feature, (N, 1) for a scalar one, in its own type.
+
+        Raises:
+            DatasetError: no such column.
+        """
+        feature = self.features.get(column)
+        if feature is None or feature["dtype"] == "video":
+            known = ", ".join(k for k, f in self.features.items() if f["dtype"] != "video")
+            raise DatasetError(f"{self.path} has no numeric column {column!r}; it has {known}")
+        width = int(np.prod(feature["shape"]))
+        parts = []
+        for path in sorted((self.path / "data").glob("*/*.parquet")):
+            values = pq.read_table(path, columns=[column])[column].combine_chunks()
+            if width > 1 or hasattr(values.type, "value_type"):
+                values = values.flatten()
+            parts.append(values.to_numpy(zero_copy_only=False).astype(feature["dtype"]).reshape(-1, width))
+        table = np.concatenate(parts) if parts else np.zeros((0, width), feature["dtype"])
+        if len(table) != len(self):
+            raise DatasetError(
+                f"{self.path}: column {column} has {len(table)} rows, {len(self)} are announced; "
+                "the data set is cut: convert again"
+            )
+        return table
+
+    def frames(
+        self, camera: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Stream (global index, uint8 RGB (H, W, 3)) of frames [start, stop) in order, one at a time."""
+        from vipra_ros.data.video import read_frames
+
+        stop = len(self) if stop is None else stop
+        for path, number, first, last in self._runs(camera, start, stop):
+            index = first
+            for image in read_frames(path, self.fps, number, number + last - first):
+                yield index, image
+                index += 1
+            if index != last:
+                raise DatasetError(
+                    f"{path} ends {last - index} frames early; the data set is cut: convert again"
+                )
+
+    def frame(self, camera: str, index: int) -> np.ndarray:
+        """One frame by global index, uint8 RGB (H, W, 3)."""
+        from vipra_ros.data.video import FrameReader
+
+        if self._reader is None:
+            self._reader = FrameReader(self.fps, keep=2 * max(1, len(self.cameras)))
+        path, number, _, _ = next(self._runs(camera, index, index + 1))
+        return self._reader.frame(path, number)
+
+    def episode_of(self, index: int) -> EpisodeInfo:
+        """The episode that holds a global frame index."""
+        if not 0 <= index < len(self):
+            raise DatasetError(f"frame {index}: the data set has frames 0 to {len(self) - 1}")
+        return self.episodes[int(np.searchsorted(self._starts, index, side="right")) - 1]
+
+    # -------------------------------------------------------------------------------------- inside
+
+    def _runs(self, camera: str, start: int, stop: int) -> Iterator[tuple[Path, int, int, int]]:
+        """Stretches that lie in one file: (path, first frame number in it, global start, global stop)."""
+        key = self._video_key.get(camera)
+        if key is None:
+            raise DatasetError(
+                f"{self.path} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}"
+            )
+        run = None
+        for episode in self.episodes[self.episode_of(start).index if start < stop else len(self.episodes) :]:
+            if episode.start >= stop:
+                break
+            row = self._table[episode.index]
+            path = self.path / self.info["video_path"].format(
+                video_key=key,
+                chunk_index=row[f"videos/{key}/chunk_index"],
+                file_index=row[f"videos/{key}/file_index"],
+            )
+            offset = round(row[f"videos/{key}/from_timestamp"] * self.fps)
+            first, last = max(start, episode.start), min(stop, episode.start + episode.length)
+            number = offset + first - episode.start
+            if run and run[0] == path and run[1] + run[3] - run[2] == number:
+                run = (*run[:3], last)
+                continue
+            if run:
+                yield run
+            run = (path, number, first, last)
+        if run:
+            yield run
+
+    def _read_tasks(self) -> list[str]:
+        table = pq.read_table(self.path / "meta" / "tasks.parquet")
+        text = next((c for c in table.column_names if c != "task_index"), None)
+        if text is None:
+            raise DatasetError(f"{self.path}/meta/tasks.parquet has no task texts")
+        pairs = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
+        return [task for _, task in sorted(pairs)]
+
+    def _read_episodes(self) -> list[dict]:
+        rows: list[dict] = []
+        for path in sorted((self.path / "meta" / "episodes").glob("*/*.parquet")):
+            file = pq.ParquetFile(path)
+            columns = [c for c in file.schema_arrow.names if not c.startswith("stats/")]
+            rows += file.read(columns=columns).to_pylist()
+        return sorted(rows, key=lambda r: r["episode_index"])
+
+    def _episode(self, row: dict) -> EpisodeInfo:
+        known = ("task_key", "colour", "seed", "success", "source")
+        return EpisodeInfo(
+            index=row["episode_index"],
+            task=row["tasks"][0],
+            length=row["length"],
+            start=row["dataset_from_index"],
+            **{k: row.get(k) for k in known},
+        )

@@ -1,0 +1,220 @@
+"""Which nodes make a system: one description, read by launch/*.launch.py and by `vipra up`.
+
+A system is a list of processes. The launch arguments say what they get: `robot:=sim` starts the simulated
+controller beside the executor and gives the executor its address, `robot:=172.16.0.2` does neither. An
+argument left empty is not passed on at all, so that the node's own default or `params_file` decides.
+This module knows no ROS; it needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vipra_ros.config import ConfigError
+
+#: Best-effort images need more than Fast DDS' default transport: raw ones are lost almost whole with it.
+ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One launch argument `name:=value`; an empty default leaves the choice to the node or params file.
+
+    `node` is the node that gets it as a parameter, "*" all of them, "" none as it stands.
+    """
+
+    name: str
+    default: str
+    doc: str
+    type: type = str
+    choices: tuple[str, ...] = ()
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One node to start.
+
+    Attributes:
+        executable: module of vipra_ros.nodes, program in lib/vipra_ros, and the node's name.
+        parameters: ROS parameters, with the types the node declares; they win over `params_file`.
+        required: its end ends the whole system.
+        environment: variables added to the environment.
+    """
+
+    executable: str
+    parameters: dict[str, bool | int | float | str]
+    required: bool = False
+    namespace: str = ""
+    params_file: str = ""
+    log_level: str = "info"
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def ros_arguments(self) -> list[str]:
+        """What follows `--ros-args` on the command line of the process."""
+        arguments = ["--log-level", self.log_level]
+        if self.namespace:
+            arguments += ["-r", f"__ns:={self.namespace}"]
+        if self.params_file:
+            arguments += ["--params-file", self.params_file]
+        for name, value in self.parameters.items():
+            arguments += ["-p", f"{name}:={_yaml(value)}"]
+        return arguments
+
+
+_ROBOT = (
+    Argument("robot", "sim", "'sim' starts a simulated arm; else the address of the arm's control unit"),
+)
+_EXECUTOR = (
+    Argument("profile", "", "robot profile, a file of config/robots without its ending", node="executor"),
+    Argument("realtime_config", "", "enforce needs a real-time kernel; empty: ignore in simulation, else the "
+             "executor's own default", choices=("enforce", "ignore"), node="executor"),
+    Argument("dry_run", "", "true: limited commands go to a preview topic, the arm is not moved", bool,
+             node="executor"),
+    Argument("arm_on_start", "auto", "arm without being asked; auto: only a simulated robot",
+             choices=("auto", "true", "false")),
+    Argument("mode", "", "async: the next chunk is computed while one runs; sync: the arm stops and waits",
+             choices=("sync", "async"), node="executor"),
+)
+_SIM = (
+    Argument("sim_host", "127.0.0.8", "loopback address of the simulated controller, one per robot"),
+    Argument("task", "", "task of the simulated scene", choices=("reach", "push", "lift"), node="sim"),
+    Argument("seed", "", "random start of the simulated scene", int, node="sim"),
+    Argument("camera_rate", "", "images per second and simulated camera", float, node="sim"),
+)
+_COMMON = (
+    Argument("namespace", "", "namespace of all nodes and topics"),
+    Argument("use_sim_time", "false", "take the time from /clock", bool, node="*"),
+    Argument("params_file", "", "YAML file of ROS parameters for all nodes"),
+    Argument("log_level", "info", "least severe messages shown",
+             choices=("debug", "info", "warn", "error", "fatal")),
+)
+_POLICY = (
+    Argument("checkpoint", "", "folder of the trained policy; empty: the shipped models/tiny", node="policy"),
+    Argument("instruction", "", "what to do, in words; may change later on the topic policy/instruction",
+             node="policy"),
+    Argument("rate", "", "most chunks per second", float, node="policy"),
+)
+_TELEOP = (
+    Argument("gello_config", "", "YAML file of the GELLO arm: port, joint signs, offsets", node="gello"),
+    Argument("record", "", "folder for the episodes; empty: nothing is recorded", node="recorder"),
+)
+_REPLAY = (
+    Argument("bag", "", "recorded episode to replay through the executor", node="replay"),
+)
+
+#: system -> (one sentence, launch arguments, nodes beside the executor)
+SYSTEMS: dict[str, tuple[str, tuple[Argument, ...], tuple[str, ...]]] = {
+    "policy": ("A trained policy drives the arm.", _ROBOT + _POLICY + _EXECUTOR + _SIM + _COMMON,
+               ("policy",)),
+    "teleop": ("A person drives the arm with a GELLO, and may record.",
+               _ROBOT + _TELEOP + _EXECUTOR + _SIM + _COMMON, ("gello", "recorder")),
+    "sim": ("A simulated arm with table and cameras, and its executor.", _EXECUTOR + _SIM + _COMMON, ()),
+    "replay": ("A recorded episode drives the arm.", _ROBOT + _REPLAY + _EXECUTOR + _SIM + _COMMON,
+               ("replay",)),
+}
+#: The system has no meaning without these: when one ends, all end.
+REQUIRED = ("executor", "sim")
+
+
+def arguments(system: str) -> tuple[Argument, ...]:
+    """The launch arguments of `system`; ConfigError when there is no such system."""
+    if system not in SYSTEMS:
+        raise ConfigError(f"no system {system!r}; known systems: {', '.join(SYSTEMS)}")
+    return SYSTEMS[system][1]
+
+
+def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
+    """Every launch argument of `system` with its value as text, those of `given` checked.
+
+    Raises:
+        ConfigError: an argument is unknown, not of its type, or makes no sense with the others.
+    """
+    known = {a.name: a for a in arguments(system)}
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{system}: unknown argument {name!r}; known: {', '.join(known)}")
+    values = {name: given.get(name) or a.default for name, a in known.items()}
+    for name, text in values.items():
+        if text:
+            _typed(known[name], text)
+    if values.get("robot", "sim") != "sim":
+        wrong = next((a.name for a in _SIM if values[a.name] != a.default), None)
+        if wrong:
+            raise ConfigError(f"{system}: {wrong}:={values[wrong]} is for robot:=sim only; leave it out")
+    if values["params_file"] and not Path(values["params_file"]).is_file():
+        raise ConfigError(f"{system}: params_file:={values['params_file']}: no such file")
+    if system == "replay" and not values["bag"]:
+        raise ConfigError("replay: no episode given; add bag:=FOLDER")
+    return values
+
+
+def processes(system: str, given: dict[str, str]) -> list[Process]:
+    """The processes of `system`, in the order to start them.
+
+    Raises:
+        ConfigError: as :func:`resolve`, or this version lacks a node of the system.
+    """
+    values = resolve(system, given)
+    simulated = values.get("robot", "sim") == "sim"
+    names = ["sim"] * simulated + ["executor"]
+    names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
+    parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
+                         if a.node in (name, "*") and values[a.name]} for name in names}
+    host = values["sim_host"] if simulated else values["robot"]
+    armed = simulated if values["arm_on_start"] == "auto" else values["arm_on_start"] == "true"
+    parameters["executor"] |= {"host": host, "arm_on_start": armed}
+    if simulated:
+        parameters["executor"].setdefault("realtime_config", "ignore")
+        parameters["sim"] |= {"host": host, "publish_clock": values["use_sim_time"] == "true"}
+    for name in names:
+        if not (Path(__file__).parent / "nodes" / f"{name}.py").exists():
+            raise ConfigError(f"{system}: this version has no node {name!r} yet; see CHANGELOG.md")
+    return [Process(name, parameters[name], required=name in REQUIRED, namespace=values["namespace"],
+                    params_file=values["params_file"], log_level=values["log_level"], environment=ENVIRONMENT)
+            for name in names]
+
+
+def describe(system: str) -> str:
+    """The launch arguments of `system` for people to read, in the form of `ros2 launch --show-args`."""
+    rows = arguments(system)
+    lines = [f"{system}: {SYSTEMS[system][0]}", "", "Arguments (pass as name:=value):"]
+    for a in rows:
+        choices = f" One of: {', '.join(a.choices)}." if a.choices else ""
+        lines += ["", f"    '{a.name}':", f"        {a.doc}.{choices}", f"        (default: '{a.default}')"]
+    return "\n".join(lines)
+
+
+def parse(words: list[str]) -> dict[str, str]:
+    """`["robot:=sim", "rate:=2"]` as a mapping; ConfigError for a word that is no `name:=value`."""
+    given = {}
+    for word in words:
+        name, separator, value = word.partition(":=")
+        if not separator or not name:
+            raise ConfigError(f"{word!r} is no argument; write name:=value, for instance robot:=sim")
+        given[name] = value
+    return given
+
+
+def _typed(argument: Argument, text: str) -> bool | int | float | str:
+    """`text` as a value of the argument's type."""
+    choices = argument.choices or (("true", "false") if argument.type is bool else ())
+    if choices and text not in choices:
+        raise ConfigError(f"{argument.name}:={text}: choose one of {', '.join(choices)}")
+    if argument.type is bool:
+        return text == "true"
+    try:
+        return argument.type(text)
+    except ValueError:
+        kind = {int: "a whole number", float: "a number"}[argument.type]
+        raise ConfigError(f"{argument.name}:={text}: expected {kind} ({argument.doc})") from None
+
+
+def _yaml(value: bool | int | float | str) -> str:
+    """A parameter value as the YAML scalar of the same type, whatever the text looks like."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return repr(value)

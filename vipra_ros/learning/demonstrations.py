@@ -1,0 +1,123 @@
+"""Demonstrations in memory: codes, actions and states of every frame, cut into training examples.
+
+All of it is a few hundred bytes a frame, so millions of frames fit; pictures stay on disk as codes (tokenise).
+An example at frame t is: frames t - stride and t, the instruction, states up to t, and the chunk of actions
+t .. t + horizon - 1 (row k of it is to be reached at t + (k + 1) periods). Before an episode's start its first
+frame stands; past its end the last absolute action repeats, and a delta action is zero with the last gripper value,
+zero in raw space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vipra_ros.config import ConfigError
+from vipra_ros.policy.normalise import Normaliser, summarise
+
+
+@dataclass
+class Demonstrations:
+    """One split of a data set.
+
+    Attributes:
+        codes: int16 (n, cameras, codes per frame), may be memory-mapped.
+        actions, states: float32 (n, a), raw.
+        first, last: int64 (n,) global index of the first and last frame of each frame's episode.
+        instruction: int64 (n,) index into `instructions`.
+        kind: int64 (n,) index into `kinds`, the task a figure is reported under.
+        usable: int64 (m,) frames that may be drawn.
+    """
+
+    codes: np.ndarray
+    actions: np.ndarray
+    states: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    instruction: np.ndarray
+    instructions: list[str]
+    kind: np.ndarray
+    kinds: list[str]
+    usable: np.ndarray
+    action_space: str = "joint_position"
+
+    def chunks(self, index: np.ndarray, horizon: int) -> np.ndarray:
+        """Raw actions (b, horizon, a) of the examples at frames `index`."""
+        rows = index[:, None] + np.arange(horizon)
+        past = rows > self.last[index][:, None]
+        chunk = self.actions[np.minimum(rows, self.last[index][:, None])]
+        if self.action_space != "joint_position":
+            chunk[past, :-1] = 0.0
+        return chunk
+
+    def history(self, index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Frames index + offsets (b, n), not before the episode's start; offsets are <= 0."""
+        return np.maximum(index[:, None] + offsets, self.first[index][:, None])
+
+    def draw(self, generator: torch.Generator, count: int) -> np.ndarray:
+        """`count` random frames, uniform over frames."""
+        return self.usable[torch.randint(len(self.usable), (count,), generator=generator).numpy()]
+
+    def spread(self, count: int) -> np.ndarray:
+        """`count` frames evenly over the split, the same ones every time."""
+        return self.usable[np.linspace(0, len(self.usable) - 1, min(count, len(self.usable))).round().astype(int)]
+
+    def statistics(self, relative: bool, horizon: int) -> dict[str, dict[str, list[float]]]:
+        """Statistics of what the network will be asked for, over the usable frames of this split."""
+        state = self.states[self.usable]
+        if not relative:
+            return {"action": summarise(self.actions[self.usable]), "state": summarise(state)}
+        index = self.spread(50_000)
+        identity = Normaliser(np.zeros(1), np.ones(1), None, None, relative=True)
+        offsets = identity.actions(self.chunks(index, horizon).astype(np.float64), self.states[index])
+        return {"action": summarise(offsets.reshape(-1, offsets.shape[-1])), "state": summarise(state)}
+
+
+def load(dataset, codes: np.ndarray, holdout: float, seed: int, episodes: int = 0) -> tuple[Demonstrations, Demonstrations]:
+    """(training, held-out) splits by episode of an opened data set (vipra_ros.data.dataset.Dataset).
+
+    Args:
+        holdout: share of episodes never trained on, at least one of every kind.
+        episodes: use only this many training episodes, drawn evenly over the kinds; 0 is all.
+    """
+    actions = dataset.numeric("action").astype(np.float32)
+    states = dataset.numeric("observation.state").astype(np.float32)
+    for name, values in dict(action=actions, state=states).items():
+        if not np.isfinite(values).all():
+            raise ConfigError(f"{dataset.path}: {name} has a value that is not finite; convert the bags again")
+    total = len(actions)
+    if len(codes) != total:
+        raise ConfigError(f"{len(codes)} coded frames for {total} rows; delete the codes and tokenise again")
+    instructions = sorted({e.task for e in dataset.episodes})
+    kinds = sorted({_kind(e) for e in dataset.episodes})
+    first, last = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    instruction, kind = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    for episode in dataset.episodes:
+        span = slice(episode.start, episode.start + episode.length)
+        first[span], last[span] = episode.start, episode.start + episode.length - 1
+        instruction[span], kind[span] = instructions.index(episode.task), kinds.index(_kind(episode))
+    chosen = {"train": [], "held": []}
+    rng = np.random.default_rng(seed)
+    for name in kinds:
+        mine = [e for e in dataset.episodes if _kind(e) == name]
+        if len(mine) < 2:
+            raise ConfigError(f"{dataset.path}: task {name!r} has {len(mine)} episode; record two or more, one is held out")
+        order = rng.permutation(len(mine))
+        held = min(max(1, round(holdout * len(mine))), len(mine) - 1)
+        chosen["held"] += [mine[i] for i in order[:held]]
+        rest = [mine[i] for i in order[held:]]
+        share = -(-episodes // len(kinds)) if episodes else len(rest)
+        chosen["train"] += rest[:share]
+
+    def split(part: list) -> Demonstrations:
+        part = sorted(part, key=lambda e: e.start)
+        usable = np.concatenate([np.arange(e.start, e.start + e.length) for e in part])
+        return Demonstrations(codes, actions, states, first, last, instruction, instructions, kind, kinds, usable)
+
+    return split(chosen["train"]), split(chosen["held"])
+
+
+def _kind(episode) -> str:
+    return getattr(episode, "task_key", None) or episode.task.split()[0].lower()

@@ -1,0 +1,251 @@
+"""Stage 3: demonstrations -> a flow-matching policy, `train(dataset, out, preset, init, overrides)`.
+
+Frames become codes once (tokenise), everything else sits in memory, and each step trains `draws` (noise, time)
+pairs per observation behind one prefix. What counts is the held-out chunk error: full 10-step samples on
+episodes never trained on, in radians, per task, beside the error of not moving at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vipra_ros
+from vipra_ros.config import ConfigError, build, param, read_yaml, share
+from vipra_ros.control.chunk import GRIPPER_CONVENTION
+from vipra_ros.learning import demonstrations, tokenise
+from vipra_ros.learning.demonstrations import Demonstrations
+from vipra_ros.learning.loop import LoopConfig, State, run
+from vipra_ros.learning.vq import load_vq
+from vipra_ros.model import flow
+from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
+from vipra_ros.model.vq import VQ
+from vipra_ros.policy.checkpoint import FORMAT, Checkpoint, CheckpointConfig
+from vipra_ros.policy.normalise import Normaliser
+from vipra_ros.policy.sampler import sample
+from vipra_ros.policy.text import Prompt, TokenizerError, train_word_tokenizer
+
+#: Rows of PolicyConfig that follow from the data, the quantiser and the tokenizer.
+DERIVED = ("text_vocab", "codebook_size", "code_groups", "grid", "cameras", "action_dim")
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """config/learning/<preset>/finetune.yaml."""
+
+    loop: LoopConfig = field(metadata={"doc": "the training loop"})
+    policy: dict[str, Any] = field(metadata={"doc": "PolicyConfig without what follows from the data"})
+    variant: str = param("Scratch-FM", doc="name of the method variant, written into the checkpoint")
+    vq: str = param("", doc="folder of the trained frame quantiser; empty takes the one of `init`")
+    tokenizer: str = param("", doc="tokenizer.json; empty makes a word vocabulary from the instructions")
+    prompt: str = param("{task}", doc="text around the instruction")
+    cameras: tuple[str, ...] = param(("front",), doc="cameras in the order of the tokens")
+    frame_stride: int = param(2, doc="steps between the two frames", low=1)
+    execute_steps: int = param(7, doc="steps executed before the next chunk", low=1)
+    action_space: str = param("joint_position", doc="meaning of the action columns",
+                              choices=("joint_position", "joint_delta", "ee_delta"))
+    relative_actions: bool = param(False, doc="predict joints relative to the measured ones (beyond the paper)")
+    proprio_noise: float = param(0.0, doc="noise on given joints while training", unit="std", low=0.0)
+    proprio_dropout: float = param(0.0, doc="share of observations whose joints are blanked", low=0.0, high=1.0)
+    draws: int = param(4, doc="(noise, time) pairs per observation and step", low=1)
+    euler_steps: int = param(10, doc="integration steps of the sampler", low=1)
+    holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one per task", low=0.0, high=0.5)
+    holdout_seed: int = param(0, doc="seed of that choice")
+    episodes: int = param(0, doc="training episodes used; 0 is all", low=0)
+    evaluate_on: int = param(256, doc="observations of an evaluation, each on held-out and on training frames", low=4)
+
+
+class FinetuneJob:
+    """The policy's side of the loop."""
+
+    def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path):
+        self.config, self.checkpoint, self.data, self.held, self.out = config, checkpoint, data, held, out
+        self.model = checkpoint.policy
+        self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
+        self.normaliser: Normaliser = checkpoint.normaliser
+        prompt = checkpoint.prompt
+        self.text, self.text_mask = (torch.from_numpy(a) for a in prompt.batch(data.instructions))
+        self.between, self.after = torch.tensor(prompt.between), torch.tensor(prompt.after)
+        strides = np.arange(1 - self.model.config.frames, 1) * config.frame_stride
+        self.frame_offsets, self.state_offsets = strides, np.arange(1 - self.model.config.proprio_steps, 1)
+
+    def example(self, data: Demonstrations, index: np.ndarray) -> tuple[Prefix, Tensor, np.ndarray]:
+        """Prefix, normalised actions (b, h, a) and raw actions of the frames `index`."""
+        which = torch.from_numpy(data.instruction[index])
+        text, mask = self.text[which], self.text_mask[which]
+        longest = int(mask.sum(1).max())
+        codes = torch.from_numpy(data.codes[data.history(index, self.frame_offsets)].astype(np.int64))
+        proprio = None
+        if self.model.config.proprio_steps:
+            states = data.states[data.history(index, self.state_offsets)]
+            proprio = torch.from_numpy(self.normaliser.states(states)).float()
+        raw = data.chunks(index, self.model.config.horizon)
+        actions = torch.from_numpy(self.normaliser.actions(raw, data.states[index])).float()
+        return Prefix(text[:, -longest:], mask[:, -longest:], codes, self.between, self.after, proprio), actions, raw
+
+    def loss(self, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Flow-matching loss of one batch, `draws` pairs per observation."""
+        c = self.config
+        prefix, actions, _ = self.example(self.data, self.data.draw(generator, c.loop.batch))
+        if prefix.proprio is not None and c.proprio_noise:
+            prefix.proprio = prefix.proprio + c.proprio_noise * torch.randn(prefix.proprio.shape, generator=generator)
+        if prefix.proprio is not None and c.proprio_dropout:
+            kept = torch.rand(len(actions), 1, 1, generator=generator) >= c.proprio_dropout
+            prefix.proprio = prefix.proprio * kept
+        t = flow.sample_time((len(actions), c.draws), generator)
+        noise = torch.randn(len(actions), c.draws, *actions.shape[1:], generator=generator)
+        return self.model.loss(prefix, actions, noise, t).mean(), {}
+
+    def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
+        """Nothing to do."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Chunk error on held-out frames (and on training frames, for the gap), rad."""
+        figures = self.chunk_error(self.held, "")
+        seen = self.chunk_error(self.data, "train_")
+        return figures | {"train_chunk_rad": seen["train_chunk_rad"]}
+
+    @torch.inference_mode()
+    def chunk_error(self, data: Demonstrations, name: str) -> dict[str, float]:
+        """Mean absolute joint error of sampled chunks: whole, first `execute_steps` rows, by task; share of wrong
+        gripper commands; and `hold_rad`, the error of commanding the measured joints for the whole chunk."""
+        c = self.config
+        index = data.spread(c.evaluate_on)
+        noise = torch.randn(len(index), self.model.config.horizon, self.model.config.action_dim,
+                            generator=torch.Generator().manual_seed(7))
+        made, raw = [], []
+        for i in range(0, len(index), 64):
+            prefix, _, truth = self.example(data, index[i:i + 64])
+            with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
+                normal = sample(self.model, prefix, noise[i:i + 64], c.euler_steps)
+            made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i:i + 64]]))
+            raw.append(truth)
+        made, raw = np.concatenate(made), np.concatenate(raw)
+        error = np.abs(made - raw)[..., :-1].mean(-1)
+        figures = {f"{name}chunk_rad": float(error.mean()), f"{name}first_rad": float(error[:, :c.execute_steps].mean()),
+                   f"{name}gripper_wrong": float((np.sign(made[..., -1]) != np.sign(raw[..., -1])).mean())}
+        for k, kind in enumerate(data.kinds):
+            mine = data.kind[index] == k
+            if mine.any():
+                figures[f"{name}{kind}_first_rad"] = float(error[mine, :c.execute_steps].mean())
+        if c.action_space == "joint_position":
+            still = np.abs(data.states[index][:, None, :-1] - raw[..., :-1])
+            figures[f"{name}hold_rad"] = float(still.mean())
+        return figures
+
+    def export(self, figures: dict[str, float], state: State) -> None:
+        """The checkpoint folder, complete at every evaluation."""
+        self.checkpoint.card = card(self.checkpoint, figures, state)
+        self.checkpoint.save(self.out / "checkpoint")
+
+
+def train(dataset: str | Path, out: str | Path, preset: str = "tiny", init: str = "scratch",
+          overrides: dict[str, Any] | None = None) -> Path:
+    """Train a policy on a data set; returns the checkpoint folder `out`/checkpoint.
+
+    Args:
+        preset: name under config/learning, or the path of a YAML file.
+        init: `scratch`, or a checkpoint folder whose network, quantiser and tokenizer are taken over.
+        overrides: dotted keys of the YAML, e.g. {"loop.minutes": 5, "policy.proprio_steps": 1}.
+    """
+    from vipra_ros.data.dataset import Dataset
+    config = configure(preset, overrides or {})
+    out, opened = Path(out), Dataset(dataset)
+    start = None if init == "scratch" else Checkpoint.load(init)
+    if not config.vq and start is None:
+        raise ConfigError("finetune: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
+    vq = load_vq(config.vq) if config.vq else start.vq
+    identity = tokenise.quantiser_hash(vq)
+    if start is not None and tokenise.quantiser_hash(start.vq) != identity:
+        raise ConfigError(f"finetune: vq = {config.vq} is not the quantiser of {init}; leave vq empty")
+    name = f"{Path(dataset).name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
+    codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
+    data, held = demonstrations.load(opened, codes, config.holdout, config.holdout_seed, config.episodes)
+    data.action_space = held.action_space = config.action_space
+    tokenizer = _tokenizer(config, start, data.instructions)
+    torch.manual_seed(config.loop.seed)
+    policy = _policy(config, start, vq, Prompt(tokenizer, config.prompt, True).size, data)
+    statistics = data.statistics(config.relative_actions, policy.config.horizon)
+    described = _describe(config, preset, policy.config, vq, opened)
+    job = FinetuneJob(config, Checkpoint(described, policy, vq, statistics, tokenizer), data, held, out)
+    run(job, config.loop, out)
+    return out / "checkpoint"
+
+
+def configure(preset: str, overrides: dict[str, Any]) -> Finetune:
+    """The YAML of a preset (or of a path) with dotted overrides applied."""
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else share("config", "learning", preset, "finetune.yaml")
+    values = read_yaml(path)
+    for key, value in overrides.items():
+        table, parts = values, key.split(".")
+        for part in parts[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"override {key}: {part} is a value, not a table")
+        table[parts[-1]] = value
+    config = build(Finetune, values, source=str(path))
+    for key in DERIVED:
+        if key in config.policy:
+            raise ConfigError(f"{path}: policy.{key} follows from the data and the quantiser; delete it")
+    return config
+
+
+def _tokenizer(config: Finetune, start: Checkpoint | None, instructions: list[str]):
+    if config.tokenizer:
+        from tokenizers import Tokenizer
+        if not Path(config.tokenizer).exists():
+            raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
+        return Tokenizer.from_file(config.tokenizer)
+    return start.tokenizer if start else train_word_tokenizer([*instructions, config.prompt.replace("{task}", " ")])
+
+
+def _policy(config: Finetune, start: Checkpoint | None, vq: VQ, vocabulary: int, data: Demonstrations) -> FlowPolicy:
+    derived = dict(text_vocab=vocabulary, codebook_size=vq.config.codebook_size, code_groups=vq.config.groups,
+                   grid=vq.config.grid, cameras=len(config.cameras), action_dim=data.actions.shape[1])
+    wanted = build(PolicyConfig, {**config.policy, **derived}, source="finetune: policy")
+    if start is None:
+        policy = FlowPolicy(wanted)
+        policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
+        return policy
+    if start.config.policy != wanted:
+        changed = [f.name for f in dataclasses.fields(wanted)
+                   if getattr(wanted, f.name) != getattr(start.config.policy, f.name)]
+        raise ConfigError(f"finetune: policy.{changed[0]} differs from the one of `init`; make them the same")
+    if start.config.frame_stride != config.frame_stride:
+        raise ConfigError(f"finetune: frame_stride = {config.frame_stride}, but `init` was trained with "
+                          f"{start.config.frame_stride}; make them the same")
+    return start.policy.train()
+
+
+def _describe(config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, dataset) -> CheckpointConfig:
+    names = dataset.features["action"].get("names") or []
+    if isinstance(names, dict):
+        names = next(iter(names.values()))
+    if len(names) != policy.action_dim:
+        raise ConfigError(f"{dataset.path}: action columns are not named; convert the bags again")
+    return CheckpointConfig(
+        format=FORMAT, variant=config.variant, preset=preset, policy=policy, vq=vq.config, cameras=config.cameras,
+        image_size=vq.config.image_size, preprocessing="resize", rate=dataset.fps, frame_stride=config.frame_stride,
+        horizon=policy.horizon, execute_steps=config.execute_steps, action_space=config.action_space,
+        joint_names=tuple(names[:-1]), gripper=GRIPPER_CONVENTION, relative_actions=config.relative_actions,
+        proprio_steps=policy.proprio_steps, prompt=config.prompt, euler_steps=config.euler_steps,
+        attention_order="bidirectional" if policy.bidirectional_actions else "causal", flow_estimator="none",
+        perceptual_loss="none", seed=config.loop.seed,
+        data=f"{dataset.path.name} {tokenise.fingerprint(dataset)}", code_version=vipra_ros.__version__)
+
+
+def card(checkpoint: Checkpoint, figures: dict[str, float], state: State) -> str:
+    """card.md: what was trained on what, for how long, and the held-out figures."""
+    c = checkpoint.config
+    size = sum(p.numel() for p in checkpoint.policy.parameters()) / 1e6
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
+    return (f"# {c.variant} ({c.preset})\n\n{size:.2f} M parameters, seed {c.seed}, data {c.data}, vipra_ros {c.code_version}.\n"
+            f"{state.samples} observations in {state.seconds / 60:.1f} minutes, {state.step} steps.\n\n"
+            f"Cameras {', '.join(c.cameras)}; {c.rate:g} Hz; frames {c.frame_stride} steps apart; chunk of {c.horizon}, "
+            f"{c.execute_steps} executed; {c.action_space}.\n\n| held out | value |\n|---|---|\n{rows}\n")

@@ -1,0 +1,275 @@
+"""The one training loop: schedule, optimiser, mixed precision, averaging, log, plot, resume.
+
+A job gives the loop a model, a loss on random batches and an evaluation. The loop owns the rest and can be
+killed at any moment: started again on the same folder it goes on from the last saved state with the same
+random numbers, so a resumed run gives the losses the uninterrupted one would have given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vipra_ros.config import ConfigError, param
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How to train, whatever the model."""
+
+    steps: int = param(0, doc="optimiser steps; 0 when `minutes` sets the end", low=0)
+    minutes: float = param(0.0, doc="wall-clock budget the schedule is fitted to; 0 when `steps` sets the end",
+                           unit="min", low=0.0)
+    batch: int = param(64, doc="observations per step", low=1)
+    lr: float = param(1e-3, doc="peak learning rate (AdamW)", low=0.0)
+    muon_lr: float = param(0.0, doc="peak rate of Muon for 2-D hidden matrices; 0 gives them to AdamW too", low=0.0)
+    weight_decay: float = param(0.01, doc="decoupled weight decay of matrices", low=0.0)
+    beta2: float = param(0.99, doc="AdamW second-moment decay", low=0.0, high=1.0)
+    schedule: str = param("cosine", doc="learning rate after the warm-up", choices=("cosine", "constant"))
+    warmup_steps: int = param(200, doc="steps of linear warm-up", low=0)
+    final_lr: float = param(0.02, doc="last learning rate as a fraction of the peak", low=0.0, high=1.0)
+    clip: float = param(1.0, doc="largest gradient norm", low=0.0)
+    ema: float = param(0.0, doc="decay of the weights' moving average, evaluated and saved; 0 is off", low=0.0, high=1.0)
+    bf16: bool = param(True, doc="bfloat16 autocast where the device has it")
+    seed: int = param(0, doc="seed of weights, batches and noise", low=0)
+    threads: int = param(0, doc="torch threads; 0 leaves torch's choice", low=0)
+    log_every: int = param(20, doc="steps between log lines", low=1)
+    evaluate_every: int = param(1000, doc="steps between evaluations", low=1)
+    save_seconds: float = param(60.0, doc="time between saved states", unit="s", low=0.0)
+
+    def __post_init__(self) -> None:
+        if bool(self.steps) == bool(self.minutes):
+            raise ConfigError(f"steps = {self.steps}, minutes = {self.minutes}: give exactly one of them")
+
+
+class Job(Protocol):
+    """What a training script provides."""
+
+    model: nn.Module
+    hidden_matrices: list[nn.Parameter]
+
+    def loss(self, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one random batch, under autocast, and figures to log."""
+
+    def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
+        """Called after each optimiser step."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out figures with the weights to be shipped."""
+
+    def export(self, figures: dict[str, float], state: State) -> None:
+        """Write the artefact of the run with the weights now in the model."""
+
+
+@dataclass
+class State:
+    """Where a run stands; saved with it."""
+
+    step: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+
+
+class Interrupted(RuntimeError):
+    """The loop was told to stop before its end; start it again to go on."""
+
+
+def run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State], bool] = lambda state: False) -> State:
+    """Train `job` to its end in folder `out` (state.pt, log.jsonl, loss.png), resuming what is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    optimisers = _optimisers(job, config)
+    average = [p.detach().clone() for p in job.model.parameters()] if config.ema else None
+    state = State()
+    saved = out / "state.pt"
+    if saved.exists():
+        state = _restore(saved, job.model, optimisers, average, generator)
+    log = Log(out / "log.jsonl", config, state)
+    parameters = [p for p in job.model.parameters() if p.requires_grad]
+    device = next(job.model.parameters()).device.type
+    start, last_save, began = time.monotonic() - state.seconds, time.monotonic(), (state.step, time.monotonic())
+
+    def progress() -> float:
+        return state.step / config.steps if config.steps else state.seconds / (60.0 * config.minutes)
+
+    def save() -> None:
+        _save(saved, job.model, optimisers, average, generator, state)
+
+    def examine() -> dict[str, float]:
+        with averaged(job.model, average):
+            job.model.eval()
+            figures = job.evaluate()
+            job.export(figures, state)
+        job.model.train()
+        log.write("eval", state, figures)
+        return figures
+
+    job.model.train()
+    while progress() < 1.0:
+        scale = learning_rate_scale(config, state.step, progress())
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * scale
+        with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+            loss, figures = job.loss(generator, state.step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+        if not torch.isfinite(norm):
+            raise RuntimeError(f"step {state.step}: the gradient is not finite; lower lr (now {config.lr}) or check the data")
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        state.step += 1
+        state.samples += config.batch
+        if average is not None:
+            decay = min(config.ema, (1 + state.step) / (10 + state.step))
+            torch._foreach_lerp_(average, [p.detach() for p in job.model.parameters()], 1.0 - decay)
+        job.after_step(generator, state.step, progress())
+        now = time.monotonic()
+        state.seconds = now - start
+        if state.step % config.log_every == 0 or state.step == 1:
+            rate = (state.step - began[0]) * config.batch / max(now - began[1], 1e-9)
+            began = (state.step, now)
+            log.write("train", state, {"loss": loss.item(), "grad_norm": norm.item(), "lr_scale": scale,
+                                       "samples_per_s": rate, "progress": progress(), **figures})
+        if state.step % config.evaluate_every == 0 and progress() < 1.0:
+            examine()
+            # Evaluation is not training throughput, but it does count against the budget.
+            began = (state.step, time.monotonic())
+        if time.monotonic() - last_save >= config.save_seconds:
+            save()
+            last_save = time.monotonic()
+        if should_stop(state):
+            save()
+            raise Interrupted(f"stopped at step {state.step}; run the same command to go on")
+    save()
+    examine()
+    log.plot()
+    return state
+
+
+def learning_rate_scale(config: LoopConfig, step: int, progress: float) -> float:
+    """Warm-up by steps, then cosine in the fraction of the budget spent, whether counted in steps or minutes."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    if config.schedule == "constant":
+        return warm
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return warm * (config.final_lr + (1.0 - config.final_lr) * cosine)
+
+
+def _optimisers(job: Job, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon (Jordan et al. 2024) for the hidden matrices when asked; norms, biases and tables do not decay."""
+    hidden = {id(p) for p in job.hidden_matrices} if config.muon_lr else set()
+    rest = [p for p in job.model.parameters() if p.requires_grad and id(p) not in hidden]
+    tables = {id(m.weight) for m in job.model.modules() if isinstance(m, nn.Embedding)}
+    groups = [{"params": [p for p in rest if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},
+              {"params": [p for p in rest if p.ndim < 2 or id(p) in tables], "weight_decay": 0.0}]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)]
+    if hidden:
+        made.append(torch.optim.Muon(job.hidden_matrices, lr=config.muon_lr, weight_decay=config.weight_decay,
+                                     adjust_lr_fn="match_rms_adamw"))
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return made
+
+
+@contextlib.contextmanager
+def averaged(model: nn.Module, average: list[Tensor] | None):
+    """The moving average of the weights in place of the weights, for the length of a `with`."""
+    if average is None:
+        yield
+        return
+    kept = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        torch._foreach_copy_([p.detach() for p in model.parameters()], average)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_([p.detach() for p in model.parameters()], kept)
+
+
+def _save(path: Path, model, optimisers, average, generator, state: State) -> None:
+    # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
+    beside = path.with_suffix(".tmp")
+    torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "average": average,
+                "generator": generator.get_state(), "state": vars(state)}, beside)
+    os.replace(beside, path)
+
+
+def _restore(path: Path, model, optimisers, average, generator) -> State:
+    kept = torch.load(path, weights_only=True)
+    try:
+        model.load_state_dict(kept["model"])
+        for optimiser, values in zip(optimisers, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path}: belongs to another configuration ({str(error).splitlines()[0]}); "
+                          "give a new output folder or delete it") from None
+    if average is not None:
+        for mine, theirs in zip(average, kept["average"], strict=True):
+            mine.copy_(theirs)
+    generator.set_state(kept["generator"])
+    return State(**kept["state"])
+
+
+class Log:
+    """JSON lines, a line on the terminal, and the plot. Lines after the resumed step are dropped."""
+
+    def __init__(self, path: Path, config: LoopConfig, state: State):
+        self.path, self.config = path, config
+        self.rows = []
+        if path.exists():
+            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            self.rows = [row for row in rows if row["step"] <= state.step and state.step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self._printed = 0.0
+
+    def write(self, kind: str, state: State, figures: dict[str, float]) -> None:
+        row = {"kind": kind, "step": state.step, "seconds": round(state.seconds, 2), "samples": state.samples, **figures}
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if kind == "eval":
+            self.plot()
+        now = time.monotonic()
+        if kind == "eval" or now - self._printed > (1.0 if sys.stderr.isatty() else 15.0):
+            self._printed = now
+            end = f"/{self.config.steps}" if self.config.steps else f" {state.seconds / 60:.1f}/{self.config.minutes:g} min"
+            text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, (int, float)))
+            print(f"[{kind}] step {state.step}{end}  {text}", file=sys.stderr, flush=True)
+
+    def plot(self) -> None:
+        """Training loss and every held-out figure against samples, `loss.png`."""
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+        train = [row for row in self.rows if row["kind"] == "train"]
+        held = [row for row in self.rows if row["kind"] == "eval"]
+        names = [k for k in (held[-1] if held else {}) if k not in ("kind", "step", "seconds", "samples")]
+        names = [k for k in names if isinstance(held[-1][k], (int, float))]
+        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
+        axes[0].semilogy([r["samples"] for r in train], [max(r["loss"], 1e-12) for r in train], lw=0.7)
+        axes[0].set(title="training loss", xlabel="samples")
+        for name in names[:10]:
+            axes[1].plot([r["samples"] for r in held], [r.get(name, float("nan")) for r in held], marker=".", label=name)
+        axes[1].set(title="held out", xlabel="samples", yscale="log")
+        if names:
+            axes[1].legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(self.path.with_name("loss.png"), dpi=110)
+        pyplot.close(figure)

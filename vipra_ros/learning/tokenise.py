@@ -1,0 +1,95 @@
+"""Frames of a data set -> VQ codes on disk, once.
+
+Training reads codes, never pictures: 64 int16 a frame instead of a video decode. The file grows in order and
+a JSON beside it says how far it is, so a killed run goes on where it stopped. Frames are coded as they are:
+random shifts and colour jitter would need several coded versions of each frame (an option for later).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vipra_ros.config import ConfigError
+from vipra_ros.model.vq import VQ
+
+BATCH = 64
+
+
+def tokenise(dataset, vq: VQ, out: Path, cameras: tuple[str, ...], identity: str) -> np.ndarray:
+    """Codes int16 (n, cameras, codes per frame) of every frame, memory-mapped from folder `out`.
+
+    Args:
+        dataset: an opened data set (vipra_ros.data.dataset.Dataset).
+        identity: hash of the quantiser's weights; codes of another one are refused.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    total = len(dataset)
+    columns = [_camera(dataset, vq, out, camera, identity, total) for camera in cameras]
+    return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
+
+
+def fingerprint(dataset) -> str:
+    """16 hex digits that change with the data set's shape: episodes, lengths and tasks."""
+    text = json.dumps([(e.index, e.task, e.length, e.start) for e in dataset.episodes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def quantiser_hash(vq: VQ) -> str:
+    """16 hex digits over all weights and the codebook."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vq.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) -> np.ndarray:
+    path, note = out / f"{camera}.npy", out / f"{camera}.json"
+    wanted = dict(camera=camera, vq=identity, dataset=fingerprint(dataset), frames=total, codes=vq.config.codes_per_frame)
+    done = 0
+    if note.exists() and path.exists():
+        known = json.loads(note.read_text())
+        done = known.pop("done")
+        if known != wanted:
+            raise ConfigError(f"{out}: codes of another data set or quantiser; delete the folder to make them again")
+    shape = (total, vq.config.codes_per_frame)
+    codes = np.lib.format.open_memmap(path, "r+" if done else "w+", None if done else np.int16, None if done else shape)
+    vq.eval()
+    began, first, shown = time.monotonic(), done, 0.0
+    batch: list[np.ndarray] = []
+
+    def flush() -> None:
+        nonlocal done, shown
+        codes[done:done + len(batch)] = vq.encode(torch.from_numpy(np.stack(batch))).numpy()
+        done += len(batch)
+        batch.clear()
+        if time.monotonic() - shown > 10.0 or done == total:
+            shown = time.monotonic()
+            codes.flush()
+            _write(note, wanted | {"done": done})
+            rate = (done - first) / max(time.monotonic() - began, 1e-9)
+            print(f"[tokenise] {camera} {done}/{total} frames  {rate:.0f}/s", file=sys.stderr, flush=True)
+
+    if done < total:
+        for _, image in dataset.frames(camera, done):
+            batch.append(image)
+            if len(batch) == BATCH:
+                flush()
+        if batch:
+            flush()
+    if done != total:
+        raise ConfigError(f"{dataset.path}: camera {camera} has {done} frames, the table {total} rows; convert again")
+    return np.load(path, mmap_mode="r")
+
+
+def _write(path: Path, value: dict) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(value))
+    os.replace(beside, path)

@@ -1,0 +1,270 @@
+"""ROS shell of the policy: images, joints and words in, chunks and status out. The work is in `policy/loop.py`."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import uuid
+import zlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import rclpy
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from vipra_ros.config import ConfigError, param
+from vipra_ros.control.chunk import ActionChunk
+from vipra_ros.msg import ActionChunk as ChunkMessage
+from vipra_ros.msg import ExecutorStatus, PolicyStatus
+from vipra_ros.nodes.parameters import declare
+from vipra_ros.policy.checkpoint import Checkpoint
+from vipra_ros.policy.engine import load_engine
+from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
+from vipra_ros.policy.observation import HistorySettings
+from vipra_ros.policy.scheduler import MODES
+from vipra_ros.policy.shipped import resolve
+
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
+#: Words may come from a latched publisher or from one that is not: only a volatile subscription hears both.
+WORDS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
+#: m between the fingers of the open hand; the finger joint is half of it.
+OPEN_WIDTH = 0.08
+#: s that the shutdown waits for an inference under way before it leaves without it.
+PATIENCE = 0.5
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Parameters of the node."""
+
+    checkpoint: str = param("models/tiny", doc="checkpoint folder, or the name of a shipped one")
+    instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
+    engine: str = param("torch", doc="what computes", choices=("torch",))
+    threads: int = param(0, doc="threads of the engine, 0 takes its own choice", low=0, high=256)
+    mode: str = param("async", doc="async: the next chunk is computed while one runs; sync: when it has ended",
+                      choices=MODES)
+    rate: float = param(0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0,
+                        high=60.0)
+    margin: int = param(1, doc="rows still queued when the next chunk is to arrive", low=0, high=10)
+    transport: str = param("compressed", doc="camera messages: compressed (JPEG, PNG) or raw",
+                           choices=("compressed", "raw"))
+    camera_topics: tuple[str, ...] = param((), doc="camera=topic for cameras that do not publish on "
+                                           "camera/<name>/image_raw[/compressed]")
+    follow_executor: bool = param(True, doc="publish only while the executor is ARMED or RUNNING")
+    noise_seed: int = param(-1, doc="seed of the sampler's noise, -1: a new one for every chunk", low=-1)
+    history: HistorySettings = param(HistorySettings(), doc="frames: tolerance and trust")
+
+
+class PolicyNode(Node):
+    """Connects topics to a `PolicyLoop`."""
+
+    def __init__(self):
+        super().__init__("policy")
+        self.settings = s = declare(self, PolicySettings)
+        self.folder = resolve(s.checkpoint)
+        self._topics = _topics(s.camera_topics)
+        self._notes: list[str] = []
+        self._cameras_ready = False
+        self._engine_text = ""
+        offers = PublisherEventCallbacks(incompatible_qos=lambda e: self._incompatible("policy/chunk", e))
+        self._chunk_out = self.create_publisher(ChunkMessage, "policy/chunk", COMMAND, event_callbacks=offers)
+        self._status_out = self.create_publisher(PolicyStatus, "policy/status", LATCHED)
+        self.loop = PolicyLoop(
+            self._load, self._publish, decode, lambda: self.get_clock().now().nanoseconds * 1e-9,
+            f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            Timing(s.mode, s.rate, s.margin, s.follow_executor, None if s.noise_seed < 0 else s.noise_seed),
+            s.history, s.instruction, self._tell)
+        self._subscribe(String, "policy/instruction", WORDS, self._words)
+        self._subscribe(ExecutorStatus, "executor/status", LATCHED,
+                        lambda m: self.loop.executor(m.state, m.epoch, m.queue))
+        self._subscribe(JointState, "joint_states", qos_profile_sensor_data, self._joints)
+        self._told = self.create_guard_condition(self._status)
+        self.create_timer(0.5, self._status)
+        self._thread = threading.Thread(target=self.loop.run, name="inference", daemon=True)
+
+    def __enter__(self) -> PolicyNode:
+        self._status()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.loop.stop()
+        self._thread.join(timeout=PATIENCE)
+
+    @property
+    def thinking(self) -> bool:
+        """Whether an inference is still under way."""
+        return self._thread.is_alive()
+
+    # --- loading, in the loop's thread ---------------------------------------------------------------------
+
+    def _load(self) -> tuple[object, Plan]:
+        checkpoint = Checkpoint.load(self.folder)
+        engine = load_engine(checkpoint, self.settings.engine, self.settings.threads)
+        self._engine_text = f"{self.settings.engine} {next(checkpoint.policy.parameters()).device.type}"
+        unknown = sorted(set(self._topics) - set(checkpoint.config.cameras))
+        if unknown:
+            raise ConfigError(f"camera_topics names {unknown[0]!r}; this checkpoint looks at "
+                              f"{', '.join(checkpoint.config.cameras)}")
+        return engine, Plan.of(checkpoint)
+
+    def _listen(self) -> None:
+        """Subscribe to the cameras that the checkpoint asks for (executor thread)."""
+        raw = self.settings.transport == "raw"
+        kind, ending = (Image, "") if raw else (CompressedImage, "/compressed")
+        for camera in self.loop.plan.cameras:
+            topic = self._topics.get(camera, f"camera/{camera}/image_raw{ending}")
+            self._subscribe(kind, topic, qos_profile_sensor_data, lambda m, c=camera: self._image(c, m))
+        self._cameras_ready = True
+
+    def _subscribe(self, kind, topic: str, quality: QoSProfile, callback) -> None:
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._incompatible(topic, event))
+        self.create_subscription(kind, topic, callback, quality, event_callbacks=events)
+
+    # --- messages in ---------------------------------------------------------------------------------------
+
+    def _image(self, camera: str, message: CompressedImage | Image) -> None:
+        self.loop.image(camera, _seconds(message.header.stamp), message, zlib.crc32(message.data))
+
+    def _joints(self, message: JointState) -> None:
+        plan = self.loop.plan
+        if plan is None:
+            return
+        place = dict(zip(message.name, message.position))
+        finger = next((v for n, v in place.items() if "finger" in n), math.nan)
+        opening = min(1.0, max(-1.0, 2 * finger / OPEN_WIDTH * 2.0 - 1.0)) if math.isfinite(finger) else 1.0
+        try:
+            vector = np.array([*(place[n] for n in plan.joint_names), opening])
+        except KeyError as missing:
+            self._note(f"joint_states lacks {missing}; the checkpoint drives {', '.join(plan.joint_names)}")
+            return
+        self.loop.joints(_seconds(message.header.stamp), vector)
+
+    def _words(self, message: String) -> None:
+        if self.loop.instruct(message.data):
+            self.get_logger().info(f"instruction: {message.data}")
+
+    def _incompatible(self, topic: str, event) -> None:
+        self._note(f"{topic}: the other side's quality of service does not match ({event.last_policy_kind}); images "
+                   f"are taken best effort, chunks are sent reliable")
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+            self.get_logger().error(text)
+
+    # --- messages out --------------------------------------------------------------------------------------
+
+    def _publish(self, chunk: ActionChunk) -> None:
+        message = ChunkMessage(
+            chunk_id=chunk.chunk_id, policy_id=chunk.policy_id, task_id=chunk.task_id, epoch=chunk.epoch,
+            instruction=chunk.instruction, checkpoint=chunk.checkpoint, action_space=chunk.action_space,
+            joint_names=list(chunk.joint_names), step_period=chunk.step_period, horizon=chunk.horizon,
+            execute_steps=len(chunk.actions), action_size=chunk.actions.shape[1],
+            actions=chunk.actions.ravel().tolist(), lookahead=chunk.lookahead.ravel().tolist())
+        message.header.stamp = _stamp(chunk.stamp)
+        self._chunk_out.publish(message)
+
+    def _tell(self) -> None:
+        """The loop changed its phase, in whatever thread: publish from the node's own."""
+        if rclpy.ok():
+            self._told.trigger()
+
+    def _status(self) -> None:
+        report = self.loop.report()
+        if self.loop.plan is not None and not self._cameras_ready:
+            self._listen()
+        if report.phase is Phase.FAULT and report.reasons:
+            self._note(report.reasons[0])
+        cameras = report.cameras
+        message = PolicyStatus(
+            state=int(report.phase), state_text=report.phase.name, policy_id=self.loop.policy_id,
+            reasons=[*report.reasons, *(n for n in self._notes if n not in report.reasons)],
+            checkpoint=report.checkpoint, engine=self._engine_text, task_id=report.task_id,
+            instruction=report.instruction, chunks=report.chunks, chunk_rate=report.chunk_rate,
+            observation_age=report.observation_age, cameras=list(cameras),
+            camera_age=[c.age for c in cameras.values()], camera_rate=[c.rate for c in cameras.values()],
+            frames_lost=[c.lost for c in cameras.values()], frozen=[c.frozen for c in cameras.values()])
+        message.latency_p50, message.latency_p95, message.latency_p99 = report.latency
+        message.inference_p50, message.inference_p95, message.inference_p99 = report.inference
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._status_out.publish(message)
+
+
+def decode(message: CompressedImage | Image) -> np.ndarray:
+    """Pixels of a camera message, uint8 RGB (H, W, 3).
+
+    Raises:
+        ValueError: the data are no image, or of an encoding that is not supported.
+    """
+    if isinstance(message, CompressedImage):
+        image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f"image of {message.header.frame_id or 'a camera'} cannot be decoded ({message.format!r}, "
+                             f"{len(message.data)} bytes); publish JPEG or PNG")
+        return image[..., ::-1]
+    channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}.get(message.encoding)
+    if channels is None:
+        raise ValueError(f"image encoding {message.encoding!r} is not supported; publish rgb8 or bgr8")
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    image = rows[:, :channels * message.width].reshape(message.height, message.width, channels)
+    if channels == 1:
+        return np.repeat(image, 3, axis=2)
+    return image[..., 2::-1] if message.encoding.startswith("bgr") else image[..., :3]
+
+
+def _topics(given: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        camera, separator, topic = text.partition("=")
+        if not (camera and separator and topic):
+            raise ConfigError(f"policy: parameter camera_topics = {text!r}: write camera=topic, for instance "
+                              f"front=camera/color/image_raw/compressed")
+        pairs[camera] = topic
+    return pairs
+
+
+def _seconds(stamp) -> float:
+    return stamp.sec + stamp.nanosec * 1e-9
+
+
+def _stamp(seconds: float):
+    nanoseconds = round(seconds * 1e9)
+    return rclpy.time.Time(nanoseconds=nanoseconds).to_msg()
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the node until it is told to stop; leaves within a second even while the network computes."""
+    rclpy.init(args=args)
+    node, thinking = None, False
+    try:
+        node = PolicyNode()
+        with node:
+            rclpy.spin(node)
+    except ConfigError as error:
+        rclpy.logging.get_logger("policy").fatal(str(error))
+        rclpy.try_shutdown()
+        raise SystemExit(1) from None
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if node is not None:
+            thinking = node.thinking
+            node.destroy_node()
+        rclpy.try_shutdown()
+    if thinking:
+        # The interpreter cannot end a thread inside the engine and would wait for it, or crash beneath it.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""A checkpoint folder: everything a policy needs to act, and nothing that has to be guessed.
+
+    config.json         complete description (CheckpointConfig)
+    policy.safetensors  network weights        vq.safetensors  frame quantiser
+    statistics.json     of actions and states  tokenizer.json  text vocabulary
+    card.md             for people
+
+The hash covers all of them but the card. Loading refuses missing or unknown keys, weights that are not finite,
+missing statistics; `check` refuses a robot whose joints or action space differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from vipra_ros.config import ConfigError, build, param
+from vipra_ros.control.chunk import ACTION_SPACES, GRIPPER_CONVENTION
+from vipra_ros.model.policy import FlowPolicy, PolicyConfig
+from vipra_ros.model.vq import VQ, VQConfig
+from vipra_ros.policy.normalise import Normaliser
+from vipra_ros.policy.text import Prompt
+
+FORMAT = 1
+HASHED = ("config.json", "policy.safetensors", "vq.safetensors", "statistics.json", "tokenizer.json")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used here; one line that says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """config.json. Nothing has a default: a checkpoint says everything."""
+
+    format: int = param(doc="version of this table", low=FORMAT, high=FORMAT)
+    variant: str = param(doc="method variant, e.g. ViPRA-FM or Scratch-FM")
+    preset: str = param(doc="tiny or paper")
+    policy: PolicyConfig = field(metadata={"doc": "network"})
+    vq: VQConfig = field(metadata={"doc": "frame quantiser"})
+    cameras: tuple[str, ...] = param(doc="cameras in the order of the tokens")
+    image_size: int = param(doc="side of the square images the policy is given", unit="px", low=1)
+    preprocessing: str = param(doc="how a camera image becomes the policy's", choices=("resize",))
+    rate: float = param(doc="steps per second of actions and frame history", unit="Hz", low=0.1)
+    frame_stride: int = param(doc="steps between the frames of one observation", low=1)
+    horizon: int = param(doc="steps predicted", low=1)
+    execute_steps: int = param(doc="steps executed before the next chunk", low=1)
+    action_space: str = param(doc="meaning of the action columns", choices=ACTION_SPACES)
+    joint_names: tuple[str, ...] = param(doc="order of the joint columns")
+    gripper: str = param(doc="meaning of the last column", choices=(GRIPPER_CONVENTION,))
+    relative_actions: bool = param(doc="joint columns are predicted relative to the measured joints")
+    proprio_steps: int = param(doc="joint vectors given to the policy", low=0)
+    prompt: str = param(doc="template around the instruction")
+    euler_steps: int = param(doc="integration steps of the sampler", low=1)
+    attention_order: str = param(doc="visibility inside a chunk", choices=("causal", "bidirectional"))
+    flow_estimator: str = param(doc="optical flow used by stage 1, none without one")
+    perceptual_loss: str = param(doc="perceptual loss used by stage 1, none without one")
+    seed: int = param(doc="training seed")
+    data: str = param(doc="data set and its fingerprint")
+    code_version: str = param(doc="version of vipra_ros that trained it")
+
+    def __post_init__(self) -> None:
+        same = {"horizon": (self.horizon, self.policy.horizon),
+                "proprio_steps": (self.proprio_steps, self.policy.proprio_steps),
+                "cameras": (len(self.cameras), self.policy.cameras),
+                "codebook_size": (self.vq.codebook_size, self.policy.codebook_size),
+                "code groups": (self.vq.groups, self.policy.code_groups), "grid": (self.vq.grid, self.policy.grid),
+                "image_size": (self.image_size, self.vq.image_size),
+                "attention_order": (self.attention_order == "bidirectional", self.policy.bidirectional_actions)}
+        for name, (here, there) in same.items():
+            if here != there:
+                raise ConfigError(f"checkpoint: {name} is {here} in one place and {there} in another; it was edited")
+        if self.execute_steps > self.horizon:
+            raise ConfigError(f"checkpoint: execute_steps = {self.execute_steps} exceeds the horizon of {self.horizon}")
+        if self.relative_actions and self.action_space != "joint_position":
+            raise ConfigError(f"checkpoint: relative_actions needs joint_position actions, not {self.action_space}")
+        joint_columns = len(self.joint_names) if self.action_space != "ee_delta" else 6
+        if self.policy.action_dim != joint_columns + 1:
+            raise ConfigError(f"checkpoint: {self.policy.action_dim} action columns for {joint_columns} and a gripper")
+
+
+@dataclass
+class Checkpoint:
+    """A loaded (or about to be saved) checkpoint. `statistics`: {"action": {...}, "state": {...}}."""
+
+    config: CheckpointConfig
+    policy: FlowPolicy
+    vq: VQ
+    statistics: dict
+    tokenizer: Tokenizer
+    card: str = ""
+    hash: str = ""
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """Raw actions and states <-> network numbers."""
+        return Normaliser.from_statistics(self.statistics, self.config.relative_actions)
+
+    @property
+    def prompt(self) -> Prompt:
+        """Text tokens of the prefix."""
+        return Prompt(self.tokenizer, self.config.prompt, proprio=self.config.proprio_steps > 0)
+
+    def save(self, path: str | Path) -> str:
+        """Write the folder; returns the hash."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        _check_statistics(self.statistics, self.config, str(path))
+        (path / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
+        (path / "statistics.json").write_text(json.dumps(self.statistics, indent=1) + "\n")
+        self.tokenizer.save(str(path / "tokenizer.json"))
+        for name, module in (("policy", self.policy), ("vq", self.vq)):
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / f"{name}.safetensors")
+        (path / "card.md").write_text(self.card)
+        self.hash = folder_hash(path)
+        return self.hash
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Checkpoint:
+        """Read a folder, refusing whatever is incomplete or does not fit together.
+
+        Raises:
+            CheckpointError: with the file and the reason.
+        """
+        path = Path(path)
+        for name in HASHED:
+            if not (path / name).exists():
+                raise CheckpointError(f"{path} has no {name}; a checkpoint is complete or refused: train or copy it again")
+        try:
+            config = build(CheckpointConfig, _json(path / "config.json"), source=f"{path}/config.json")
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+        statistics = _json(path / "statistics.json")
+        _check_statistics(statistics, config, str(path / "statistics.json"))
+        with torch.device("meta"):
+            policy, vq = FlowPolicy(config.policy), VQ(config.vq)
+        # Rotary frequencies are computed, not stored: built here on the real device.
+        policy.trunk.rotary_emb = type(policy.trunk.rotary_emb)(policy.trunk.config)
+        _load_weights(policy, path / "policy.safetensors", device)
+        _load_weights(vq, path / "vq.safetensors", device)
+        policy.trunk.rotary_emb.to(device)
+        try:
+            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise CheckpointError(f"{path}/tokenizer.json: unreadable ({error}); copy the checkpoint again") from None
+        if tokenizer.get_vocab_size() > config.policy.text_vocab:
+            raise CheckpointError(f"{path}/tokenizer.json has {tokenizer.get_vocab_size()} tokens, the text table "
+                                  f"{config.policy.text_vocab}; it belongs to another checkpoint")
+        card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
+        return cls(config, policy.eval(), vq.to(memory_format=torch.channels_last).eval(), statistics, tokenizer, card,
+                   folder_hash(path))
+
+    def check(self, profile) -> None:
+        """Refuse a robot profile (control.profile.RobotProfile) this policy was not trained for.
+
+        Raises:
+            CheckpointError: joints differ in number, name or order, or data leave the robot's position limits.
+        """
+        names = tuple(profile.joint_names)
+        if len(names) != len(self.config.joint_names):
+            raise CheckpointError(f"checkpoint drives {len(self.config.joint_names)} joints, robot {profile.name} has "
+                                  f"{len(names)}; use a checkpoint of this robot")
+        if names != self.config.joint_names:
+            first = next((a, b) for a, b in zip(self.config.joint_names, names) if a != b)
+            raise CheckpointError(f"checkpoint drives joint {first[0]!r} where robot {profile.name} has {first[1]!r}; "
+                                  "use a checkpoint of this robot or its profile")
+
+
+def folder_hash(path: str | Path) -> str:
+    """SHA-256 over the names and contents of the hashed files."""
+    digest = hashlib.sha256()
+    for name in HASHED:
+        digest.update(name.encode() + b"\0")
+        with (Path(path) / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from None
+
+
+def _check_statistics(statistics: dict, config: CheckpointConfig, where: str) -> None:
+    needed = ["action"] + (["state"] if config.proprio_steps else [])
+    for name in needed:
+        table = statistics.get(name) if isinstance(statistics, dict) else None
+        for key in ("mean", "std"):
+            values = table.get(key) if isinstance(table, dict) else None
+            if not isinstance(values, list) or len(values) != config.policy.action_dim:
+                raise CheckpointError(f"{where}: no {key} of {name} with {config.policy.action_dim} values; "
+                                      "a policy without its statistics cannot act: train or copy it again")
+            if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+                raise CheckpointError(f"{where}: {key} of {name} is not finite; compute the statistics again")
+
+
+def _load_weights(module: torch.nn.Module, path: Path, device: str) -> None:
+    try:
+        tensors = load_file(path, device=device)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: unreadable ({error}); copy the checkpoint again") from None
+    expected = {k: v.shape for k, v in module.state_dict().items()}
+    for key in sorted(set(expected) - set(tensors)):
+        raise CheckpointError(f"{path}: weight {key} is missing; the file belongs to another architecture")
+    for key in sorted(set(tensors) - set(expected)):
+        raise CheckpointError(f"{path}: weight {key} is unknown; the file belongs to another architecture")
+    for key, value in tensors.items():
+        if value.shape != expected[key]:
+            raise CheckpointError(f"{path}: weight {key} is {tuple(value.shape)}, expected {tuple(expected[key])}; "
+                                  "config.json belongs to another checkpoint")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: weight {key} has values that are not finite; the training diverged")
+    module.load_state_dict(tensors, assign=True)

@@ -1,0 +1,174 @@
+"""Engines: a loaded checkpoint and an observation in, a chunk in raw units out, with the time of every stage."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+
+from vipra_ros.model.policy import Prefix
+from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
+from vipra_ros.policy.lean import LeanSampler
+from vipra_ros.policy.observation import Observation
+from vipra_ros.policy.sampler import draw_noise
+
+#: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
+REMEMBERED = 64
+
+
+class ObservationError(ValueError):
+    """An observation cannot be answered; the message names what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A chunk: float64 (horizon, a) in raw units (rad and gripper +-1, or as the action space says).
+
+    timing: ms by stage, `total` included. seed: of the noise, None when it was fresh.
+    """
+
+    actions: np.ndarray
+    timing: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+class Engine(Protocol):
+    """What a node needs of a policy, wherever it runs."""
+
+    checkpoint: Checkpoint
+
+    def warm_up(self) -> None:
+        """Do everything that only the first inference would pay for."""
+
+    def infer(self, observation: Observation, seed: int | None = None) -> Prediction:
+        """Answer an observation; the same seed gives the same chunk."""
+
+
+def load_engine(checkpoint: Checkpoint, kind: str = "torch", threads: int = 0, euler_steps: int = 0) -> Engine:
+    """An engine by name. `threads`: torch threads of the process, 0 leaves them; `euler_steps`: 0 takes the checkpoint's."""
+    if kind != "torch":
+        raise CheckpointError(f"engine = {kind!r}: choose 'torch'")
+    return TorchEngine(checkpoint, threads, euler_steps)
+
+
+class TorchEngine:
+    """PyTorch on the CPU or the GPU the checkpoint was loaded to."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int = 0, euler_steps: int = 0):
+        self.checkpoint = checkpoint
+        self.steps = euler_steps or checkpoint.config.euler_steps
+        self.normaliser, self.prompt = checkpoint.normaliser, checkpoint.prompt
+        self._policy, self._vq = checkpoint.policy.eval().requires_grad_(False), checkpoint.vq
+        self._sample = LeanSampler(self._policy, self.steps)
+        self._device = next(self._policy.parameters()).device
+        self._between = torch.tensor(self.prompt.between, device=self._device)
+        self._after = torch.tensor(self.prompt.after, device=self._device)
+        self._codes: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()
+        if threads:
+            torch.set_num_threads(threads)
+
+    def warm_up(self) -> None:
+        """Two inferences on blank frames."""
+        c = self.checkpoint.config
+        frames = np.zeros((c.policy.frames, c.image_size, c.image_size, 3), np.uint8)
+        needs_joints = c.proprio_steps or c.relative_actions
+        joints = np.zeros((max(c.proprio_steps, 1), c.policy.action_dim)) if needs_joints else None
+        for _ in range(2):
+            self.infer(Observation(0.0, dict.fromkeys(c.cameras, frames), "warm up", joints), seed=0)
+
+    def infer(self, observation: Observation, seed: int | None = None) -> Prediction:
+        """Answer an observation.
+
+        Raises:
+            ObservationError: a camera, frame or joint vector is missing or has the wrong shape.
+        """
+        clock = _Stages()
+        state, proprio = self._joints(observation)
+        codes = self._encode(observation, clock)
+        before = torch.tensor([self.prompt.before(observation.instruction)], device=self._device)
+        prefix = Prefix(before, torch.ones_like(before, dtype=torch.bool), codes, self._between, self._after, proprio)
+        noise = draw_noise(self._policy, 1, seed).to(self._device)
+        normal = self._sample(prefix, noise, clock.mark)
+        actions = self.normaliser.raw_actions(normal[0].double().cpu().numpy(), state)
+        if not np.isfinite(actions).all():
+            raise ObservationError("the policy answered with values that are not finite; check joints and checkpoint")
+        clock.mark("denormalise")
+        return Prediction(actions, clock.finish(), seed)
+
+    def _encode(self, observation: Observation, clock: _Stages) -> torch.Tensor:
+        """Codes (1, frames, cameras, codes per frame); a frame with a known stamp is encoded once."""
+        c = self.checkpoint.config
+        table: dict[tuple[int, int], torch.Tensor] = {}
+        fresh: list[tuple[int, int, tuple[str, float] | None, np.ndarray]] = []
+        for k, camera in enumerate(c.cameras):
+            frames = observation.frames.get(camera)
+            if frames is None:
+                raise ObservationError(f"no frames of camera {camera!r}; the checkpoint needs {', '.join(c.cameras)}")
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != c.policy.frames or frames.shape[3] != 3:
+                raise ObservationError(f"camera {camera}: {frames.dtype} {frames.shape}; expected uint8 ({c.policy.frames}, H, W, 3)")
+            for f, image in enumerate(frames):
+                key = (camera, observation.frame_stamps[camera][f]) if observation.frame_stamps else None
+                if key in self._codes:
+                    table[f, k] = self._codes[key]
+                else:
+                    fresh.append((f, k, key, resize(image, c.image_size)))
+        clock.mark("resize")
+        if fresh:
+            images = torch.from_numpy(np.stack([image for *_, image in fresh])).to(self._device)
+            for (f, k, key, _), codes in zip(fresh, self._vq.encode(images)):
+                table[f, k] = codes
+                if key is not None:
+                    self._codes[key] = codes
+                    if len(self._codes) > REMEMBERED:
+                        self._codes.popitem(last=False)
+        clock.mark("encode")
+        rows = [torch.stack([table[f, k] for k in range(len(c.cameras))]) for f in range(c.policy.frames)]
+        return torch.stack(rows)[None]
+
+    def _joints(self, observation: Observation) -> tuple[np.ndarray | None, torch.Tensor | None]:
+        """(state at the observation (a,), normalised proprio (1, n, a)), each None when not used."""
+        c = self.checkpoint.config
+        if not (c.proprio_steps or c.relative_actions):
+            return None, None
+        joints, needed = observation.joints, max(c.proprio_steps, 1)
+        if joints is None or joints.ndim != 2 or joints.shape[1] != c.policy.action_dim or len(joints) < needed:
+            given = "none" if joints is None else joints.shape
+            raise ObservationError(f"joints: {given}; the checkpoint needs ({needed}, {c.policy.action_dim}), oldest first")
+        if not np.isfinite(joints).all():
+            raise ObservationError("joints are not finite; check /joint_states")
+        proprio = None
+        if c.proprio_steps:
+            proprio = torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps:])).float()[None].to(self._device)
+        return joints[-1], proprio
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (size, size, 3): the centre square, by area averaging."""
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top:top + side, left:left + side]
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+
+
+class _Stages:
+    """Wall time of consecutive stages in ms."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self.stages: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        now = time.perf_counter()
+        self.stages[name] = self.stages.get(name, 0.0) + 1e3 * (now - self._last)
+        self._last = now
+
+    def finish(self) -> dict[str, float]:
+        return {**self.stages, "total": 1e3 * (time.perf_counter() - self._begin)}

@@ -1,0 +1,108 @@
+"""The policy's forward pass for inference, stripped to what a chunk needs.
+
+Same weights and numbers as `FlowPolicy`, another schedule: query/key/value and gate/up products are one matrix
+each, norm scales are folded into them, keys and values live in buffers made once per prefix, the time features of
+all Euler steps are computed once, and the prefix stops at the last layer's keys and values. At 14 tokens a step the
+generic path spends five times as long between the matrix products as in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vipra_ros.model import flow
+from vipra_ros.model.policy import FlowPolicy, Prefix
+
+
+class LeanSampler:
+    """Samples chunks of a policy whose weights no longer change."""
+
+    @torch.inference_mode()
+    def __init__(self, policy: FlowPolicy, steps: int):
+        trunk, c = policy.trunk, policy.config
+        self.policy, self.steps = policy, steps
+        self.heads, self.eps = c.backbone.heads, c.backbone.norm_eps
+        self.layers = []
+        for layer in trunk.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+            qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before
+            gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * after
+            self.layers.append((qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))
+        self.head_weight = policy.head.weight * trunk.norm.weight
+        # silu(W [half, features] + b): the features' share of it, for every step, (steps, 1, 1, d).
+        half = c.backbone.width // 2
+        mix = policy.action_mix
+        times = torch.arange(steps, device=mix.weight.device) / steps
+        features = flow.time_features(times, half, c.time_band).to(mix.weight.dtype)
+        self.mix_action = mix.weight[:, :half].contiguous()
+        self.mix_time = F.linear(features, mix.weight[:, half:], mix.bias)[:, None, None]
+
+    @torch.inference_mode()
+    def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
+        """Normalised actions (b, h, a) from noise (b, h, a)."""
+        c, policy = self.policy.config, self.policy
+        embedded, present = policy.embed_prefix(prefix)
+        b, p, _ = embedded.shape
+        h = c.horizon
+        place = present.long().cumsum(1) - 1
+        positions = torch.cat([place.clamp_min(0), place[:, -1:] + 1 + torch.arange(h, device=noise.device)], dim=1)
+        cosine, sine = (r[:, None] for r in policy.trunk.rotary_emb(embedded, positions))
+        allowed = policy.joint_mask(present, 1)[:, None]
+        caches = self._prefill(embedded, cosine[:, :, :p], sine[:, :, :p], allowed[:, :, :p, :p], p + h)
+        mark("prefill")
+        cosine, sine = cosine[:, :, p:], sine[:, :, p:]
+        # Without padding and with both-way blocks every look is allowed, and no mask is the fastest one.
+        mask = None if bool(allowed[:, :, p:].all()) else allowed[:, :, p:]
+        x = noise
+        for time in self.mix_time:
+            half = policy.action_in(x)
+            tokens = policy.action_out(F.silu(F.linear(half, self.mix_action) + time))
+            x = x + self._step(tokens, cosine, sine, mask, caches, p).float() / self.steps
+        mark("denoise")
+        return x
+
+    def _prefill(self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+        b, p, d = x.shape
+        caches = []
+        for i, weights in enumerate(self.layers):
+            query, key, value = self._qkv(x, weights[0], cosine, sine)
+            keys, values = (t.new_empty(b, self.heads, length, d // self.heads) for t in (key, value))
+            keys[:, :, :p], values[:, :, :p] = key, value
+            caches.append((keys, values))
+            if i + 1 < len(self.layers):
+                x = self._rest(x, F.scaled_dot_product_attention(query, key, value, attn_mask=self._safe(allowed)), weights)
+        return caches
+
+    def _step(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, caches: list[tuple[Tensor, Tensor]],
+              p: int) -> Tensor:
+        for weights, (keys, values) in zip(self.layers, caches):
+            query, key, value = self._qkv(x, weights[0], cosine, sine)
+            keys[:, :, p:], values[:, :, p:] = key, value
+            x = self._rest(x, F.scaled_dot_product_attention(query, keys, values, attn_mask=mask), weights)
+        return F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), self.head_weight, self.policy.head.bias)
+
+    def _qkv(self, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, n, d = x.shape
+        products = F.linear(F.rms_norm(x, (d,), eps=self.eps), weight).view(b, n, 3 * self.heads, d // self.heads)
+        products = products.transpose(1, 2)
+        turned = products[:, :2 * self.heads]
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cosine + torch.cat([-second, first], dim=-1) * sine
+        return turned[:, :self.heads], turned[:, self.heads:], products[:, 2 * self.heads:]
+
+    def _rest(self, x: Tensor, attended: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        _, out, gate_up, down = weights
+        x = x + F.linear(attended.transpose(1, 2).flatten(2), out)
+        gate, up = F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, down)
+
+    @staticmethod
+    def _safe(allowed: Tensor) -> Tensor:
+        # A left-padding row of a causal prefix may look nowhere; looking at itself keeps it finite, nobody reads it.
+        p = allowed.shape[-1]
+        return allowed | torch.eye(p, dtype=torch.bool, device=allowed.device)

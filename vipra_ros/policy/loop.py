@@ -1,0 +1,317 @@
+"""The policy's own thread: waits for a complete, fresh observation that is due, infers, hands out the chunk.
+
+Knows no ROS. Inputs may come from any thread; times are in s on the clock of the camera stamps and given by
+`now`. Inference runs in `run` alone, so no input ever waits for it. A chunk that was overtaken while the network
+was thinking (other instruction, executor stopped or recovered) is thrown away.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vipra_ros.control.chunk import ActionChunk
+from vipra_ros.control.guard import State as Executor
+from vipra_ros.policy.observation import FrameHistory, HistorySettings, Observation
+from vipra_ros.policy.scheduler import Latency, Scheduler
+from vipra_ros.policy.streams import JointHistory, StreamMonitor
+
+#: States of the executor in which a chunk is of use.
+READY = (Executor.ARMED, Executor.RUNNING)
+#: s over which the chunk rate is taken.
+RATE_WINDOW = 5.0
+#: s after a chunk went out before an empty queue is believed to be the state after it.
+SETTLE = 0.1
+#: s without a word from the executor after which it counts as gone; it speaks at 10 Hz.
+EXECUTOR_TIMEOUT = 1.0
+#: Undecoded images kept per camera: two seconds at 60 Hz.
+KEPT = 120
+#: s; a stamp further back than this is a clock set back, not an image that came late.
+CLOCK_JUMP = 1.0
+
+
+class Phase(enum.IntEnum):
+    """What the policy does; the values are those of PolicyStatus.msg."""
+
+    LOADING = 0
+    WARMING = 1
+    WAITING = 2
+    RUNNING = 3
+    PAUSED = 4
+    FAULT = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the checkpoint asks of the loop. `period` in s; `joints`: vectors of the observation, 0 for none."""
+
+    cameras: tuple[str, ...]
+    period: float
+    stride: int
+    execute: int
+    action_space: str
+    joint_names: tuple[str, ...]
+    checkpoint: str
+    joints: int = 0
+
+    @classmethod
+    def of(cls, checkpoint) -> Plan:
+        """From a loaded `vipra_ros.policy.checkpoint.Checkpoint`."""
+        c = checkpoint.config
+        return cls(c.cameras, 1.0 / c.rate, c.frame_stride, c.execute_steps, c.action_space, c.joint_names,
+                   checkpoint.hash[:16], max(c.proprio_steps, int(c.relative_actions)))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How the loop is paced; see the node's parameters."""
+
+    mode: str = "async"
+    rate: float = 0.0
+    margin: int = 1
+    follow_executor: bool = True
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class CameraReport:
+    """A camera at one time: age of the newest stamp in s, rate in Hz, NaN before it is known."""
+
+    age: float
+    rate: float
+    lost: int
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """State of the loop at one time; mirrors PolicyStatus. Percentiles are 50, 95, 99, in s."""
+
+    phase: Phase
+    reasons: tuple[str, ...]
+    checkpoint: str
+    task_id: int
+    instruction: str
+    chunks: int
+    chunk_rate: float
+    observation_age: float
+    latency: tuple[float, float, float]
+    inference: tuple[float, float, float]
+    cameras: Mapping[str, CameraReport] = field(default_factory=dict)
+
+
+class PolicyLoop:
+    """See the module's text.
+
+    Args:
+        load: () -> (engine, plan); runs in the loop's thread, since it takes seconds.
+        publish: takes every finished chunk, in the loop's thread.
+        decode: stored image -> uint8 RGB (H, W, 3); only called for the frames that are used.
+        now: s, clock of the camera stamps.
+        policy_id: names this process to the executor.
+        changed: called when the phase changes, from any thread.
+    """
+
+    def __init__(self, load: Callable[[], tuple[object, Plan]], publish: Callable[[ActionChunk], None],
+                 decode: Callable[[object], np.ndarray], now: Callable[[], float], policy_id: str,
+                 timing: Timing = Timing(), history: HistorySettings = HistorySettings(),  # noqa: B008 - frozen
+                 instruction: str = "", changed: Callable[[], None] = lambda: None):
+        self._load, self._publish, self._decode, self._now = load, publish, decode, now
+        self._changed, self.policy_id, self.timing, self._settings = changed, policy_id, timing, history
+        self._wake = threading.Condition()
+        self._stopped = self._paused = False
+        self.plan: Plan | None = None
+        self._history: FrameHistory | None = None
+        self._encoded: dict[str, OrderedDict[float, object]] = {}
+        self._monitors: dict[str, StreamMonitor] = {}
+        self._joints = JointHistory()
+        self._scheduler: Scheduler | None = None
+        self._phase, self._reasons = Phase.LOADING, ()
+        self._task_id, self._instruction = 0, ""
+        self._executor: tuple[int, int, int] | None = None   # state, epoch, queue
+        self._executor_seen = self._published_at = -math.inf
+        self._empty_since: float | None = None
+        self._sent: deque[float] = deque(maxlen=256)
+        self._inference, self._chunks = Latency(), 0
+        self.instruct(instruction)
+
+    # --- inputs ------------------------------------------------------------------------------------------------
+
+    def image(self, camera: str, stamp: float, encoded: object, fingerprint: int) -> None:
+        """An image arrived: `encoded` is what `decode` takes, `fingerprint` changes with the picture."""
+        with self._wake:
+            if self._history is None or camera not in self._monitors:
+                return
+            kept, newest = self._encoded[camera], next(reversed(self._encoded[camera]), -math.inf)
+            if stamp < newest - CLOCK_JUMP:
+                self._history.clear()
+                for images in self._encoded.values():
+                    images.clear()
+            self._monitors[camera].image(stamp)
+            # The history chooses by stamps and compares fingerprints; only chosen pictures are decoded.
+            if self._history.add(camera, stamp, np.array([fingerprint])):
+                kept[stamp] = encoded
+                while len(kept) > KEPT:
+                    kept.popitem(last=False)
+                self._wake.notify_all()
+
+    def joints(self, stamp: float, vector: np.ndarray) -> None:
+        """Measured joints (rad) and the gripper's opening in [-1, 1], (n + 1,)."""
+        with self._wake:
+            self._joints.add(stamp, vector)
+            if self._history is not None:
+                self._history.moved(vector[:-1])
+
+    def executor(self, state: int, epoch: int, queue: int) -> None:
+        """The executor said how it is."""
+        with self._wake:
+            moment, before = time.monotonic(), self._executor
+            self._executor, self._executor_seen = (state, epoch, queue), moment
+            if state not in READY or queue > 0:
+                self._empty_since = None
+            elif self._empty_since is None and moment - self._published_at > SETTLE:
+                self._empty_since = self._now()
+            armed = state in READY and (before is None or before[0] not in READY)
+            if self._scheduler and (armed or before is not None and before[1] != epoch):
+                self._scheduler.reset()
+            self._wake.notify_all()
+
+    def instruct(self, text: str) -> bool:
+        """Another instruction; the next chunk answers it. False when it is the present one."""
+        text = " ".join(text.split())
+        with self._wake:
+            if text == self._instruction:
+                return False
+            self._instruction = text
+            self._task_id += 1
+            if self._scheduler:
+                self._scheduler.reset()
+            self._wake.notify_all()
+        return True
+
+    def pause(self, paused: bool) -> None:
+        """Switch publication off or on."""
+        with self._wake:
+            self._paused = paused
+            self._wake.notify_all()
+
+    def stop(self) -> None:
+        """End `run` at the next opportunity: at once when it waits, after the inference when it thinks."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify_all()
+
+    # --- the thread --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Load, warm up, answer observations until stopped. Ends in FAULT, with the reason, on any error."""
+        try:
+            engine = self._prepare()
+            while not self._stopped:
+                self._answer(engine)
+        except Exception as error:  # the node stays up to tell; nothing is published any more
+            self._set(Phase.FAULT, (f"{type(error).__name__}: {error}",))
+
+    def _prepare(self) -> object:
+        engine, plan = self._load()
+        scheduler = Scheduler(plan.execute, plan.period, self.timing.mode, self.timing.rate, self.timing.margin)
+        with self._wake:
+            self.plan, self._scheduler = plan, scheduler
+            self._history = FrameHistory(plan.cameras, (-plan.stride * plan.period, 0.0), self._settings)
+            self._encoded = {c: OrderedDict() for c in plan.cameras}
+            self._monitors = {c: StreamMonitor() for c in plan.cameras}
+        self._set(Phase.WARMING, ())
+        if not self._stopped:
+            engine.warm_up()
+        return engine
+
+    def _answer(self, engine: object) -> None:
+        """Answer the observation that is due, or wait a twentieth of a second for one."""
+        with self._wake:
+            chosen, held = self._history.select(self._now()), self._holds()
+            problems = (*chosen.reasons, *self._problems())
+            if problems or held:
+                self._set(Phase.WAITING if problems else Phase.PAUSED, (*problems, *held))
+                self._wake.wait(0.05)
+                return
+            self._set(Phase.RUNNING, ())
+            stamp, plan, number = chosen.stamp, self.plan, self._chunks + 1
+            if stamp < self._scheduler.due(self._empty_since):
+                self._wake.wait(0.05)
+                return
+            pictures = {c: [self._encoded[c][t] for t in stamps] for c, stamps in chosen.frame_stamps.items()}
+            vectors = self._joints.at(stamp, plan.joints, plan.period) if plan.joints else None
+            task, words, epoch = self._task_id, self._instruction, self._epoch()
+        frames = {c: np.stack([self._decode(p) for p in pair]) for c, pair in pictures.items()}
+        began = time.monotonic()
+        prediction = engine.infer(Observation(stamp, frames, words, vectors, chosen.frame_stamps),
+                                  None if self.timing.seed is None else self.timing.seed + number)
+        self._inference.add(time.monotonic() - began)
+        with self._wake:
+            if self._stopped or task != self._task_id or epoch != self._epoch() or self._holds():
+                return
+            self._chunks, self._empty_since, self._published_at = number, None, time.monotonic()
+            self._sent.append(self._published_at)
+            self._scheduler.published(stamp, self._now() - stamp)
+        rows = np.asarray(prediction.actions, float)
+        self._publish(ActionChunk(
+            stamp=stamp, chunk_id=number, step_period=plan.period, actions=rows[:plan.execute],
+            lookahead=rows[plan.execute:], action_space=plan.action_space, joint_names=plan.joint_names,
+            task_id=task, instruction=words, checkpoint=plan.checkpoint, epoch=epoch, policy_id=self.policy_id))
+
+    def _problems(self) -> tuple[str, ...]:
+        """What an observation lacks besides pictures, each with the remedy."""
+        found, limit = [], self._settings.stale_after
+        if self.plan.joints and not (age := self._joints.age(self._now())) <= limit:
+            seen = "none seen yet" if math.isnan(age) else f"newest is {age:.2f} s old (limit {limit:g} s)"
+            found.append(f"joint_states: {seen}; start the executor")
+        if not self._instruction:
+            found.append("no instruction; set the parameter instruction or publish on policy/instruction")
+        return tuple(found)
+
+    def _holds(self) -> tuple[str, ...]:
+        """Why a chunk would be of no use now."""
+        if self._paused:
+            return ("paused by the operator",)
+        if not self.timing.follow_executor:
+            return ()
+        if time.monotonic() - self._executor_seen > EXECUTOR_TIMEOUT:
+            return ("no executor/status; start the executor, or set follow_executor to false",)
+        if self._executor[0] not in READY:
+            name = Executor(self._executor[0]).name
+            return (f"the executor is {name}; call executor/{'recover' if name == 'FAULT' else 'arm'}",)
+        return ()
+
+    def _epoch(self) -> int:
+        return self._executor[1] if self._executor else 0
+
+    def _set(self, phase: Phase, reasons: tuple[str, ...]) -> None:
+        """Enter a phase; a change is told at once, another wording of the same reasons is not a change."""
+        with self._wake:
+            changed = phase is not self._phase or len(reasons) != len(self._reasons)
+            self._phase, self._reasons = phase, reasons
+        if changed:
+            self._changed()
+
+    # --- output ------------------------------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """How the loop is."""
+        with self._wake:
+            now, moment = self._now(), time.monotonic()
+            recent = sum(moment - t < RATE_WINDOW for t in self._sent)
+            ages = [m.age(now) for m in self._monitors.values()]
+            latency = self._scheduler.latency if self._scheduler else Latency()
+            figures = [tuple(x.percentile(p) for p in (50, 95, 99)) for x in (latency, self._inference)]
+            cameras = {c: CameraReport(m.age(now), m.rate(now), m.lost, self._history.frozen(c))
+                       for c, m in self._monitors.items()}
+            return Report(self._phase, self._reasons, self.plan.checkpoint if self.plan else "", self._task_id,
+                          self._instruction, self._chunks, recent / RATE_WINDOW,
+                          float(np.max(ages)) if ages else math.nan, *figures, cameras)

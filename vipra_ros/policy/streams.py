@@ -1,0 +1,86 @@
+"""What arrives besides pictures: the health of a camera's stream, and the recent joints. Pure; stamps in s."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from statistics import median
+
+import numpy as np
+
+#: A gap of this many usual image periods counts as images lost; below it is jitter.
+GAP = 1.6
+#: s; a longer gap is a camera that was switched off, not images lost on the way.
+PAUSE = 2.0
+#: Images whose spacing gives the rate.
+WINDOW = 60
+
+
+class StreamMonitor:
+    """Rate and lost images of one camera, by the stamps of its images."""
+
+    def __init__(self) -> None:
+        self._stamps: deque[float] = deque(maxlen=WINDOW)
+        self.received = self.lost = 0
+
+    def image(self, stamp: float) -> None:
+        """An image with this stamp arrived; stamps that do not grow say nothing."""
+        if self._stamps and stamp <= self._stamps[-1]:
+            if stamp < self._stamps[-1] - PAUSE:  # the clock was set back
+                self._stamps.clear()
+            else:
+                return
+        if len(self._stamps) >= 5:
+            usual, gap = median(np.diff(self._stamps)), stamp - self._stamps[-1]
+            if GAP * usual < gap < PAUSE:
+                self.lost += round(gap / usual) - 1
+        self._stamps.append(stamp)
+        self.received += 1
+
+    def rate(self, now: float) -> float:
+        """Hz; 0 when nothing has come for long, NaN before the second image."""
+        if len(self._stamps) < 2:
+            return math.nan
+        if now - self._stamps[-1] > PAUSE:
+            return 0.0
+        return (len(self._stamps) - 1) / (self._stamps[-1] - self._stamps[0])
+
+    def age(self, now: float) -> float:
+        """s since the newest stamp, NaN before the first."""
+        return now - self._stamps[-1] if self._stamps else math.nan
+
+
+class JointHistory:
+    """The last measured joint vectors (n + 1,): joints in rad, then the gripper's opening in [-1, 1]."""
+
+    def __init__(self, keep: float = 2.0):
+        self._keep = keep
+        self._stamps: list[float] = []
+        self._vectors: list[np.ndarray] = []
+
+    def add(self, stamp: float, vector: np.ndarray) -> None:
+        """Take in one vector; one that is older than the last is dropped, a clock set back starts anew."""
+        if self._stamps and stamp <= self._stamps[-1]:
+            if stamp > self._stamps[-1] - self._keep:
+                return
+            self._stamps, self._vectors = [], []
+        self._stamps.append(stamp)
+        self._vectors.append(np.asarray(vector, float))
+        if len(self._stamps) > 64 and self._stamps[0] < stamp - self._keep:
+            first = bisect_left(self._stamps, stamp - self._keep)
+            del self._stamps[:first], self._vectors[:first]
+
+    def age(self, now: float) -> float:
+        """s since the newest vector, NaN before the first."""
+        return now - self._stamps[-1] if self._stamps else math.nan
+
+    def at(self, stamp: float, count: int, period: float) -> np.ndarray | None:
+        """(count, n + 1): the vectors nearest to stamp - (count - 1) period .. stamp, oldest first; None when empty."""
+        if not self._stamps:
+            return None
+        times = stamp - period * np.arange(count - 1, -1, -1)
+        after = np.clip(np.searchsorted(self._stamps, times), 1, max(1, len(self._stamps) - 1))
+        picked = [i - 1 if i >= len(self._stamps) or times[k] - self._stamps[i - 1] < self._stamps[i] - times[k] else i
+                  for k, i in enumerate(after)]
+        return np.stack([self._vectors[i] for i in picked])

@@ -1,0 +1,147 @@
+"""The arm, through franky: the last hop of the one control path. Real and simulated arms differ by host only.
+
+The limited reference is streamed as one JointWaypointMotion (position, velocity and time of every row)
+that replaces the running one. franky's own generator, clamped to the profile's limits, goes from row to
+row exactly as the limiter planned; the last waypoint is at rest, so an arm that hears nothing more stops.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import franky
+import numpy as np
+
+from vipra_ros.control.chunk import RobotState, Waypoint
+from vipra_ros.control.profile import JOINTS, RobotProfile
+
+#: Collision thresholds of franky's set_collision_behavior are lower and upper in one.
+REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
+
+
+class ArmError(RuntimeError):
+    """The arm cannot be used; the message says what to do."""
+
+
+class FrankyArm:
+    """The only owner of the robot's control connection; a second one on the same host would hang.
+
+    Args:
+        profile: limits, payload, collision thresholds.
+        host: address of the control unit.
+        realtime: "enforce" on hardware (needs a real-time kernel), "ignore" in simulation.
+        clock: monotonic time in s.
+
+    Raises:
+        ArmError: no connection.
+    """
+
+    def __init__(self, profile: RobotProfile, host: str, realtime: str = "enforce",
+                 clock: Callable[[], float] = monotonic):
+        self.profile, self.host, self._clock = profile, host, clock
+        if realtime not in REALTIME:
+            raise ArmError(f"realtime_config {realtime!r}: choose enforce or ignore")
+        self._realtime = realtime
+        self._lock = threading.Lock()
+        self._failure = ""
+        self._connect()
+
+    def _connect(self) -> None:
+        p = self.profile
+        try:
+            robot = franky.Robot(self.host, relative_dynamics_factor=p.dynamics_factor,
+                                 realtime_config=REALTIME[self._realtime])
+        except Exception as error:
+            hint = ("boot a PREEMPT_RT kernel, or realtime_config:=ignore for a simulated arm"
+                    if "realtime" in str(error).lower() else
+                    "unlock the joints, activate FCI, check the address and that no other program is connected")
+            raise ArmError(f"no arm at {self.host}: {error}; {hint}") from None
+        for limit, clamp, own in ((robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
+                                  (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),
+                                  (robot.joint_jerk_limit, p.clamp_jerk, p.jerk)):
+            # franky's own maxima are the Panda's; they can only be lowered
+            limit.set(np.minimum.reduce([np.full(JOINTS, clamp), np.asarray(own, float), np.asarray(limit.max)]))
+        robot.set_collision_behavior(list(p.collision_torque), list(p.collision_force))
+        if p.load.mass > 0:
+            robot.set_load(p.load.mass, list(p.load.centre), list(p.load.inertia))
+        self._robot, self._failure = robot, ""
+
+    # --- MotionSink ----------------------------------------------------------------------------------------
+
+    def stream(self, waypoints: Sequence[Waypoint], now: float) -> None:
+        """Replace the running motion. Times become durations in whole ms without adding up rounding errors."""
+        points, spent = [], 0
+        for waypoint in waypoints:
+            duration = max(1, round(1000 * (waypoint.time - now)) - spent)
+            spent += duration
+            target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
+            points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))
+        with self._lock:
+            self._robot.move(franky.JointWaypointMotion(points, return_when_finished=False), asynchronous=True)
+
+    def stop(self, now: float) -> None:
+        """Brake within franky's clamped limits and give up control; nothing to do for an arm not in control."""
+        del now
+        with self._lock:
+            if self._robot.is_in_control:
+                self._robot.move(franky.JointStopMotion(), asynchronous=True)
+
+    # --- state ---------------------------------------------------------------------------------------------
+
+    def state(self) -> RobotState:
+        """Measured and commanded state now (about 1 ms), with the error that ended a motion, if any."""
+        with self._lock:
+            robot, now = self._robot, self._clock()
+            try:
+                robot.poll_motion()
+            except Exception as error:   # errors of asynchronous motions surface here, once
+                self._failure = self._failure or str(error).strip().splitlines()[0]
+            try:
+                state, control, errors = robot.state, robot.is_in_control, robot.has_errors
+            except Exception as error:
+                self._failure = f"connection lost: {error}"
+                nothing = np.full(JOINTS, np.nan)
+                return RobotState(now, nothing, nothing, nothing, nothing, error=self._failure)
+        text = self._failure
+        if errors:
+            text = _names(state.current_errors) or text or "unknown error"
+        return RobotState(now, np.array(state.q), np.array(state.dq), np.array(state.q_d), np.array(state.dq_d),
+                          in_control=bool(control), error=text)
+
+    def recover(self) -> str:
+        """Clear the error state (about 0.7 s), connect anew when the connection is gone. Returns "" or why not."""
+        try:
+            with self._lock:
+                if self._robot.is_in_control:
+                    self._robot.stop()
+                recovered = self._robot.recover_from_errors() if self._robot.has_errors else True
+            if recovered:
+                self._failure = ""
+                return ""
+            return "the robot refuses; release the emergency stop and unlock the joints"
+        except Exception as error:
+            if "connection lost" not in self._failure and "network" not in type(error).__name__.lower():
+                return str(error)
+        try:
+            with self._lock:
+                self._robot = None   # the old connection must be closed first
+                self._connect()
+            return ""
+        except ArmError as error:
+            return str(error)
+
+    def close(self) -> None:
+        """Stop and let go of the robot."""
+        with self._lock:
+            try:
+                if self._robot is not None and self._robot.is_in_control:
+                    self._robot.stop()
+            finally:
+                self._robot = None
+
+
+def _names(errors: franky.Errors) -> str:
+    """The raised flags of an error set, by name."""
+    return ", ".join(n for n in dir(errors) if not n.startswith("_") and getattr(errors, n) is True)

@@ -1,0 +1,190 @@
+"""Scripted demonstrations as rosbag2 MCAP episodes, with the topics of the robot.
+
+Two lanes: `lockstep` steps the physics from the executor core, far faster than real time, for thousands of
+episodes; `fci` goes through real franky and the simulated controller (`fci_lane.py`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vipra_ros.control import kinematics
+from vipra_ros.control.chunk import ActionChunk
+from vipra_ros.data import messages
+from vipra_ros.data.bags import EpisodeWriter
+
+from . import expert, scene, tasks
+from .lane import Lane, Scene
+
+HORIZON, EXECUTE = 14, 7
+#: Decisions of the demonstrator follow the policy's rhythm; the state at 60 Hz, thinned to 30 Hz in the bag.
+STATE_EVERY = 2
+FINGER = "fr3_finger_joint1"
+#: Bags are stamped from this day on: simulation time starts at 0 and a stamp of 0 means "none" to many tools.
+EPOCH_NS = 1_700_000_000_000_000_000
+JPEG_QUALITY = 95
+#: s recorded after the task is done: "done, stay" belongs to the demonstration.
+AFTER_SUCCESS = 0.6
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to record."""
+
+    task: str
+    seed: int
+    random_start: bool
+
+
+class Demonstrator:
+    """Plans the whole way at the first look, then hands it out chunk by chunk."""
+
+    def __init__(self, lane: Lane, seed: int, varied: bool):
+        self._lane, self._rng = lane, np.random.default_rng([seed, 77]) if varied else None
+        self._rows: np.ndarray | None = None
+
+    def __call__(self, view: Scene) -> ActionChunk:
+        period = 1.0 / self._lane.fps
+        if self._rows is None:
+            goal, world = view.start.goal, view.world
+            tcp = kinematics.forward(self._lane.profile, view.state.q_d)[:3, 3]
+            way = expert.legs(goal, view.world.snapshot().cubes[goal.colour], world.cube_yaw(goal.colour), tcp, self._rng)
+            self._rows = expert.rows(way, tcp, view.state.q_d, period, self._lane.ik)
+        first = round(view.time / period)
+        rows = self._rows[np.minimum(np.arange(first, first + HORIZON), len(self._rows) - 1)]
+        return ActionChunk(stamp=view.time, chunk_id=0, step_period=period, actions=rows[:EXECUTE],
+                           lookahead=rows[EXECUTE:], joint_names=self._lane.profile.joint_names,
+                           instruction=view.start.goal.instruction, checkpoint="scripted-expert")
+
+
+class Recorder:
+    """Writes what a lane shows into one bag, on the topics of the robot."""
+
+    def __init__(self, root: Path, name: str, lane: Lane, start: tasks.Start):
+        self.bag = EpisodeWriter(root, name, sync=False)
+        self._lane, self._tick, self._opening = lane, 0, None
+        self._names = (*lane.profile.joint_names, FINGER)
+        self.bag.write("policy/instruction", messages.STRING, messages.string(start.goal.instruction), EPOCH_NS)
+
+    def frame(self, view: Scene) -> None:
+        """Camera images of one instant."""
+        stamp = EPOCH_NS + round(view.time * 1e9)
+        for camera, frames in view.frames.items():
+            jpeg = cv2.imencode(".jpg", frames[-1][1][..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+            self.bag.write(f"camera/{camera}/image_raw/compressed", messages.COMPRESSED_IMAGE,
+                           messages.compressed_image(stamp, f"{camera}_optical_frame", jpeg.tobytes()), stamp)
+
+    def state(self, now: float, state, q_d: np.ndarray, dq_d: np.ndarray, opening: float) -> None:
+        """Joints measured and commanded, and the gripper command when it changes."""
+        stamp = EPOCH_NS + round(now * 1e9)
+        if opening != self._opening:
+            self._opening = opening
+            self.bag.write("executor/gripper_command", messages.FLOAT32, messages.float32(opening), stamp)
+        self._tick += 1
+        if self._tick % STATE_EVERY:
+            return
+        measured = (*state.q, state.gripper_width / 2)
+        self.bag.write("joint_states", messages.JOINT_STATE,
+                       messages.joint_state(stamp, self._names, measured, (*state.dq, 0.0)), stamp)
+        self.bag.write("executor/joint_command", messages.JOINT_STATE,
+                       messages.joint_state(stamp, self._names[:7], q_d, dq_d), stamp)
+
+
+def record(lane: Lane, job: Job, out: Path) -> bool:
+    """Demonstrate one start and write it as an episode bag; True when the task succeeded."""
+    start = tasks.sample_start(job.task, job.seed)
+    q0 = _random_pose(lane, start, job.seed) if job.random_start else np.array(scene.HOME)
+    demonstrator, recorder = Demonstrator(lane, job.seed, varied=True), Recorder(out, episode_name(job), lane, start)
+    try:
+        outcome = lane.run(start, demonstrator, q0=q0, replan=EXECUTE, on_frame=recorder.frame,
+                           on_tick=recorder.state, stop_on_success=True, rest=AFTER_SUCCESS)
+    except BaseException:
+        recorder.bag.discard()
+        raise
+    recorder.bag.close({
+        "instruction": start.goal.instruction, "task": job.task, "colour": start.goal.colour, "zone": start.goal.zone,
+        "seed": job.seed, "success": outcome.success, "operator": "scripted-expert", "robot": lane.profile.name,
+        "cameras": list(lane.cameras), "random_start": job.random_start, "seconds": outcome.seconds})
+    return outcome.success
+
+
+def episode_name(job: Job) -> str:
+    """Directory of an episode; the same job has the same name, so a second run resumes."""
+    return f"{job.task}-{job.seed:06d}"
+
+
+def _random_pose(lane: Lane, start: tasks.Start, seed: int) -> np.ndarray:
+    """The home pose, half the time; else the start's own tool position: states away from the beaten track."""
+    rng = np.random.default_rng([seed, 5])
+    home = np.array(scene.HOME)
+    if rng.random() < 0.4:
+        return home + rng.normal(0.0, 0.02, 7)
+    pose = kinematics.forward(lane.profile, home)
+    pose[:3, 3] = start.tcp
+    return lane.ik(pose, home)
+
+
+def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes: int = 100, seed: int = 0,
+            lane: str = "lockstep", workers: int = 1, cameras: Sequence[str] = scene.CAMERAS) -> dict[str, list[int]]:
+    """Record `episodes` demonstrations of each task into `out`, seeds from `seed` on; resumes a partial folder.
+
+    Returns:
+        task -> [successes, attempts] of this run.
+
+    Raises:
+        ValueError: unknown task or lane.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if lane not in ("lockstep", "fci"):
+        raise ValueError(f"lane {lane!r}: choose lockstep (fast) or fci (real franky, simulated controller)")
+    jobs = [Job(task, seed + i, True) for i in range(episodes) for task in tasks_wanted]
+    for job in jobs[: len(tasks_wanted)]:
+        tasks.sample_start(job.task, job.seed)  # an unknown task is said before anything starts
+    jobs = [j for j in jobs if not (out / episode_name(j)).exists()]
+    if lane == "fci":
+        from .fci_lane import run_jobs
+        results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out)
+    elif workers > 1:
+        # spawn: a forked child would share the parent's GL context
+        pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras)))
+        results = pool.imap_unordered(_work, jobs, chunksize=4)
+    else:
+        _begin(out, tuple(cameras))
+        results = map(_work, jobs)
+    return _report(results, len(jobs), tasks_wanted)
+
+
+_lane: Lane | None = None
+_out: Path | None = None
+
+
+def _begin(out: Path, cameras: tuple[str, ...]) -> None:
+    global _lane, _out
+    cv2.setNumThreads(1)
+    _lane, _out = Lane(cameras=cameras), out
+
+
+def _work(job: Job) -> tuple[Job, bool]:
+    return job, record(_lane, job, _out)
+
+
+def _report(results: Iterable[tuple[Job, bool]], total: int, wanted: Sequence[str]) -> dict[str, list[int]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    count = {task: [0, 0] for task in wanted}
+    began = time.monotonic()
+    columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns) as progress:
+        bar = progress.add_task("collect", total=total, rate="")
+        for done, (job, success) in enumerate(results, 1):
+            count[job.task][0] += success
+            count[job.task][1] += 1
+            progress.update(bar, advance=1, rate=f"{done / (time.monotonic() - began):.1f}/s")
+    return count

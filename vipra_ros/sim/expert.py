@@ -1,0 +1,118 @@
+"""The scripted demonstrator: from privileged positions to the rows of actions a policy would emit.
+
+It knows where the cubes are and nothing else about the simulator; its rows go to the executor as
+chunks, through the same validation, limits and timeline as a policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import tasks
+
+#: The straight way takes distance / CRUISE seconds; a minimum-jerk profile peaks at 1.875 times that speed.
+CRUISE = 0.15
+SHORTEST = 0.5
+GRASP_Z, PUSH_Z, HOVER_Z = 0.022, 0.024, 0.13
+#: The closed finger pair starts this far beside the cube and ends touching it, m.
+PUSH_APPROACH, PUSH_CONTACT = 0.085, 0.037
+#: The hand needs 0.6 s from open onto a 5 cm cube, measured in the simulator; the real one up to 1 s.
+GRASP_SECONDS = 1.0
+#: Held still at the end, so that "done, stay" is in the data.
+REST_SECONDS = 0.8
+
+Ik = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Go to `position` (m) with finger yaw (rad) and the gripper commanded to `opening` (+1, -1)."""
+
+    position: tuple[float, float, float]
+    yaw: float
+    opening: float
+    seconds: float
+
+
+def legs(goal: tasks.Goal, cube: np.ndarray, yaw: float, tcp: np.ndarray,
+         rng: np.random.Generator | None = None) -> list[Leg]:
+    """The way from `tcp` (3,) to the goal.
+
+    With `rng`, four times in ten the first approach misses by a few centimetres and is corrected:
+    a policy that has only seen perfect approaches does not know how to come back from its own errors.
+    """
+    x, y = float(cube[0]), float(cube[1])
+    miss = rng.normal(0.0, 0.02, 2) if rng is not None and rng.random() < 0.4 else np.zeros(2)
+    here = np.asarray(tcp, dtype=float)
+    way: list[Leg] = []
+
+    def go(position: tuple[float, float, float], opening: float, at_least: float = SHORTEST, turn: float = 0.0) -> None:
+        nonlocal here
+        seconds = max(at_least, float(np.linalg.norm(np.array(position) - here)) / CRUISE)
+        way.append(Leg(position, turn, opening, seconds))
+        here = np.array(position)
+
+    if goal.task == "reach":
+        if miss.any():
+            go((x + miss[0], y + miss[1], tasks.REACH_HEIGHT + 0.04), 1.0)
+        go((x, y, tasks.REACH_HEIGHT), 1.0)
+    elif goal.task == "lift":
+        go((x + miss[0], y + miss[1], HOVER_Z + 0.5 * abs(miss[0])), 1.0, turn=yaw)
+        if miss.any():
+            go((x, y, HOVER_Z - 0.03), 1.0, turn=yaw)
+        go((x, y, GRASP_Z), 1.0, at_least=0.6, turn=yaw)
+        go((x, y, GRASP_Z), -1.0, at_least=GRASP_SECONDS, turn=yaw)
+        go((x, y, 0.17), -1.0, at_least=0.7, turn=yaw)
+    else:
+        zone_y = tasks.ZONE_Y[goal.zone]
+        side = float(np.sign(zone_y))
+        beside = y - side * PUSH_APPROACH
+        go((x + miss[0], beside + 0.5 * miss[1], HOVER_Z), -1.0, at_least=0.8)
+        if miss.any():
+            go((x, beside, HOVER_Z - 0.03), -1.0)
+        go((x, beside, PUSH_Z), -1.0, at_least=0.5)
+        end = zone_y - side * PUSH_CONTACT
+        go((x, end, PUSH_Z), -1.0, at_least=0.6)
+    way.append(Leg(tuple(here), way[-1].yaw, way[-1].opening, REST_SECONDS))
+    return way
+
+
+def rows(way: list[Leg], tcp: np.ndarray, q: np.ndarray, period: float, ik: Ik, yaw: float = 0.0) -> np.ndarray:
+    """Sample the way at the policy's rate.
+
+    Args:
+        tcp, q: where the commanded arm is now, (3,) m and (7,) rad.
+        period: s between rows.
+        ik: (pose 4x4, q0) -> q; the pose has the fingers down, turned by the leg's yaw.
+
+    Returns:
+        float64 (N, 8): row k is the command to be reached at (k + 1) * period.
+    """
+    out, here, turn, seed = [], np.asarray(tcp, float), yaw, np.asarray(q, float)
+    time, leg_start = period, 0.0
+    for leg in way:
+        target = np.array(leg.position)
+        while time <= leg_start + leg.seconds + 1e-9:
+            s = _minimum_jerk((time - leg_start) / leg.seconds)
+            seed = ik(_fingers_down(here + s * (target - here), turn + s * (leg.yaw - turn)), seed)
+            out.append(np.append(seed, leg.opening))
+            time += period
+        here, turn, leg_start = target, leg.yaw, leg_start + leg.seconds
+    return np.array(out)
+
+
+def _minimum_jerk(u: float) -> float:
+    """Flash and Hogan (1985): 10 u^3 - 15 u^4 + 6 u^5."""
+    return u * u * u * (10.0 - 15.0 * u + 6.0 * u * u)
+
+
+def _fingers_down(position: np.ndarray, yaw: float) -> np.ndarray:
+    """Pose 4x4 of the tool: z down, fingers opening along the base's y axis turned by `yaw`."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    pose = np.eye(4)
+    pose[:3, :3] = [[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, -1.0]]
+    pose[:3, 3] = position
+    return pose

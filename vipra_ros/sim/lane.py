@@ -1,0 +1,175 @@
+"""One episode in simulation time: cameras -> decision -> executor core -> stepped physics, in one thread.
+
+The executor core is the one of the robot (validation, timeline, limits, guard); only the last hop differs:
+the limited reference goes to the joint servos of the stepped world. Thinking time is charged: a chunk
+arrives `latency` seconds after its observation, while the arm moves on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from vipra_ros.control import kinematics
+from vipra_ros.control.chunk import ActionChunk, RobotState
+from vipra_ros.control.executor import ExecutorCore, ExecutorSettings
+from vipra_ros.control.profile import RobotProfile, load_profile
+
+from . import scene, tasks
+from .lockstep import LockstepWorld
+from .world import Eyes
+
+#: Passes of the executor per frame: 60 Hz at 15 frames per second.
+TICKS_PER_FRAME = 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a decision may look at: the last frames and the state of the arm.
+
+    Attributes:
+        frames: camera -> list of (time s, uint8 RGB image), oldest first.
+        state: measured and commanded arm.
+        gripper: last commanded opening, +1 or -1.
+    """
+
+    time: float
+    frames: dict[str, list[tuple[float, np.ndarray]]]
+    state: RobotState
+    gripper: float
+    start: tasks.Start
+    world: LockstepWorld
+
+
+Decide = Callable[[Scene], ActionChunk]
+
+
+@dataclass
+class Outcome:
+    """How an episode went. Times in s of simulation."""
+
+    start: tasks.Start
+    success: bool = False
+    time_to_success: float = float("nan")
+    acted_on: str | None = None
+    seconds: float = 0.0
+    verdicts: list[str] = field(default_factory=list)
+    decisions: int = 0
+    #: sampled at the tick rate: time, commanded and measured joints, (n,), (n, 7), (n, 7)
+    time: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    commanded: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
+    measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
+    gripper: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    status: object = None
+
+
+class _Hand:
+    """Opening commands for the stepped hand."""
+
+    def __init__(self, world: LockstepWorld):
+        self._world, self.opening = world, 1.0
+
+    def command(self, opening: float) -> None:
+        self.opening = opening
+        self._world.hand(0.08 if opening > 0 else 0.0)
+
+
+class _Servo:
+    """Last hop: the core's reference is what the joint servos follow."""
+
+    def stream(self, waypoints, now: float) -> None:  # the lane samples core.reference() itself
+        del waypoints, now
+
+    def stop(self, now: float) -> None:
+        del now
+
+
+class Lane:
+    """Runs episodes one after the other.
+
+    Args:
+        settings: of the executor; None takes the shipped ones.
+        fps: frames and decisions are on this grid, Hz.
+        cameras: which are drawn.
+        size: pixels, square.
+    """
+
+    def __init__(self, settings: ExecutorSettings | None = None, *, fps: float = 15.0,
+                 cameras: tuple[str, ...] = ("front",), size: int = 128, profile: RobotProfile | None = None):
+        self.profile = profile or load_profile("fr3")
+        self.settings = settings or ExecutorSettings()
+        self.fps, self.cameras = fps, cameras
+        self.world = LockstepWorld()
+        self.eyes = Eyes(self.world.model, size)
+
+    def ik(self, pose: np.ndarray, q0: np.ndarray) -> np.ndarray:
+        """Joint position for a tool pose, near `q0`."""
+        return kinematics.ik(self.profile, pose, q0)
+
+    def run(self, start: tasks.Start, decide: Decide, *, q0: np.ndarray | None = None, seconds: float | None = None,
+            replan: int = 7, latency: float = 0.0, on_frame: Callable[[Scene], None] | None = None,
+            on_tick: Callable[[float, RobotState, np.ndarray, np.ndarray, float], None] | None = None,
+            stop_on_success: bool = True, rest: float = 0.0) -> Outcome:
+        """One episode from `start`.
+
+        Args:
+            decide: observation -> chunk; called every `replan` frames.
+            q0: starting joints, rad; the home pose when None.
+            seconds: limit; the task's own when None.
+            latency: s charged between an observation and the arrival of its chunk.
+            on_frame: sees every frame; on_tick: (time, state, q_d, dq_d, opening) at every executor pass.
+            stop_on_success: end `rest` seconds after the judge is satisfied.
+        """
+        world, period = self.world, 1.0 / self.fps
+        q0 = np.array(scene.HOME) if q0 is None else np.asarray(q0, float)
+        world.reset(start, q0)
+        hand = _Hand(world)
+        core = ExecutorCore(self.profile, self.settings, _Servo(), hand)
+        core.tick(0.0, self._state(core, q0))
+        core.arm(0.0)
+        outcome, judge = Outcome(start), tasks.Judge(start.goal)
+        history: dict[str, list[tuple[float, np.ndarray]]] = {c: [] for c in self.cameras}
+        arriving: list[tuple[float, ActionChunk]] = []
+        log: list[tuple] = []
+        limit = seconds if seconds is not None else tasks.TIME_LIMIT[start.goal.task]
+        frame = 0
+        while world.data.time < limit - 1e-6:
+            now = world.data.time
+            for camera in self.cameras:
+                history[camera] = history[camera][-15:] + [(now, self.eyes.see(world.data, camera).copy())]
+            state = self._state(core, q0)
+            view = Scene(now, history, state, hand.opening, start, world)
+            if on_frame:
+                on_frame(view)
+            if frame % replan == 0:
+                chunk = decide(view)
+                outcome.decisions += 1
+                arriving.append((now + latency, replace(chunk, stamp=now, chunk_id=outcome.decisions)))
+            for _ in range(TICKS_PER_FRAME):
+                now = world.data.time
+                while arriving and arriving[0][0] <= now + 1e-9:
+                    verdict = core.offer(arriving.pop(0)[1], now)
+                    outcome.verdicts.append(str(verdict))
+                core.tick(now, self._state(core, q0))
+                reference = core.reference()
+                world.advance(lambda t: q0 if reference is None else reference.at(t)[0], period / TICKS_PER_FRAME)
+                state = self._state(core, q0)
+                log.append((world.data.time, state.q_d, state.q, hand.opening))
+                if on_tick:
+                    on_tick(world.data.time, state, state.q_d, state.dq_d, hand.opening)
+                judge.see(world.snapshot())
+            frame += 1
+            if stop_on_success and judge.success and world.data.time - judge.success_time >= rest:
+                break
+        outcome.success, outcome.time_to_success = judge.success, judge.success_time
+        outcome.acted_on, outcome.seconds = judge.acted_on, world.data.time
+        outcome.time, outcome.commanded, outcome.measured, outcome.gripper = (np.array(c) for c in zip(*log))
+        outcome.status = core.status
+        return outcome
+
+    def _state(self, core: ExecutorCore, q0: np.ndarray) -> RobotState:
+        world, reference = self.world, core.reference()
+        q_d, dq_d = (q0, np.zeros(7)) if reference is None else reference.at(world.data.time)[:2]
+        return RobotState(world.data.time, world.q, world.dq, q_d, dq_d, world.width, in_control=True)

@@ -1,0 +1,111 @@
+"""`vipra up`: start the processes of a system where `ros2 launch` is absent, and end them together.
+
+honcho's manager starts the processes, each in a session of its own, and multiplexes their output. Changed
+here are the rules of ending: Ctrl-C sends SIGINT, as a terminal and `ros2 launch` do, and SIGKILL after
+`GRACE` seconds; the end of a process that the system needs ends all, that of another is only reported.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+
+from honcho import manager as honcho_manager
+from honcho.manager import Manager
+from honcho.printer import Message
+
+from vipra_ros import graph
+
+#: s between SIGINT and SIGKILL. A limited stop of the arm takes less than one; within 3 s all has ended.
+GRACE = 2.0
+
+
+class _Printer:
+    """Lines as `ros2 launch` writes them: `[executor-1] text`, `[INFO] [executor-1]: text` for our own."""
+
+    width = 0  # honcho sets it, to align columns
+
+    def write(self, message: Message) -> None:
+        text = message.data.decode("utf-8", "replace") if isinstance(message.data, bytes) else message.data
+        for line in text.splitlines():
+            print(f"[{message.name}] {line}", flush=True)
+
+    def say(self, level: str, name: str, text: str) -> None:
+        print(f"[{level}] [{name}]: {text}", flush=True)
+
+
+class System(Manager):
+    """Processes that live and die together.
+
+    Args:
+        required: names of the processes whose end ends all.
+    """
+
+    def __init__(self, required: Sequence[str]):
+        super().__init__(printer=_Printer())
+        self.required = frozenset(required)
+        self.failed = ""  # the required process that ended first
+
+    def run(self) -> int:
+        """Start all, wait for the end of all; the exit status for the shell (130 after Ctrl-C)."""
+        honcho_manager.KILL_WAIT = GRACE
+        signal.signal(signal.SIGHUP, lambda *_: self.terminate())  # the terminal was closed
+        self.loop()
+        if self.failed:
+            code = self._processes[self.failed]["returncode"]
+            return 128 - code if code < 0 else code or 1  # a signal as shells count it; no end is a good one
+        return self.returncode or 0
+
+    def _any_stopped(self) -> bool:
+        """honcho asks in every turn; True begins the end of all: SIGINT now, SIGKILL after GRACE."""
+        return self._terminating or bool(self.failed)
+
+    def _killall(self, force: bool = False) -> None:
+        """Signal every process group that is left; one not begun yet is met in a later turn."""
+        for name, process in self._processes.items():
+            if "pid" not in process or "returncode" in process or process.get("killed"):
+                continue
+            process["killed"] = force
+            if force:
+                self._printer.say("WARNING", name, f"still runs {GRACE} s after SIGINT: sending SIGKILL")
+            try:
+                os.killpg(process["pid"], signal.SIGKILL if force else signal.SIGINT)
+            except ProcessLookupError:
+                pass
+
+    def _system_print(self, data: str) -> None:
+        """honcho announces starts, stops and signals here, in its words; said in those of `ros2 launch`."""
+        name, what = data.strip().split(" ", 1)
+        if what.startswith("started"):
+            self._printer.say("INFO", name, f"process started with pid [{self._processes[name]['pid']}]")
+        elif what.startswith("received"):
+            self._printer.say("WARNING", "up", f"{name}: ending all processes")
+        elif what.startswith("stopped"):
+            self._ended(name)
+
+    def _ended(self, name: str) -> None:
+        process = self._processes[name]
+        code = process["returncode"]
+        detail = f"[pid {process['pid']}, exit code {code}]"
+        if self._terminating or code == 0:
+            self._printer.say("INFO", name, f"process has finished {detail}")
+        else:
+            self._printer.say("ERROR", name, f"process has died {detail}: {process['obj'].cmd}")
+        if name in self.required and not (self._terminating or self.failed):
+            self.failed = name
+            self._printer.say("ERROR", "up", f"the system needs {name}: ending all processes")
+
+
+def up(system: str, given: dict[str, str]) -> int:
+    """Run `system` of vipra_ros.graph until Ctrl-C or the end of a node it needs; the exit status."""
+    processes = graph.processes(system, given)
+    names = {p.executable: f"{p.executable}-{number}" for number, p in enumerate(processes, start=1)}
+    running = System([names[p.executable] for p in processes if p.required])
+    for p in processes:
+        command = [sys.executable, "-m", "vipra_ros.cli", "node", p.executable, "--ros-args"]
+        running.add_process(names[p.executable], shlex.join(["exec", *command, *p.ros_arguments()]),
+                            env={**os.environ, **p.environment})
+    return running.run()
