@@ -1,13 +1,12 @@
 """Shared by the rooms: a complete checkpoint of toy size, and a ROS graph of one's own."""
 
 import os
-import random
 
 import pytest
 
 
 def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.004):
-    """Save a policy of toy size, trained for a second to stay within some `scatter` rad of the home pose, hand open."""
+    """Save a policy of toy size, trained for a second to stay near the home pose (`scatter` rad), hand open."""
     import torch
 
     from vipra_ros.control.chunk import GRIPPER_CONVENTION
@@ -20,28 +19,63 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
     from vipra_ros.sim import scene, tasks
 
     torch.manual_seed(0)
-    words = [p.format(colour=c, zone=z) for phrases in tasks.PHRASES.values() for p in phrases
-             for c in tasks.COLOURS for z in tasks.ZONES]
+    words = [
+        p.format(colour=c, zone=z)
+        for phrases in tasks.PHRASES.values()
+        for p in phrases
+        for c in tasks.COLOURS
+        for z in tasks.ZONES
+    ]
     tokenizer = train_word_tokenizer(words)
     vq = VQConfig(image_size=32, widths=(8, 8, 8), blocks=(0, 0, 0), codebook_size=16, code_dim=4)
     policy = PolicyConfig(
-        backbone=BackboneConfig(width=32, layers=1, heads=2, ffn=32), cameras=len(cameras), codebook_size=16,
-        grid=vq.grid, text_vocab=Prompt(tokenizer, "{task}", True).size, proprio_steps=proprio_steps)
+        backbone=BackboneConfig(width=32, layers=1, heads=2, ffn=32),
+        cameras=len(cameras),
+        codebook_size=16,
+        grid=vq.grid,
+        text_vocab=Prompt(tokenizer, "{task}", True).size,
+        proprio_steps=proprio_steps,
+    )
     config = CheckpointConfig(
-        format=FORMAT, variant="Scratch-FM", preset="tiny", policy=policy, vq=vq, cameras=cameras, image_size=32,
-        preprocessing="resize", rate=15.0, frame_stride=2, horizon=14, execute_steps=7,
-        action_space="joint_position", joint_names=load_profile("fr3").joint_names, gripper=GRIPPER_CONVENTION,
-        relative_actions=False, proprio_steps=proprio_steps, prompt="{task}", euler_steps=4,
-        attention_order="causal", flow_estimator="none", perceptual_loss="none", seed=0, data="none",
-        code_version="test")
+        format=FORMAT,
+        variant="Scratch-FM",
+        preset="tiny",
+        policy=policy,
+        vq=vq,
+        cameras=cameras,
+        image_size=32,
+        preprocessing="resize",
+        rate=15.0,
+        frame_stride=2,
+        horizon=14,
+        execute_steps=7,
+        action_space="joint_position",
+        joint_names=load_profile("fr3").joint_names,
+        gripper=GRIPPER_CONVENTION,
+        relative_actions=False,
+        proprio_steps=proprio_steps,
+        prompt="{task}",
+        euler_steps=4,
+        attention_order="causal",
+        flow_estimator="none",
+        perceptual_loss="none",
+        seed=0,
+        data="none",
+        code_version="test",
+    )
     network, stay = FlowPolicy(policy), torch.tensor([0.0] * 7 + [1.0]).expand(16, 14, 8)
     prompt = Prompt(tokenizer, "{task}", proprio_steps > 0)
     before = torch.tensor([prompt.before(words[0])]).expand(16, -1)
     optimiser = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(120):
-        prefix = Prefix(before, torch.ones_like(before, dtype=torch.bool),
-                        torch.randint(16, (16, 2, len(cameras), vq.codes_per_frame)), torch.tensor(prompt.between),
-                        torch.tensor(prompt.after), torch.randn(16, proprio_steps, 8) if proprio_steps else None)
+        prefix = Prefix(
+            before,
+            torch.ones_like(before, dtype=torch.bool),
+            torch.randint(16, (16, 2, len(cameras), vq.codes_per_frame)),
+            torch.tensor(prompt.between),
+            torch.tensor(prompt.after),
+            torch.randn(16, proprio_steps, 8) if proprio_steps else None,
+        )
         optimiser.zero_grad()
         network.loss(prefix, stay, torch.randn(16, 2, 14, 8), torch.rand(16, 2)).mean().backward()
         optimiser.step()
@@ -56,10 +90,12 @@ def micro_checkpoint(tmp_path_factory):
     return make_micro_checkpoint(tmp_path_factory.mktemp("checkpoint") / "micro")
 
 
-@pytest.fixture
-def ros_domain(monkeypatch):
-    """A ROS domain that no other test or system uses; processes started here inherit it."""
-    domain = str(random.Random(os.getpid() * 1000 + id(monkeypatch) % 997).randint(10, 99))
-    monkeypatch.setenv("ROS_DOMAIN_ID", domain)
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    return int(domain)
+@pytest.fixture(scope="session")
+def unused_ros_domain():
+    """ROS_DOMAIN_ID (also set in the environment) by which this test run meets no other ROS system."""
+    # 0 is everybody's default; above 101 the ports leave the range that Linux keeps free of ephemeral ones.
+    # Every second one, so that a test may have domain + 1 for a system of its own.
+    domain = 1 + 2 * (os.getpid() % 50)
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    return domain

@@ -21,33 +21,54 @@ FR3_MIN = np.array([-2.7501, -1.7918, -2.9065, -3.0481, -2.8101, 0.54092, -3.019
 
 def fr3_velocity_limits(q):
     """computeUpperLimitsJointVelocity / computeLowerLimitsJointVelocity of libfranka, (n, 7)."""
-    upper = np.stack([
-        np.minimum(2.62, np.maximum(0, -0.30 + np.sqrt(np.maximum(0, 12.0 * (2.75010 - q[:, 0]))))),
-        np.minimum(2.62, np.maximum(0, -0.20 + np.sqrt(np.maximum(0, 5.17 * (1.79180 - q[:, 1]))))),
-        np.minimum(2.62, np.maximum(0, -0.20 + np.sqrt(np.maximum(0, 7.00 * (2.90650 - q[:, 2]))))),
-        np.minimum(2.62, np.maximum(0, -0.30 + np.sqrt(np.maximum(0, 8.00 * (-0.1458 - q[:, 3]))))),
-        np.minimum(5.26, np.maximum(0, -0.35 + np.sqrt(np.maximum(0, 34.0 * (2.81010 - q[:, 4]))))),
-        np.minimum(4.18, np.maximum(0, -0.35 + np.sqrt(np.maximum(0, 11.0 * (4.52050 - q[:, 5]))))),
-        np.minimum(5.26, np.maximum(0, -0.35 + np.sqrt(np.maximum(0, 34.0 * (3.01960 - q[:, 6])))))], 1)
-    lower = np.stack([
-        np.maximum(-2.62, np.minimum(0, 0.30 - np.sqrt(np.maximum(0, 12.0 * (2.750100 + q[:, 0]))))),
-        np.maximum(-2.62, np.minimum(0, 0.20 - np.sqrt(np.maximum(0, 5.17 * (1.791800 + q[:, 1]))))),
-        np.maximum(-2.62, np.minimum(0, 0.20 - np.sqrt(np.maximum(0, 7.00 * (2.906500 + q[:, 2]))))),
-        np.maximum(-2.62, np.minimum(0, 0.30 - np.sqrt(np.maximum(0, 8.00 * (3.048100 + q[:, 3]))))),
-        np.maximum(-5.26, np.minimum(0, 0.35 - np.sqrt(np.maximum(0, 34.0 * (2.810100 + q[:, 4]))))),
-        np.maximum(-4.18, np.minimum(0, 0.35 - np.sqrt(np.maximum(0, 11.0 * (-0.54092 + q[:, 5]))))),
-        np.maximum(-5.26, np.minimum(0, 0.35 - np.sqrt(np.maximum(0, 34.0 * (3.019600 + q[:, 6])))))], 1)
+    upper = np.stack(
+        [
+            np.minimum(2.62, np.maximum(0, -0.30 + np.sqrt(np.maximum(0, 12.0 * (2.75010 - q[:, 0]))))),
+            np.minimum(2.62, np.maximum(0, -0.20 + np.sqrt(np.maximum(0, 5.17 * (1.79180 - q[:, 1]))))),
+            np.minimum(2.62, np.maximum(0, -0.20 + np.sqrt(np.maximum(0, 7.00 * (2.90650 - q[:, 2]))))),
+            np.minimum(2.62, np.maximum(0, -0.30 + np.sqrt(np.maximum(0, 8.00 * (-0.1458 - q[:, 3]))))),
+            np.minimum(5.26, np.maximum(0, -0.35 + np.sqrt(np.maximum(0, 34.0 * (2.81010 - q[:, 4]))))),
+            np.minimum(4.18, np.maximum(0, -0.35 + np.sqrt(np.maximum(0, 11.0 * (4.52050 - q[:, 5]))))),
+            np.minimum(5.26, np.maximum(0, -0.35 + np.sqrt(np.maximum(0, 34.0 * (3.01960 - q[:, 6]))))),
+        ],
+        1,
+    )
+    lower = np.stack(
+        [
+            np.maximum(-2.62, np.minimum(0, 0.30 - np.sqrt(np.maximum(0, 12.0 * (2.750100 + q[:, 0]))))),
+            np.maximum(-2.62, np.minimum(0, 0.20 - np.sqrt(np.maximum(0, 5.17 * (1.791800 + q[:, 1]))))),
+            np.maximum(-2.62, np.minimum(0, 0.20 - np.sqrt(np.maximum(0, 7.00 * (2.906500 + q[:, 2]))))),
+            np.maximum(-2.62, np.minimum(0, 0.30 - np.sqrt(np.maximum(0, 8.00 * (3.048100 + q[:, 3]))))),
+            np.maximum(-5.26, np.minimum(0, 0.35 - np.sqrt(np.maximum(0, 34.0 * (2.810100 + q[:, 4]))))),
+            np.maximum(-4.18, np.minimum(0, 0.35 - np.sqrt(np.maximum(0, 11.0 * (-0.54092 + q[:, 5]))))),
+            np.maximum(-5.26, np.minimum(0, 0.35 - np.sqrt(np.maximum(0, 34.0 * (3.019600 + q[:, 6]))))),
+        ],
+        1,
+    )
     return lower, upper
 
 
 def tcp(q):
     """Place of the hand's TCP (n, 3), m, by Franka's published DH table."""
-    rows = [(0, 0.333, 0), (0, 0, -np.pi / 2), (0, 0.316, np.pi / 2), (0.0825, 0, np.pi / 2),
-            (-0.0825, 0.384, -np.pi / 2), (0, 0, np.pi / 2), (0.088, 0, np.pi / 2)]
+    rows = [
+        (0, 0.333, 0),
+        (0, 0, -np.pi / 2),
+        (0, 0.316, np.pi / 2),
+        (0.0825, 0, np.pi / 2),
+        (-0.0825, 0.384, -np.pi / 2),
+        (0, 0, np.pi / 2),
+        (0.088, 0, np.pi / 2),
+    ]
     pose = np.tile(np.eye(4), (len(q), 1, 1))
     for (a, d, alpha), angle in zip(rows, q.T):
-        turn_x = np.array([[1, 0, 0, a], [0, np.cos(alpha), -np.sin(alpha), 0],
-                           [0, np.sin(alpha), np.cos(alpha), 0], [0, 0, 0, 1]])
+        turn_x = np.array(
+            [
+                [1, 0, 0, a],
+                [0, np.cos(alpha), -np.sin(alpha), 0],
+                [0, np.sin(alpha), np.cos(alpha), 0],
+                [0, 0, 0, 1],
+            ]
+        )
         turn_z = np.tile(np.eye(4), (len(q), 1, 1))
         turn_z[:, 0, 0] = turn_z[:, 1, 1] = np.cos(angle)
         turn_z[:, 1, 0], turn_z[:, 0, 1], turn_z[:, 2, 3] = np.sin(angle), -np.sin(angle), d
@@ -77,7 +98,11 @@ def violations(q, dt=0.001):
     check("acceleration", np.abs(a) - 4.2, 1e-4)
     check("jerk", np.abs(np.diff(a, axis=0) / dt) - 2100.0, 0.5)
     place = tcp(q)
-    check("workspace", np.maximum(np.array([0.20, -0.55, 0.005]) - place, place - np.array([0.80, 0.55, 0.85])), 1e-3)
+    check(
+        "workspace",
+        np.maximum(np.array([0.20, -0.55, 0.005]) - place, place - np.array([0.80, 0.55, 0.85])),
+        1e-3,
+    )
     return wrong
 
 
@@ -95,7 +120,7 @@ class Rig:
         self.core = ExecutorCore(self.profile, self.settings, self.sink, self.hand)
         self.now, self.samples, self._count, self.ids = self.start, [], 0, 0
         self.q0 = self.profile.home_q if self.q0 is None else self.q0
-        self.state_time = None   # set: the robot state stops being renewed
+        self.state_time = None  # set: the robot state stops being renewed
         self.error, self.offset = "", np.zeros(7)
         self.core.tick(self.now, self.state())
 
@@ -103,8 +128,15 @@ class Rig:
         """What the arm reports now."""
         reference = self.core.reference()
         q, dq = (self.q0, np.zeros(7)) if reference is None else reference.at(self.now)[:2]
-        return RobotState(self.now if self.state_time is None else self.state_time, q + self.offset, dq, q, dq,
-                          in_control=True, error=self.error)
+        return RobotState(
+            self.now if self.state_time is None else self.state_time,
+            q + self.offset,
+            dq,
+            q,
+            dq,
+            in_control=True,
+            error=self.error,
+        )
 
     def tick(self, dt=0.01):
         """Let time pass, sample what was commanded meanwhile, then one pass of the loop."""
@@ -127,8 +159,15 @@ class Rig:
         times = stamp + T * np.arange(1, horizon + 1)
         rows = np.array([self.profile.home_q if path is None else path(t) for t in times])
         rows = np.column_stack([rows, np.full(horizon, gripper)])
-        values = dict(stamp=stamp, chunk_id=self.ids, step_period=T, actions=rows[:execute], lookahead=rows[execute:],
-                      joint_names=self.profile.joint_names, epoch=self.core.epoch)
+        values = dict(
+            stamp=stamp,
+            chunk_id=self.ids,
+            step_period=T,
+            actions=rows[:execute],
+            lookahead=rows[execute:],
+            joint_names=self.profile.joint_names,
+            epoch=self.core.epoch,
+        )
         return ActionChunk(**(values | changes))
 
     def offer(self, *args, **changes):

@@ -15,16 +15,25 @@ CONTENT = ("sine", "noise", "flip", "step", "limit", "corner", "still", "nan", "
 TIMING = ("now", "late", "old", "future", "duplicate", "reordered")
 EVENTS = ("none",) * 6 + ("hold", "stop", "home", "reset", "task", "pause")
 
-chunk_plan = st.tuples(st.sampled_from(CONTENT), st.sampled_from(TIMING), st.sampled_from(EVENTS),
-                       st.integers(0, 2**16), st.floats(0.02, 3.0), st.integers(1, 14))
-plan = st.fixed_dictionaries(dict(
-    chunks=st.lists(chunk_plan, min_size=2, max_size=6),
-    mode=st.sampled_from(["async", "async", "sync"]),
-    blending=st.sampled_from(["none", "linear", "ensemble"]),
-    space=st.sampled_from(["joint_position"] * 3 + ["joint_delta", "ee_delta"]),
-    start_action=st.just("blend"),
-    rate=st.sampled_from([PERIOD, PERIOD, 1 / 22, 1 / 50]),
-    jitter=st.floats(0.2, 5.0)))
+chunk_plan = st.tuples(
+    st.sampled_from(CONTENT),
+    st.sampled_from(TIMING),
+    st.sampled_from(EVENTS),
+    st.integers(0, 2**16),
+    st.floats(0.02, 3.0),
+    st.integers(1, 14),
+)
+plan = st.fixed_dictionaries(
+    dict(
+        chunks=st.lists(chunk_plan, min_size=2, max_size=6),
+        mode=st.sampled_from(["async", "async", "sync"]),
+        blending=st.sampled_from(["none", "linear", "ensemble"]),
+        space=st.sampled_from(["joint_position"] * 3 + ["joint_delta", "ee_delta"]),
+        start_action=st.just("blend"),
+        rate=st.sampled_from([PERIOD, PERIOD, 1 / 22, 1 / 50]),
+        jitter=st.floats(0.2, 5.0),
+    )
+)
 
 
 def rows_of(content, space, rng, size, horizon, q, profile):
@@ -33,11 +42,16 @@ def rows_of(content, space, rng, size, horizon, q, profile):
     low, high = np.array(profile.q_min), np.array(profile.q_max)
     k = np.arange(1, horizon + 1)[:, None]
     if space == "joint_position":
-        base = {"sine": q + size * 0.3 * np.sin(0.4 * k + rng.uniform(0, 6, width)), "noise": q + rng.normal(0, size, (horizon, 7)),
-                "flip": q + size * np.where(k % 2, 1, -1) * rng.uniform(-1, 1, 7), "still": np.tile(q, (horizon, 1)),
-                "step": np.tile(rng.uniform(low, high), (horizon, 1)), "limit": np.where(rng.random(7) < 0.5, low, high) + 0 * k,
-                "corner": q + (np.where(rng.random(7) < 0.5, low, high) - q) * np.minimum(1, k * size / 10),
-                "drill": q + np.array([0, 0.1, 0, 0.05, 0, 0.05, 0]) * k * size}.get(content, np.tile(q, (horizon, 1)))
+        base = {
+            "sine": q + size * 0.3 * np.sin(0.4 * k + rng.uniform(0, 6, width)),
+            "noise": q + rng.normal(0, size, (horizon, 7)),
+            "flip": q + size * np.where(k % 2, 1, -1) * rng.uniform(-1, 1, 7),
+            "still": np.tile(q, (horizon, 1)),
+            "step": np.tile(rng.uniform(low, high), (horizon, 1)),
+            "limit": np.where(rng.random(7) < 0.5, low, high) + 0 * k,
+            "corner": q + (np.where(rng.random(7) < 0.5, low, high) - q) * np.minimum(1, k * size / 10),
+            "drill": q + np.array([0, 0.1, 0, 0.05, 0, 0.05, 0]) * k * size,
+        }.get(content, np.tile(q, (horizon, 1)))
         rows = np.clip(base, low - 0.19, high + 0.19)
     else:
         scale = np.array([0.09] * 3 + [0.4] * 3) if space == "ee_delta" else np.full(7, 0.4)
@@ -71,10 +85,20 @@ def drive(rig, plan):
         rig.ids = max(rig.ids, ids)
         chunk = rig.chunk(stamp=stamp)
         rig.ids -= 1
-        chunk = type(chunk)(**{**chunk.__dict__, "actions": rows[:execute], "lookahead": rows[execute:], "chunk_id": ids,
-                               "action_space": plan["space"], "step_period": period, "task_id": task,
-                               "policy_id": f"{execute}", "epoch": rig.core.epoch})
-        if execute != 7:   # another horizon is another policy: give the old one's lease back
+        chunk = type(chunk)(
+            **{
+                **chunk.__dict__,
+                "actions": rows[:execute],
+                "lookahead": rows[execute:],
+                "chunk_id": ids,
+                "action_space": plan["space"],
+                "step_period": period,
+                "task_id": task,
+                "policy_id": f"{execute}",
+                "epoch": rig.core.epoch,
+            }
+        )
+        if execute != 7:  # another horizon is another policy: give the old one's lease back
             rig.core.validator.forget()
         verdict = rig.core.offer(chunk, rig.now)
         assert not (verdict and content in ("nan", "huge"))
@@ -97,8 +121,15 @@ def drive(rig, plan):
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(plan=plan)
 def test_every_emitted_sample_is_within_every_limit(plan, make_rig):
-    rig = make_rig(ExecutorSettings(mode=plan["mode"], blending=plan["blending"], action_space=plan["space"],
-                                    start_action="blend", chunk_timeout=0.5))
+    rig = make_rig(
+        ExecutorSettings(
+            mode=plan["mode"],
+            blending=plan["blending"],
+            action_space=plan["space"],
+            start_action="blend",
+            chunk_timeout=0.5,
+        )
+    )
     drive(rig, plan)
     assert not any("internal" in reason for reason in rig.core.machine.reasons), rig.core.machine.reasons
     assert rig.wrong() == []

@@ -18,6 +18,7 @@ def urdf_model():
     pin = pytest.importorskip("pinocchio")
     franky_sim = pytest.importorskip("franky_sim")
     import pathlib
+
     urdf = pathlib.Path(franky_sim.__file__).parent / "assets" / "fr3_clean.urdf"
     model = pin.buildModelFromUrdf(str(urdf))
     return pin, model, model.createData()
@@ -46,15 +47,20 @@ def test_tcp_is_the_hand():
 
 
 def test_home_pose_is_the_known_one():
-    pose = kin.forward(PROFILE, PROFILE.home_q)   # the widely published ready pose: tool straight down
+    pose = kin.forward(PROFILE, PROFILE.home_q)  # the widely published ready pose: tool straight down
     np.testing.assert_allclose(pose[:3, 3], [0.30689, 0.0, 0.48688], atol=1e-4)
     np.testing.assert_allclose(pose[:3, :3], np.diag([1.0, -1.0, -1.0]), atol=1e-9)
 
 
 def test_jacobian_is_the_derivative():
     q, step = random_q(1, 2)[0], 1e-6
-    numeric = np.stack([kin.pose_error(kin.forward(PROFILE, q - step * e), kin.forward(PROFILE, q + step * e))
-                        for e in np.eye(7)], 1) / (2 * step)
+    numeric = np.stack(
+        [
+            kin.pose_error(kin.forward(PROFILE, q - step * e), kin.forward(PROFILE, q + step * e))
+            for e in np.eye(7)
+        ],
+        1,
+    ) / (2 * step)
     np.testing.assert_allclose(kin.jacobian(PROFILE, q), numeric, atol=1e-8)
 
 

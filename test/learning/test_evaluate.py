@@ -16,17 +16,44 @@ from vipra_ros.sim import tasks
 @pytest.fixture(scope="module")
 def outcome(micro_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    result = evaluate.main(micro_checkpoint, "push", episodes=1, seed=7, json_path=folder / "out.json",
-                           video=folder / "video", latency=0.1, seconds=2.0)
+    result = evaluate.main(
+        micro_checkpoint,
+        "push",
+        episodes=1,
+        seed=7,
+        json_path=folder / "out.json",
+        video=folder / "video",
+        latency=0.1,
+        seconds=2.0,
+    )
     return folder, result
 
 
 def test_json_holds_the_figures(outcome):
     folder, _ = outcome
     said = json.loads((folder / "out.json").read_text())
-    for key in ("task", "n", "success_rate", "wilson_low", "wilson_high", "seeds", "chunk_rate_hz", "action_rate_hz",
-                "obs_to_action_ms", "rms_jerk", "peak_jerk", "boundary_step_rad", "limiter_active_fraction",
-                "rejected_chunks", "time_to_success", "by_colour", "machine", "lane", "checkpoint_hash", "episodes"):
+    for key in (
+        "task",
+        "n",
+        "success_rate",
+        "wilson_low",
+        "wilson_high",
+        "seeds",
+        "chunk_rate_hz",
+        "action_rate_hz",
+        "obs_to_action_ms",
+        "rms_jerk",
+        "peak_jerk",
+        "boundary_step_rad",
+        "limiter_active_fraction",
+        "rejected_chunks",
+        "time_to_success",
+        "by_colour",
+        "machine",
+        "lane",
+        "checkpoint_hash",
+        "episodes",
+    ):
         assert key in said, key
     assert said["task"] == "push" and said["n"] == 1 and said["seeds"] == [7] and said["lane"] == "in-process"
     assert said["success_rate"] == 0.0 and said["time_to_success"]["p50"] is None
@@ -45,6 +72,7 @@ def test_the_arm_was_driven_at_the_rates_the_latency_allows(outcome):
 
 def test_a_video_per_episode(outcome):
     from vipra_ros.data.video import read_frames
+
     folder, _ = outcome
     frames = list(read_frames(folder / "video" / "push-000007.mp4", 15.0))
     assert len(frames) == 30 and frames[0].shape == (384, 384, 3)
@@ -71,15 +99,33 @@ def test_unknown_names_are_refused(micro_checkpoint):
 
 
 def record(colour, acted_on, success=False, **more):
-    return EpisodeRecord(task="push", seed=1, instruction="", colour=colour, zone="yellow", success=success,
-                         acted_on=acted_on, time_to_success=3.0 if success else math.nan, seconds=4.0, **more)
+    return EpisodeRecord(
+        task="push",
+        seed=1,
+        instruction="",
+        colour=colour,
+        zone="yellow",
+        success=success,
+        acted_on=acted_on,
+        time_to_success=3.0 if success else math.nan,
+        seconds=4.0,
+        **more,
+    )
 
 
 def test_summary_and_tables_fit_80_columns(capsys):
-    made = results.summarise("push", [record("red", "red", True, chunks=10, rows=50, limited=5),
-                                      record("red", "blue", chunks=10, rejected=2), record("blue", None)],
-                             tasks.COLOURS)
-    assert made["success_rate"] == pytest.approx(1 / 3) and made["limiter_active_fraction"] == pytest.approx(0.1)
+    made = results.summarise(
+        "push",
+        [
+            record("red", "red", True, chunks=10, rows=50, limited=5),
+            record("red", "blue", chunks=10, rejected=2),
+            record("blue", None),
+        ],
+        tasks.COLOURS,
+    )
+    assert made["success_rate"] == pytest.approx(1 / 3) and made["limiter_active_fraction"] == pytest.approx(
+        0.1
+    )
     assert made["chunk_rate_hz"] == pytest.approx(18 / 12) and made["time_to_success"]["mean"] == 3.0
     results.print_tables([made], tasks.COLOURS, Console(width=80, no_color=True))
     lines = capsys.readouterr().out.splitlines()

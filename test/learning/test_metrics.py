@@ -8,13 +8,16 @@ import pytest
 from vipra_ros.learning import metrics
 
 
-@pytest.mark.parametrize("successes, n, low, high", [
-    # R: prop.test(x, n, correct = FALSE)
-    (40, 50, 0.6696, 0.8876),
-    (0, 50, 0.0, 0.0713),
-    (50, 50, 0.9287, 1.0),
-    (7, 10, 0.3968, 0.8922),
-])
+@pytest.mark.parametrize(
+    "successes, n, low, high",
+    [
+        # R: prop.test(x, n, correct = FALSE)
+        (40, 50, 0.6696, 0.8876),
+        (0, 50, 0.0, 0.0713),
+        (50, 50, 0.9287, 1.0),
+        (7, 10, 0.3968, 0.8922),
+    ],
+)
 def test_wilson_interval(successes, n, low, high):
     assert metrics.wilson(successes, n) == pytest.approx((low, high), abs=1e-4)
 
@@ -61,8 +64,11 @@ def test_percentiles_ignore_what_was_not_measured():
 
 
 def test_confusion_by_colour_shows_empty_rows_too():
-    rows = [dict(colour="red", acted_on="red", success=True),
-            dict(colour="red", acted_on="blue", success=False), dict(colour="blue", acted_on=None, success=False)]
+    rows = [
+        dict(colour="red", acted_on="red", success=True),
+        dict(colour="red", acted_on="blue", success=False),
+        dict(colour="blue", acted_on=None, success=False),
+    ]
     table = metrics.by_colour(rows, ("red", "green", "blue"))
     assert table["red"] == {"n": 2, "success": 1, "acted_on": {"red": 1, "green": 0, "blue": 1, "none": 0}}
     assert table["green"]["n"] == 0 and table["green"]["acted_on"]["none"] == 0

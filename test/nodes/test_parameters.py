@@ -77,7 +77,8 @@ def test_descriptors_tell_description_unit_range_and_whether_it_can_change(node)
     n = node()
     declare(n, Settings)
     rate = n.describe_parameter("rate")
-    assert rate.type == ParameterType.PARAMETER_DOUBLE and rate.description == "passes [Hz]" and rate.read_only
+    assert rate.type == ParameterType.PARAMETER_DOUBLE and rate.read_only
+    assert rate.description == "passes [Hz]"
     assert (rate.floating_point_range[0].from_value, rate.floating_point_range[0].to_value) == (1.0, 60.0)
     depth = n.describe_parameter("depth")
     assert not depth.read_only and depth.integer_range[0].from_value == 0
@@ -87,20 +88,21 @@ def test_descriptors_tell_description_unit_range_and_whether_it_can_change(node)
 def test_command_line(node):
     n = node("rate:=20.0", "depth:=7", "mode:=sync", "armed:=true", "home:=[0.1,0.2,0.3]", "offsets:=[1.0]",
              "names:=[a,b]", "timeout:=2.5", "limits.scale:=1.0", 'host:="1.5"')
-    assert declare(n, Settings) == Settings("1.5", 20.0, 7, "sync", True, (0.1, 0.2, 0.3), (1.0,), ["a", "b"], 2.5,
-                                            Limits(1.0))
+    assert declare(n, Settings) == Settings("1.5", 20.0, 7, "sync", True, (0.1, 0.2, 0.3), (1.0,), ["a", "b"],
+                                            2.5, Limits(1.0))
 
 
 def test_what_the_graph_writes_is_what_the_node_reads(node):
     text = 'say "2": it\'s 3 \\ or # not'
     p = graph.Process("probe", {"host": text, "rate": 20.0, "armed": True, "depth": 4})
     words = [w for w in p.ros_arguments() if ":=" in w]
-    assert declare(node(*words), Settings) == dataclasses.replace(Settings(), host=text, rate=20.0, armed=True, depth=4)
+    expected = dataclasses.replace(Settings(), host=text, rate=20.0, armed=True, depth=4)
+    assert declare(node(*words), Settings) == expected
 
 
 def test_params_file_and_what_wins_over_it(node, tmp_path):
     file = tmp_path / "p.yaml"
-    file.write_text("/**:\n  ros__parameters:\n    rate: 30.0\n    depth: 9\n    limits:\n      scale: 0.75\n")
+    file.write_text("/**: {ros__parameters: {rate: 30.0, depth: 9, limits: {scale: 0.75}}}")
     settings = declare(node(params_file=file), Settings)
     assert (settings.rate, settings.depth, settings.limits.scale) == (30.0, 9, 0.75)
     p = graph.Process("probe", {"depth": 2}, params_file=str(file))
@@ -129,7 +131,7 @@ def test_bad_values_are_refused_with_name_value_and_remedy(node, given, said):
 
 
 def test_a_missing_required_parameter(node):
-    with pytest.raises(ConfigError, match=r"parameter checkpoint is missing.*-p checkpoint:=.*folder of the policy"):
+    with pytest.raises(ConfigError, match=r"checkpoint is missing.*-p checkpoint:=.*folder of the policy"):
         declare(node(), Required)
     assert declare(node("checkpoint:=models/tiny"), Required) == Required("models/tiny")
 
@@ -164,7 +166,7 @@ def test_the_launch_arguments_are_parameters_of_the_nodes(path):
               if isinstance(c, ast.Call) and ast.unparse(c.func) == "declare"]
     module = importlib.import_module(f"vipra_ros.nodes.{path.stem}")
     declared = {f.name: f.type for table in tables for f in dataclasses.fields(getattr(module, table))}
-    given = {a.name: a.type for system in graph.SYSTEMS for a in graph.arguments(system) if a.node == path.stem}
-    given |= {"executor": {"host": str, "arm_on_start": bool}, "sim": {"host": str, "publish_clock": bool}}.get(
-        path.stem, {})
+    listed = [a for system in graph.SYSTEMS for a in graph.arguments(system) if a.node == path.stem]
+    derived = {"executor": {"host": str, "arm_on_start": bool}, "sim": {"host": str, "publish_clock": bool}}
+    given = {a.name: a.type for a in listed} | derived.get(path.stem, {})
     assert tables and {n: t.__name__ for n, t in given.items()}.items() <= declared.items()

@@ -1,17 +1,20 @@
-"""Action rows of every action space become absolute joint rows."""
+"""Action rows of every action space, and the way home, become absolute joint rows."""
 
 from __future__ import annotations
 
 import numpy as np
+import ruckig
 
 from vipra_ros.control import kinematics
-from vipra_ros.control.profile import RobotProfile
+from vipra_ros.control.profile import JOINTS, RobotProfile
 
 #: Iterations of the inverse kinematics for one row; rows are a step apart, so few suffice.
 ROW_ITERATIONS = 12
 
 
-def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: np.ndarray, skip: int) -> np.ndarray:
+def absolute(
+    profile: RobotProfile, action_space: str, rows: np.ndarray, base: np.ndarray, skip: int
+) -> np.ndarray:
     """Absolute joint positions (H, 7) of action rows (H, A), gripper column ignored.
 
     Args:
@@ -30,7 +33,30 @@ def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: n
     for k in range(skip, len(rows)):
         pose[:3, 3] += body[k, :3]
         pose[:3, :3] = kinematics.rotation_matrix(body[k, 3:6]) @ pose[:3, :3]
-        q, _ = kinematics.solve(profile, pose, q, posture=profile.home_q, iterations=ROW_ITERATIONS, tolerance=1e-5,
-                                posture_gain=0.005)
+        q, _ = kinematics.solve(
+            profile,
+            pose,
+            q,
+            posture=profile.home_q,
+            iterations=ROW_ITERATIONS,
+            tolerance=1e-5,
+            posture_gain=0.005,
+        )
         out[k] = q
     return out
+
+
+def way_home(profile: RobotProfile, q: np.ndarray, share: float, period: float) -> np.ndarray:
+    """Rows (n, 7), `period` s apart, from `q` (7,) straight to the home pose.
+
+    Planned with `share` of the velocity limit and half the others, so the limiter has nothing to change;
+    two rows more than needed let it settle.
+    """
+    velocity, acceleration, jerk = profile.limits
+    i = ruckig.InputParameter(JOINTS)
+    i.current_position, i.target_position = np.clip(q, profile.lower, profile.upper), profile.home_q
+    i.max_velocity, i.max_acceleration, i.max_jerk = share * velocity, 0.5 * acceleration, 0.5 * jerk
+    trajectory = ruckig.Trajectory(JOINTS)
+    ruckig.Ruckig(JOINTS).calculate(i, trajectory)
+    count = max(1, int(np.ceil(trajectory.duration / period))) + 2
+    return np.array([trajectory.at_time(min((k + 1) * period, trajectory.duration))[0] for k in range(count)])

@@ -12,7 +12,8 @@ import numpy as np
 
 #: The gripper value is the last column of every action: +1 fully open, -1 closed.
 GRIPPER_CONVENTION = "open=+1,closed=-1"
-#: Absolute joint positions in rad and the gripper; pose increments in the base frame per step (m, rad) and the gripper.
+#: Absolute joint positions (rad); their increments; pose increments in the base frame per step (m, rad).
+#: The gripper is the last column of each.
 ACTION_SPACES = ("joint_position", "joint_delta", "ee_delta")
 
 

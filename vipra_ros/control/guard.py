@@ -1,4 +1,4 @@
-"""The executor's state machine as data, its latched faults, and the watchdogs.
+"""The executor's state machine as data, and its latched faults.
 
 Only the operator leaves HOLD and FAULT. :func:`transition_table` prints the table for the documentation.
 """
@@ -6,22 +6,18 @@ Only the operator leaves HOLD and FAULT. :func:`transition_table` prints the tab
 from __future__ import annotations
 
 import enum
-import math
-from collections import deque
 from dataclasses import dataclass
-
-import numpy as np
 
 
 class State(enum.IntEnum):
     """States of the executor; the values are those of ExecutorStatus.msg."""
 
-    IDLE = 0        # nothing is streamed; the command follows the measured arm
-    ARMED = 1       # at rest, the next acceptable chunk starts the motion
-    RUNNING = 2     # follows chunks, or goes home
-    HOLD = 3        # at rest at the last command, chunks are refused
-    STOPPING = 4    # limited stop under way
-    FAULT = 5       # latched fault
+    IDLE = 0  # nothing is streamed; the command follows the measured arm
+    ARMED = 1  # at rest, the next acceptable chunk starts the motion
+    RUNNING = 2  # follows chunks, or goes home
+    HOLD = 3  # at rest at the last command, chunks are refused
+    STOPPING = 4  # limited stop under way
+    FAULT = 5  # latched fault
 
 
 class Event(enum.Enum):
@@ -83,7 +79,7 @@ TABLE: dict[tuple[State, Event], Move] = {
     (State.STOPPING, Event.STOP): _STOP_FOR[State.IDLE],
     (State.STOPPING, Event.HOLD): _STOP_FOR[State.HOLD],
     (State.STOPPING, Event.TRIP): _STOP_FOR[State.HOLD],
-    (State.STOPPING, Event.AT_REST): Move(State.STOPPING),   # replaced by the state the stop was for
+    (State.STOPPING, Event.AT_REST): Move(State.STOPPING),  # replaced by the state the stop was for
     (State.STOPPING, Event.FAULT): _FAULT,
     (State.FAULT, Event.RECOVER): Move(State.IDLE),
     (State.FAULT, Event.FAULT): _FAULT,
@@ -161,57 +157,6 @@ class Machine:
         self.fault_count += 1
         self.fire(Event.FAULT)
         self.reasons = tuple(str(f) for f in self.faults)
-
-
-class LimiterGuard:
-    """Trips when most of the last rows were changed by a limit: the policy asks for what cannot be done.
-
-    Args:
-        share: of the rows, 1 switches the guard off.
-        window: s.
-        least: rows below which nothing is judged.
-    """
-
-    def __init__(self, share: float, window: float, least: int = 20):
-        self.share, self.window, self.least = share, window, least
-        self._seen: deque[tuple[float, bool]] = deque()
-
-    def note(self, now: float, limited: bool) -> None:
-        """A row was executed."""
-        self._seen.append((now, limited))
-
-    def clear(self) -> None:
-        """Forget the window."""
-        self._seen.clear()
-
-    def active(self, now: float) -> float:
-        """Share of limited rows in the window, 0 when there are none."""
-        while self._seen and now - self._seen[0][0] > self.window:
-            self._seen.popleft()
-        return sum(x for _, x in self._seen) / len(self._seen) if self._seen else 0.0
-
-    def trips(self, now: float) -> bool:
-        """Whether to hold."""
-        return self.share < 1.0 and self.active(now) >= self.share and len(self._seen) >= self.least
-
-
-class TrackingGuard:
-    """Trips when |commanded - measured| of a joint exceeds `limit` (rad) for `hold` s."""
-
-    def __init__(self, limit: float, hold: float):
-        self.limit, self.hold = limit, hold
-        self._since = math.inf
-        self.error = float("nan")
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._since, self.error = math.inf, float("nan")
-
-    def trips(self, now: float, commanded: np.ndarray, measured: np.ndarray) -> bool:
-        """Take one comparison (7,) and (7,) rad."""
-        self.error = float(np.max(np.abs(commanded - measured)))
-        self._since = min(self._since, now) if self.error > self.limit else math.inf
-        return now - self._since >= self.hold
 
 
 def transition_table() -> str:

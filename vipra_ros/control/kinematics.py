@@ -56,9 +56,18 @@ def jacobian(profile: RobotProfile, q: np.ndarray, frame: str = "tcp") -> np.nda
     return _jacobian(frames(profile, q), _index(frame))
 
 
-def solve(profile: RobotProfile, pose: np.ndarray, q0: np.ndarray, *, posture: np.ndarray | None = None,
-          frame: str = "tcp", iterations: int = 200, tolerance: float = 1e-8, damping: float = 1e-2,
-          posture_gain: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+def solve(
+    profile: RobotProfile,
+    pose: np.ndarray,
+    q0: np.ndarray,
+    *,
+    posture: np.ndarray | None = None,
+    frame: str = "tcp",
+    iterations: int = 200,
+    tolerance: float = 1e-8,
+    damping: float = 1e-2,
+    posture_gain: float = 0.02,
+) -> tuple[np.ndarray, np.ndarray]:
     """Damped least squares from `q0`, kept within the position limits less their margin.
 
     Args:
@@ -82,7 +91,7 @@ def solve(profile: RobotProfile, pose: np.ndarray, q0: np.ndarray, *, posture: n
             best, best_error = q, error
         if np.linalg.norm(error) < tolerance:
             break
-        matrix = _jacobian(chain, index) * free   # a joint held at its limit takes no part
+        matrix = _jacobian(chain, index) * free  # a joint held at its limit takes no part
         # Damping in proportion to the error: quadratic convergence near the goal, calm far from it.
         weight = damping**2 * min(1.0, float(error @ error) + 1e-9) + 1e-10
         gram = matrix @ matrix.T + weight * np.eye(6)
@@ -96,8 +105,15 @@ def solve(profile: RobotProfile, pose: np.ndarray, q0: np.ndarray, *, posture: n
     return best, best_error
 
 
-def ik(profile: RobotProfile, pose: np.ndarray, q0: np.ndarray, *, posture: np.ndarray | None = None,
-       accuracy: float = 1e-4, frame: str = "tcp") -> np.ndarray:
+def ik(
+    profile: RobotProfile,
+    pose: np.ndarray,
+    q0: np.ndarray,
+    *,
+    posture: np.ndarray | None = None,
+    accuracy: float = 1e-4,
+    frame: str = "tcp",
+) -> np.ndarray:
     """Joint positions (7,) that bring the TCP to `pose` (4, 4), near `q0`.
 
     Raises:
@@ -106,8 +122,10 @@ def ik(profile: RobotProfile, pose: np.ndarray, q0: np.ndarray, *, posture: np.n
     q, error = solve(profile, pose, q0, posture=posture, frame=frame, tolerance=min(1e-8, accuracy))
     if not np.linalg.norm(error) <= accuracy:
         place = ", ".join(f"{v:.3f}" for v in np.asarray(pose)[:3, 3])
-        raise IkError(f"pose at ({place}) m is missed by {1e3 * np.linalg.norm(error[:3]):.1f} mm and "
-                      f"{np.linalg.norm(error[3:]):.3f} rad; choose one within reach of {profile.name}")
+        raise IkError(
+            f"pose at ({place}) m is missed by {1e3 * np.linalg.norm(error[:3]):.1f} mm and "
+            f"{np.linalg.norm(error[3:]):.3f} rad; choose one within reach of {profile.name}"
+        )
     return q
 
 
@@ -120,13 +138,15 @@ def pose_error(pose: np.ndarray, goal: np.ndarray) -> np.ndarray:
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
     """Axis times angle (..., 3) of a rotation matrix (..., 3, 3); exact up to and at half a turn."""
     r = np.asarray(rotation, float)
-    axis = 0.5 * np.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
+    axis = 0.5 * np.stack(
+        [r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1
+    )
     sin = np.linalg.norm(axis, axis=-1, keepdims=True)
     cos = 0.5 * (np.trace(r, axis1=-2, axis2=-1)[..., None] - 1.0)
     angle = np.arctan2(sin, cos)
     small = sin < 1e-6
     scaled = axis * np.where(small, 1.0, angle / np.where(small, 1.0, sin))
-    if np.any(small & (cos < 0)):   # near half a turn the antisymmetric part vanishes: use R + I = 2 n n^T
+    if np.any(small & (cos < 0)):  # near half a turn the antisymmetric part vanishes: use R + I = 2 n n^T
         outer = 0.5 * (r + np.eye(3))
         k = np.argmax(np.einsum("...ii->...i", outer), axis=-1)[..., None, None]
         column = np.take_along_axis(outer, np.broadcast_to(k, (*k.shape[:-2], 3, 1)), axis=-1)[..., 0]

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 import ruckig
 
-from vipra_ros.control import kinematics
 from vipra_ros.control.profile import JOINTS, RobotProfile
 from vipra_ros.control.reference import Limited, Reference, Segment, State
+from vipra_ros.control.workspace import SLACK, WorkspaceCheck
 
 #: Share of the acceleration that the approach to a limit plans with; the rest covers jerk and the row grid.
 APPROACH = 0.65
@@ -27,8 +27,10 @@ APPROACH = 0.65
 VELOCITY_SHARE = 0.9
 #: rad; a row that ends further from its target counts as limited.
 MISSED = 2e-3
-#: rad and m; numerical slack of the checks.
-SLACK = 1e-6
+#: s; up to this row period a joint far from its limits needs no look at them.
+FAR_PERIOD = 0.2
+#: Points of a braking motion that are checked, as shares of its time.
+BRAKE_SHARES = (0.25, 0.5, 0.75, 1.0)
 #: rad/s; ruckig wants a positive velocity limit, this one is "as good as zero".
 CREEP = 1e-3
 
@@ -45,15 +47,26 @@ class Limiter:
         self.profile = profile
         velocity, self.acceleration, self.jerk = profile.limits
         self.velocity = velocity * speed
+        self._workspace = WorkspaceCheck(profile)
         self._approach = APPROACH * self.acceleration
         self._all, self._one = ruckig.Ruckig(JOINTS), ruckig.Ruckig(1)
         self._input = ruckig.InputParameter(JOINTS)
         self._input.synchronization = ruckig.Synchronization.Time
         self._input.max_acceleration, self._input.max_jerk = self.acceleration, self.jerk
         self._input.target_acceleration = np.zeros(JOINTS)
+        rooms = np.linspace(0.0, 3.0, 301)[:, None] * np.ones(JOINTS)
+        free = self._brakeable(rooms, FAR_PERIOD) >= self.velocity
+        self._far = rooms[np.argmax(free, axis=0), np.arange(JOINTS)]  # rad; further away only the cap counts
 
-    def extend(self, reference: Reference, start: float, times: Sequence[float], q: np.ndarray, dq: np.ndarray,
-               scale: np.ndarray | None = None) -> Reference:
+    def extend(
+        self,
+        reference: Reference,
+        start: float,
+        times: Sequence[float],
+        q: np.ndarray,
+        dq: np.ndarray,
+        scale: np.ndarray | None = None,
+    ) -> Reference:
         """Replace everything after `start` by the rows given, ending in a stop.
 
         Args:
@@ -80,7 +93,7 @@ class Limiter:
             if all(clear):
                 break
             # From the first row that would leave the workspace on, look at every row before going on.
-            del segments[clear.index(False):]
+            del segments[clear.index(False) :]
             state = State(segments[-1].end, *segments[-1].at(segments[-1].end)) if segments else begin
             checked = True
         return self._stopped(head.joined(segments), state)
@@ -90,88 +103,66 @@ class Limiter:
         return self._stopped(*reference.cut(time))
 
     def stop_time(self, speed: float | None = None) -> float:
-        """s from a stop to rest, at most, from `speed` (rad/s, the velocity limit when None): v/a + a/j + a/j."""
+        """s of a stop from `speed` (rad/s, the velocity limit when None), at most: v/a + 2 a/j."""
         speed = float(np.max(self.velocity)) if speed is None else speed
         a, j = float(np.min(self.acceleration)), float(np.min(self.jerk))
         return speed / a + 2 * a / j
 
     # --- targets -------------------------------------------------------------------------------------------
 
-    def _targets(self, q0: np.ndarray, q: np.ndarray, dq: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Limited]]:
+    def _targets(
+        self, q0: np.ndarray, q: np.ndarray, dq: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[Limited]]:
         """Rows inside position margins and workspace, with velocities that the limits allow there."""
         p = self.profile
-        clipped = np.clip(q, p.lower, p.upper)
+        clipped = np.minimum(np.maximum(q, p.lower), p.upper)
         beyond = np.abs(clipped - q) > SLACK
         flags = [Limited.POSITION if b.any() else Limited.NO for b in beyond]
         dq = np.where(beyond, 0.0, dq)
-        outside = np.flatnonzero(self._excess(clipped) > SLACK) if len(q) else ()
+        outside = np.flatnonzero(self._workspace.excess(clipped) > SLACK) if len(q) else ()
         last = q0
         for i in outside:
             last = clipped[i - 1] if i else q0
-            clipped[i] = self._inside(last, clipped[i])
+            clipped[i] = self._workspace.inside(last, clipped[i])
             dq[i] = 0.0
             flags[i] |= Limited.WORKSPACE
-        # Symmetric in the direction of time: a row entered from beyond the limit is as impossible as one left to it.
-        room = np.minimum(self._allowed(clipped, 1, 0.0), self._allowed(clipped, -1, 0.0))
-        return clipped, np.clip(dq, -room, room), flags
-
-    def _inside(self, q0: np.ndarray, q: np.ndarray) -> np.ndarray:
-        """The joint position near `q` whose TCP is the nearest inside; else as far from `q0` towards it as allowed."""
-        p, box = self.profile, self.profile.workspace
-        low = np.maximum(box.low, [-np.inf, -np.inf, box.floor + box.tcp_clearance]) + 1e-4
-        high = np.asarray(box.high) - 1e-4
-        moved = q.copy()
-        for _ in range(5):
-            chain = kinematics.frames(p, moved)
-            tcp = chain[-1, :3, 3]
-            lack = np.clip(tcp, low, high) - tcp
-            if np.abs(lack).max() < 1e-9:
-                break
-            matrix = kinematics.jacobian(p, moved)   # keep the orientation, correct the place
-            step = matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(6), np.concatenate([lack, np.zeros(3)]))
-            moved = np.clip(moved + np.clip(step, -0.2, 0.2), p.lower, p.upper)
-        if self._excess(moved[None])[0] <= SLACK:
-            return moved
-        shares = np.linspace(0.0, 1.0, 17)[:, None]
-        way = np.clip(q0 + shares * (q - q0), p.lower, p.upper)
-        excess = self._excess(way)
-        bad = np.flatnonzero(excess > max(SLACK, excess[0] + SLACK))
-        return way[max(0, bad[0] - 1)] if len(bad) else way[-1]
-
-    def _excess(self, q: np.ndarray) -> np.ndarray:
-        """(n,) m by which the worst point is outside the workspace box or under its clearance over the table."""
-        box = self.profile.workspace
-        place = kinematics.frames(self.profile, q)[..., 4:, :3, 3]   # joints 5, 6, 7, flange, TCP
-        tcp = place[..., -1, :]
-        return np.max(np.stack([
-            np.max(np.asarray(box.low) - tcp, -1), np.max(tcp - np.asarray(box.high), -1),
-            box.floor + box.tcp_clearance - tcp[..., 2],
-            box.floor + box.link_clearance - np.min(place[..., :-1, 2], -1)], -1), -1)
+        # Symmetric in time: a row entered from beyond the limit is as impossible as one left to it.
+        room = np.minimum(*self._allowed(clipped, 0.0))
+        return clipped, np.minimum(np.maximum(dq, -room), room), flags
 
     # --- one row -------------------------------------------------------------------------------------------
 
-    def _allowed(self, q: np.ndarray, sign: int, period: float) -> np.ndarray:
-        """Largest speed (..., 7) in direction `sign` at `q` that can still be braked, looking one row ahead.
+    def _allowed(self, q: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
+        """Largest speeds (..., 7) down and up at `q` that can be braked a row of `period` s later.
 
         From v^2 = 2 a (distance - v T): v = -a T + sqrt((a T)^2 + 2 a distance); likewise the robot's own
         (v + offset)^2 = 2 dec (distance - v T).
         """
         p = self.profile
-        room = np.maximum(0.0, p.upper - q if sign > 0 else q - p.lower)
-        step = self._approach * period
-        speed = np.minimum(self.velocity, -step + np.sqrt(step**2 + 2 * self._approach * room))
+        below, above = q - p.lower, p.upper - q
+        if period <= FAR_PERIOD and (below > self._far).all() and (above > self._far).all():
+            return self.velocity, self.velocity
+        return self._brakeable(below, period), self._brakeable(above, period)
+
+    def _brakeable(self, room: np.ndarray, period: float) -> np.ndarray:
+        p, step = self.profile, self._approach * period
+        room = np.maximum(0.0, room)
+        speed = np.minimum(self.velocity, np.sqrt(step * step + 2 * self._approach * room) - step)
         if p.velocity_offset:
             off, dec = np.asarray(p.velocity_offset), np.asarray(p.velocity_deceleration)
-            far = np.maximum(0.0, np.asarray(p.q_max) - q if sign > 0 else q - np.asarray(p.q_min))
-            own = -(off + dec * period) + np.sqrt(np.maximum(0.0, (off + dec * period) ** 2 - off**2 + 2 * dec * far))
+            lag = off + dec * period
+            own = np.sqrt(np.maximum(0.0, lag * lag - off * off + 2 * dec * (room + p.position_margin))) - lag
             speed = np.minimum(speed, VELOCITY_SHARE * np.maximum(0.0, own))
         return speed
 
-    def _row(self, state: State, time: float, q: np.ndarray, dq: np.ndarray, scale: float, flag: Limited) -> Segment:
+    def _row(
+        self, state: State, time: float, q: np.ndarray, dq: np.ndarray, scale: float, flag: Limited
+    ) -> Segment:
         period = time - state.time
-        up = np.maximum(CREEP, np.minimum(scale * self.velocity, self._allowed(state.q, 1, period)))
-        down = np.maximum(CREEP, np.minimum(scale * self.velocity, self._allowed(state.q, -1, period)))
-        dq = np.clip(dq, -0.999 * down, 0.999 * up)
+        down, up = (
+            np.maximum(CREEP, np.minimum(scale * self.velocity, x)) for x in self._allowed(state.q, period)
+        )
+        dq = np.minimum(np.maximum(dq, -0.999 * down), 0.999 * up)
         i = self._input
         i.control_interface = ruckig.ControlInterface.Position
         i.current_position, i.current_velocity, i.current_acceleration = state.q, state.dq, state.ddq
@@ -179,12 +170,15 @@ class Limiter:
         i.max_velocity, i.min_velocity, i.minimum_duration = up, -down, period
         trajectory = ruckig.Trajectory(JOINTS)
         try:
-            if self._all.calculate(i, trajectory) == ruckig.Result.Working and trajectory.duration <= period + 1e-6:
+            if (
+                self._all.calculate(i, trajectory) == ruckig.Result.Working
+                and trajectory.duration <= period + 1e-6
+            ):
                 segment = Segment(state.time, time, (trajectory,), flag)
                 if self._holds(state, segment).all():
                     return segment
         except ruckig.RuckigError:
-            pass   # the joints are tried one by one below
+            pass  # the joints are tried one by one below
         segment = self._each(state, time, q, dq, up, down, np.zeros(JOINTS, bool), flag)
         safe = self._holds(state, segment)
         if not safe.all():
@@ -193,18 +187,32 @@ class Limiter:
             segment = Segment(segment.start, segment.end, segment.profiles, segment.limited | Limited.REACH)
         return segment
 
-    def _each(self, state: State, time: float, q: np.ndarray, dq: np.ndarray, up: np.ndarray, down: np.ndarray,
-              brake: np.ndarray, flag: Limited, row: bool = True) -> Segment:
+    def _each(
+        self,
+        state: State,
+        time: float,
+        q: np.ndarray,
+        dq: np.ndarray,
+        up: np.ndarray,
+        down: np.ndarray,
+        brake: np.ndarray,
+        flag: Limited,
+        row: bool = True,
+    ) -> Segment:
         """Every joint by itself, cut at `time`; the joints in the mask `brake` come to rest instead."""
         profiles = []
         for k in range(JOINTS):
-            profile = None if brake[k] else self._single(state, k, float(q[k]), float(dq[k]), up[k], down[k],
-                                                         time - state.time)
+            profile = (
+                None
+                if brake[k]
+                else self._single(state, k, float(q[k]), float(dq[k]), up[k], down[k], time - state.time)
+            )
             profiles.append(profile or self._single(state, k, None, 0.0, up[k], down[k], None))
         return Segment(state.time, time, tuple(profiles), flag, row)
 
-    def _single(self, state: State, k: int, q: float | None, dq: float, up: float, down: float,
-                period: float | None) -> ruckig.Trajectory | None:
+    def _single(
+        self, state: State, k: int, q: float | None, dq: float, up: float, down: float, period: float | None
+    ) -> ruckig.Trajectory | None:
         i = ruckig.InputParameter(1)
         i.current_position, i.current_velocity = [float(state.q[k])], [float(state.dq[k])]
         i.current_acceleration = [float(np.clip(state.ddq[k], -self.acceleration[k], self.acceleration[k]))]
@@ -233,8 +241,17 @@ class Limiter:
         if state.at_rest:
             return reference
         none = np.zeros(JOINTS)
-        segment = self._each(state, state.time, none, none, self.velocity, self.velocity, np.ones(JOINTS, bool),
-                             Limited.NO, row=False)
+        segment = self._each(
+            state,
+            state.time,
+            none,
+            none,
+            self.velocity,
+            self.velocity,
+            np.ones(JOINTS, bool),
+            Limited.NO,
+            row=False,
+        )
         end = state.time + max(p.duration for p in segment.profiles)
         return reference.joined([Segment(state.time, end, segment.profiles, Limited.NO, row=False)])
 
@@ -244,12 +261,13 @@ class Limiter:
         """rad (..., 7), signed way from a state to rest when braking as fast as the limits allow.
 
         An acceleration in the direction of motion first falls to zero (v0 a/j + a^3/3j^2), then the
-        trapezoid from v1 takes v1/2 (v1/A + A/j).
+        trapezoid from v1 = v0 + a^2/2j takes v1/2 (v1/A + A/j).
         """
         sign = np.where(dq == 0, np.sign(ddq), np.sign(dq))
         speed, push = np.abs(dq), np.maximum(0.0, sign * ddq)
-        first = speed * push / self.jerk + push**3 / (3 * self.jerk**2)
-        top = speed + push**2 / (2 * self.jerk)
+        ramp = push / self.jerk
+        top = speed + 0.5 * push * ramp
+        first = ramp * (speed + push * ramp / 3)
         return sign * (first + 0.5 * top * (top / self.acceleration + self.acceleration / self.jerk))
 
     def _holds(self, state: State, segment: Segment) -> np.ndarray:
@@ -258,23 +276,34 @@ class Limiter:
         p = self.profile
         low, high = np.minimum(p.lower, state.q) - SLACK, np.maximum(p.upper, state.q) + SLACK
         span = segment.end - segment.start
-        points = [segment.at(segment.start + share * span) for share in (0.25, 0.5, 0.75, 1.0)]
+        points = [segment.at(segment.start + share * span) for share in (0.33, 0.67, 1.0)]
         q, dq = np.array([x[0] for x in points]), np.array([x[1] for x in points])
         good = np.all((q >= low) & (q <= high), 0)
-        if p.velocity_offset:
+        near = np.any(q - p.lower < self._far) or np.any(p.upper - q < self._far)
+        if p.velocity_offset and near:
             slow, fast = p.velocity_bounds(q)
-            good &= np.all((dq <= np.maximum(0.97 * fast, CREEP)) & (dq >= np.minimum(0.97 * slow, -CREEP)), 0)
+            good &= np.all(
+                (dq <= np.maximum(0.97 * fast, CREEP)) & (dq >= np.minimum(0.97 * slow, -CREEP)), 0
+            )
         rest = q[-1] + self._halt(dq[-1], points[-1][2])
         return good & (rest >= low) & (rest <= high)
 
     def _clear(self, state: State, segments: Sequence[Segment]) -> list[bool]:
-        """Whether each segment, and braking from its end, stays inside the workspace (or comes no further out)."""
+        """Whether each segment, and braking from its end, stays inside (or comes no further out)."""
         points = [state.q[None]]
         for segment in segments:
             half = segment.at(0.5 * (segment.start + segment.end))[0]
-            q, dq, ddq = segment.at(segment.end)
-            halt = self._halt(dq, ddq)
-            points.append(np.stack([half, q, q + 0.5 * halt, q + halt]))
-        excess = self._excess(np.concatenate(points))
-        allowed = max(float(excess[0]), 0.0) + 1e-4
-        return [bool(e <= allowed) for e in excess[1:].reshape(-1, 4).max(1)]
+            points.append(np.vstack([half, self._braking(*segment.at(segment.end))]))
+        excess = self._workspace.excess(np.concatenate(points))
+        allowed = max(float(excess[0]), 0.0) + SLACK
+        return [bool(e <= allowed) for e in excess[1:].reshape(-1, 2 + len(BRAKE_SHARES)).max(1)]
+
+    def _braking(self, q: np.ndarray, dq: np.ndarray, ddq: np.ndarray) -> np.ndarray:
+        """(1 + shares, 7) positions while braking; the way is bent, as some joints rest first."""
+        way = self._halt(dq, ddq)
+        sign, time = (
+            np.sign(way),
+            np.sqrt(2 * np.abs(way) / self.acceleration),
+        )  # of a constant deceleration over the same way
+        t = np.minimum(np.asarray(BRAKE_SHARES)[:, None] * time.max(), time)
+        return np.vstack([q, q + sign * self.acceleration * t * (time - 0.5 * t)])

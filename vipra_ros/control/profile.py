@@ -29,8 +29,9 @@ class Workspace:
     high: tuple[float, ...] = param(doc="highest x, y, z of the TCP", unit="m")
     floor: float = param(doc="height of the table surface under the base frame's origin", unit="m")
     tcp_clearance: float = param(doc="least height of the TCP over the table", unit="m", low=0.0)
-    link_clearance: float = param(doc="least height of the joints 5 to 7 and the flange over the table", unit="m",
-                                  low=0.0)
+    link_clearance: float = param(
+        doc="least height of the joints 5 to 7 and the flange over the table", unit="m", low=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Load:
 
     mass: float = param(0.0, doc="mass", unit="kg", low=0.0, high=3.0)
     centre: tuple[float, ...] = param((0.0, 0.0, 0.0), doc="centre of mass in the flange frame", unit="m")
-    inertia: tuple[float, ...] = param((0.0,) * 9, doc="inertia about the centre of mass, 3x3 column-major",
-                                       unit="kg m^2")
+    inertia: tuple[float, ...] = param(
+        (0.0,) * 9, doc="inertia about the centre of mass, 3x3 column-major", unit="kg m^2"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +57,24 @@ class RobotProfile:
     velocity: tuple[float, ...] = param(doc="velocity limits", unit="rad/s", low=0.0)
     acceleration: tuple[float, ...] = param(doc="acceleration limits", unit="rad/s^2", low=0.0)
     jerk: tuple[float, ...] = param(doc="jerk limits", unit="rad/s^3", low=0.0)
-    velocity_offset: tuple[float, ...] = param((), doc="offset of the position-dependent velocity limit, empty: none",
-                                               unit="rad/s")
-    velocity_deceleration: tuple[float, ...] = param((), doc="deceleration of the position-dependent velocity limit",
-                                                     unit="rad/s^2")
+    velocity_offset: tuple[float, ...] = param(
+        (), doc="offset of the position-dependent velocity limit, empty: none", unit="rad/s"
+    )
+    velocity_deceleration: tuple[float, ...] = param(
+        (), doc="deceleration of the position-dependent velocity limit", unit="rad/s^2"
+    )
     position_margin: float = param(0.05, doc="distance kept from the position limits", unit="rad", low=0.02)
-    clamp_velocity: float = param(2.0, doc="velocity never asked for, whatever the robot allows", unit="rad/s", low=0.1)
+    clamp_velocity: float = param(
+        2.0, doc="velocity never asked for, whatever the robot allows", unit="rad/s", low=0.1
+    )
     clamp_acceleration: float = param(7.0, doc="acceleration never asked for", unit="rad/s^2", low=0.5)
     clamp_jerk: float = param(3500.0, doc="jerk never asked for", unit="rad/s^3", low=100.0)
-    dynamics_factor: float = param(0.6, doc="share of the clamped limits that the arm's own generator may use",
-                                   low=0.05, high=0.6)
-    limiter_headroom: float = param(0.83, doc="share of that which the limiter uses, the rest lets the arm catch up",
-                                    low=0.1, high=0.95)
+    dynamics_factor: float = param(
+        0.6, doc="share of the clamped limits that the arm's own generator may use", low=0.05, high=0.6
+    )
+    limiter_headroom: float = param(
+        0.83, doc="share of that which the limiter uses, the rest lets the arm catch up", low=0.1, high=0.95
+    )
     dh_a: tuple[float, ...] = param(doc="link lengths a(i-1), modified DH", unit="m")
     dh_d: tuple[float, ...] = param(doc="link offsets d(i), modified DH", unit="m")
     dh_alpha: tuple[float, ...] = param(doc="link twists alpha(i-1), modified DH", unit="rad")
@@ -76,28 +84,53 @@ class RobotProfile:
     workspace: Workspace = param(doc="where the TCP and links may be")
     home: tuple[float, ...] = param(doc="home pose", unit="rad")
     load: Load = param(Load(), doc="payload")
-    collision_torque: tuple[float, ...] = param((40.0, 40.0, 36.0, 36.0, 32.0, 28.0, 24.0),
-                                                doc="joint torque at which a collision stops the arm", unit="N m",
-                                                low=1.0)
-    collision_force: tuple[float, ...] = param((40.0, 40.0, 40.0, 50.0, 50.0, 50.0),
-                                               doc="Cartesian force at which a collision stops the arm", unit="N",
-                                               low=1.0)
+    collision_torque: tuple[float, ...] = param(
+        (40.0, 40.0, 36.0, 36.0, 32.0, 28.0, 24.0),
+        doc="joint torque at which a collision stops the arm",
+        unit="N m",
+        low=1.0,
+    )
+    collision_force: tuple[float, ...] = param(
+        (40.0, 40.0, 40.0, 50.0, 50.0, 50.0),
+        doc="Cartesian force at which a collision stops the arm",
+        unit="N",
+        low=1.0,
+    )
     gripper_width: float = param(0.08, doc="width of the open hand", unit="m", low=0.0)
 
     def __post_init__(self) -> None:
-        for key in ("joint_names", "q_min", "q_max", "velocity", "acceleration", "jerk", "dh_a", "dh_d", "dh_alpha",
-                    "home", "collision_torque"):
+        for key in (
+            "joint_names",
+            "q_min",
+            "q_max",
+            "velocity",
+            "acceleration",
+            "jerk",
+            "dh_a",
+            "dh_d",
+            "dh_alpha",
+            "home",
+            "collision_torque",
+        ):
             if len(getattr(self, key)) != JOINTS:
                 raise ConfigError(f"{self.name}: {key} has {len(getattr(self, key))} values; give {JOINTS}")
-        if len(self.velocity_offset) not in (0, JOINTS) or len(self.velocity_offset) != len(self.velocity_deceleration):
-            raise ConfigError(f"{self.name}: velocity_offset and velocity_deceleration need 7 values each, or none")
+        if len(self.velocity_offset) not in (0, JOINTS) or len(self.velocity_offset) != len(
+            self.velocity_deceleration
+        ):
+            raise ConfigError(
+                f"{self.name}: velocity_offset and velocity_deceleration need 7 values each, or none"
+            )
         if not np.all(np.less(self.q_min, self.q_max)):
             raise ConfigError(f"{self.name}: q_min must lie below q_max for every joint")
         box = self.workspace
         if len(box.low) != 3 or len(box.high) != 3 or not np.all(np.less(box.low, box.high)):
-            raise ConfigError(f"{self.name}: workspace low {box.low} must lie below high {box.high}, 3 values each")
+            raise ConfigError(
+                f"{self.name}: workspace low {box.low} must lie below high {box.high}, 3 values each"
+            )
         if np.any(self.home_q < self.lower) or np.any(self.home_q > self.upper):
-            raise ConfigError(f"{self.name}: home {self.home} lies beyond the position limits less the margin")
+            raise ConfigError(
+                f"{self.name}: home {self.home} lies beyond the position limits less the margin"
+            )
 
     @cached_property
     def lower(self) -> np.ndarray:
@@ -117,9 +150,14 @@ class RobotProfile:
     @cached_property
     def arm_limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(velocity, acceleration, jerk) the arm's own trajectory generator is clamped to, each (7,)."""
-        return tuple(self.dynamics_factor * np.minimum(clamp, own) for clamp, own in (
-            (self.clamp_velocity, self.velocity), (self.clamp_acceleration, self.acceleration),
-            (self.clamp_jerk, self.jerk)))
+        return tuple(
+            self.dynamics_factor * np.minimum(clamp, own)
+            for clamp, own in (
+                (self.clamp_velocity, self.velocity),
+                (self.clamp_acceleration, self.acceleration),
+                (self.clamp_jerk, self.jerk),
+            )
+        )
 
     @cached_property
     def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,13 +169,18 @@ class RobotProfile:
 
         v <= max(0, -offset + sqrt(2 deceleration (q_max - q))), mirrored at the lower limit.
         """
-        cap = np.asarray(self.velocity)
-        if not self.velocity_offset:
+        cap, off, dec, low, high = self._velocity_law
+        if off is None:
             return np.broadcast_to(-cap, np.shape(q)), np.broadcast_to(cap, np.shape(q))
-        off, dec = np.asarray(self.velocity_offset), np.asarray(self.velocity_deceleration)
-        up = -off + np.sqrt(2 * dec * np.maximum(0.0, np.asarray(self.q_max) - q))
-        down = off - np.sqrt(2 * dec * np.maximum(0.0, q - np.asarray(self.q_min)))
-        return np.clip(down, -cap, 0.0), np.clip(up, 0.0, cap)
+        up = np.sqrt(2 * dec * np.maximum(0.0, high - q)) - off
+        down = np.sqrt(2 * dec * np.maximum(0.0, q - low)) - off
+        return -np.minimum(np.maximum(down, 0.0), cap), np.minimum(np.maximum(up, 0.0), cap)
+
+    @cached_property
+    def _velocity_law(self) -> tuple[np.ndarray | None, ...]:
+        off = np.asarray(self.velocity_offset) if self.velocity_offset else None
+        dec = np.asarray(self.velocity_deceleration) if self.velocity_offset else None
+        return np.asarray(self.velocity), off, dec, np.asarray(self.q_min), np.asarray(self.q_max)
 
     def tightened(self, **reported: np.ndarray) -> RobotProfile:
         """This profile with limits the robot reports where those are stricter.
@@ -148,8 +191,10 @@ class RobotProfile:
         changes = {}
         for key, values in reported.items():
             if key not in ("q_min", "q_max", "velocity", "acceleration", "jerk"):
-                raise ConfigError(f"{self.name}: a robot cannot tighten {key!r}; give q_min, q_max, velocity, "
-                                  f"acceleration or jerk")
+                raise ConfigError(
+                    f"{self.name}: a robot cannot tighten {key!r}; give q_min, q_max, velocity, "
+                    f"acceleration or jerk"
+                )
             stricter = np.maximum if key == "q_min" else np.minimum
             changes[key] = tuple(float(v) for v in stricter(getattr(self, key), np.asarray(values, float)))
         return dataclasses.replace(self, **changes)
@@ -166,5 +211,7 @@ def load_profile(robot: str | Path = "fr3") -> RobotProfile:
         try:
             path = share("config", "robots", f"{robot}.yaml")
         except ConfigError:
-            raise ConfigError(f"robot profile {str(robot)!r} is unknown; use fr3, panda or the path of a YAML file") from None
+            raise ConfigError(
+                f"robot profile {str(robot)!r} is unknown; use fr3, panda or the path of a YAML file"
+            ) from None
     return load(RobotProfile, path)

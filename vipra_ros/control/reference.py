@@ -28,10 +28,10 @@ class Limited(enum.IntFlag):
     """What the limiter changed about a row."""
 
     NO = 0
-    POSITION = 1       # the target lay beyond a position limit less its margin
-    WORKSPACE = 2      # the target lay outside the workspace box or under the table's clearance
-    REACH = 4          # velocity, acceleration or jerk limits kept the row from being reached in time
-    BRAKE = 8          # some joint braked because following the target was not safe
+    POSITION = 1  # the target lay beyond a position limit less its margin
+    WORKSPACE = 2  # the target lay outside the workspace box or under the table's clearance
+    REACH = 4  # velocity, acceleration or jerk limits kept the row from being reached in time
+    BRAKE = 8  # some joint braked because following the target was not safe
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class State:
 
 @dataclass(frozen=True)
 class Segment:
-    """One piece: `profiles` is one 7-joint ruckig trajectory or seven of one joint, from `start` to `end` (s).
+    """One piece from `start` to `end` (s): one 7-joint ruckig trajectory, or seven of one joint.
 
     `limited` says what the limiter did, `row` whether it ends at a row of a chunk (not a stop).
     """
@@ -162,7 +162,11 @@ class Reference:
         for segment in self.segments:
             if segment.end <= time + least:
                 continue
-            steps = 1 if segment.row else max(1, int(np.ceil((segment.end - segment.start) / WAYPOINT_SPACING - 1e-9)))
+            steps = (
+                1
+                if segment.row
+                else max(1, int(np.ceil((segment.end - segment.start) / WAYPOINT_SPACING - 1e-9)))
+            )
             for k in range(1, steps + 1):
                 t = segment.end if k == steps else segment.start + k * WAYPOINT_SPACING
                 if t > time + least:

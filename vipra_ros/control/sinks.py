@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vipra_ros.control.chunk import Waypoint
+import numpy as np
+
+from vipra_ros.control.chunk import RobotState, Waypoint
 
 
 class MotionSink(Protocol):
@@ -55,3 +57,26 @@ class PreviewHand:
     def command(self, opening: float) -> None:
         """Remember."""
         self.commands.append(opening)
+
+
+class PreviewArm:
+    """An arm that is always where it is commanded to be: what a dry run measures.
+
+    Args:
+        q: rad (7,), where it is before the first command.
+        clock: monotonic time in s.
+    """
+
+    def __init__(self, q: np.ndarray, clock: Callable[[], float]):
+        self._q, self._clock = q, clock
+        self.core = None  # set to the ExecutorCore whose reference it follows
+
+    def state(self) -> RobotState:
+        """The commanded state now."""
+        now = self._clock()
+        reference = self.core.reference() if self.core is not None else None
+        q, dq = (self._q, np.zeros_like(self._q)) if reference is None else reference.at(now)[:2]
+        return RobotState(now, q, dq, q, dq, in_control=True)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

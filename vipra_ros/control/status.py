@@ -72,7 +72,7 @@ class Share:
 
     def __init__(self) -> None:
         self._pieces: deque[tuple[float, float, bool]] = deque()
-        self.total = self.true = 0.0      # s since the start
+        self.total = self.true = 0.0  # s since the start
 
     def note(self, now: float, duration: float, true: bool) -> None:
         """A piece of `duration` s ended at `now`."""
@@ -103,3 +103,33 @@ class Percentiles:
         if not self._values:
             return NAN, NAN, NAN
         return tuple(float(x) for x in np.percentile(list(self._values), (50, 95, 99)))
+
+
+class Telemetry:
+    """Counts and meters of the core; :meth:`status` needs what only the core knows."""
+
+    def __init__(self) -> None:
+        self.accepted = self.rejected = self.limited = self.overruns = 0
+        self.last_rejection, self.boundary_step = "", NAN
+        self.chunks, self.actions, self.ticks = Rate(), Rate(), Rate()
+        self.stall, self.delays = Share(), Percentiles()
+
+    def status(self, now: float, **known: object) -> ExecutorStatus:
+        """Everything together at `now`."""
+        p50, p95, p99 = self.delays.value()
+        return ExecutorStatus(
+            chunk_rate=self.chunks.value(now),
+            action_rate=self.actions.value(now),
+            state_rate=self.ticks.value(now),
+            accepted=self.accepted,
+            rejected=self.rejected,
+            last_rejection=self.last_rejection,
+            limited=self.limited,
+            overruns=self.overruns,
+            stall_fraction=self.stall.value(now),
+            boundary_step=self.boundary_step,
+            obs_to_action_p50=p50,
+            obs_to_action_p95=p95,
+            obs_to_action_p99=p99,
+            **known,
+        )

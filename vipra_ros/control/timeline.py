@@ -68,18 +68,29 @@ class Timeline:
         self.mode, self.blending, self.decay = mode, blending, decay
         self.period = float("nan")
         self._rows: list[Row] = []
-        self._passed: Row | None = None    # the last row that was due: where the next velocity comes from
+        self._passed: Row | None = None  # the last row that was due: where the next velocity comes from
         self.executed = self.late = 0
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def add(self, *, stamp: float, period: float, q: np.ndarray, gripper: np.ndarray, execute: int, chunk_id: int,
-            task_id: int, commit: float, on_grid: bool) -> Added:
+    def add(
+        self,
+        *,
+        stamp: float,
+        period: float,
+        q: np.ndarray,
+        gripper: np.ndarray,
+        execute: int,
+        chunk_id: int,
+        task_id: int,
+        commit: float,
+        on_grid: bool,
+    ) -> Added:
         """Put a chunk on the time axis.
 
         Args:
             stamp: s, time of its observation; period: s between rows.
-            q: rad (H, 7) absolute rows, lookahead included; gripper: (H,); execute: rows that may be executed.
+            q: rad (H, 7) absolute rows, lookahead included; gripper: (H,); execute: rows to execute.
             commit: s, the first instant that may still change.
             on_grid: whether `commit` is a time of the running grid; else the grid is laid anew on the chunk.
 
@@ -112,8 +123,10 @@ class Timeline:
             flushed = len(self._rows)
         values = np.column_stack([q, gripper])
         on_times = np.array([np.interp(grid, times, values[:, c]) for c in range(values.shape[1])]).T
-        new = [Row(float(t), v[:-1], float(v[-1]), chunk_id, task_id, stamp, bool(t <= last_time + _EPS), [v])
-               for t, v in zip(grid, on_times)]
+        new = [
+            Row(float(t), v[:-1], float(v[-1]), chunk_id, task_id, stamp, bool(t <= last_time + _EPS), [v])
+            for t, v in zip(grid, on_times)
+        ]
         step, blended = self._join(queued, new)
         self.period = period
         self.late += late
@@ -149,7 +162,7 @@ class Timeline:
         """
         due = [r for r in self._rows if r.time <= now + _EPS]
         if due:
-            self._rows = self._rows[len(due):]
+            self._rows = self._rows[len(due) :]
             done = [r for r in due if r.executable]
             self.executed += len(done)
             if done:
@@ -178,8 +191,10 @@ class Timeline:
         """Times (n,) and rows (n, 8) of the next `count` steps that will be executed whatever comes:
         what a policy that fills in the rest (real-time chunking) conditions on."""
         rows = [r for r in self._rows if r.executable and r.time > now][:count]
-        return (np.array([r.time for r in rows]),
-                np.array([np.append(r.q, r.gripper) for r in rows]).reshape(len(rows), -1))
+        return (
+            np.array([r.time for r in rows]),
+            np.array([np.append(r.q, r.gripper) for r in rows]).reshape(len(rows), -1),
+        )
 
     def targets(self, start: float, q_start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The executable rows after `start` for the limiter: times (n,), q (n, 7), velocities (n, 7).
@@ -200,7 +215,7 @@ class Timeline:
         if self.mode == "sync":
             after = np.vstack([slopes[1:count], np.zeros((1, q.shape[1]))])
         elif len(rows) > count:
-            after = slopes[1:count + 1]
+            after = slopes[1 : count + 1]
         else:
             after = np.vstack([slopes[1:count], slopes[-1:]])
         own = slopes[:count]

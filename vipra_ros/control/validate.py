@@ -102,12 +102,20 @@ class Validator:
             number, chunk_epoch = int(chunk.chunk_id), int(chunk.epoch)
             names = tuple(str(n) for n in chunk.joint_names)
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
-            return Verdict(Reason.SHAPE, f"the chunk cannot be read as numbers ({error}); send float64 rows of equal length")
-        for checked in (self._finite(actions, ahead, stamp, period), self._shape(chunk, actions, ahead, names),
-                        self._time(stamp, period, now), self._origin(chunk, number, chunk_epoch, now, epoch),
-                        self._range(actions, ahead)):
-            if checked is not None:
-                return checked
+            return Verdict(
+                Reason.SHAPE,
+                f"the chunk cannot be read as numbers ({error}); send float64 rows of equal length",
+            )
+        for test in (  # in this order: each may rely on the ones before
+            lambda: self._finite(actions, ahead, stamp, period),
+            lambda: self._shape(chunk, actions, ahead, names),
+            lambda: self._time(stamp, period, now),
+            lambda: self._origin(chunk, number, chunk_epoch, now, epoch),
+            lambda: self._range(actions, ahead),
+        ):
+            refusal = test()
+            if refusal is not None:
+                return refusal
         return ACCEPTED
 
     def accept(self, chunk: ActionChunk, now: float) -> None:
@@ -122,32 +130,50 @@ class Validator:
             bad = np.argwhere(~np.isfinite(values))
             if len(bad):
                 where = ", ".join(str(int(i)) for i in bad[0])
-                return Verdict(Reason.NOT_FINITE, f"{name}[{where}] is {values[tuple(bad[0])]}; the whole chunk is "
-                                                  f"refused, check the checkpoint's statistics")
+                return Verdict(
+                    Reason.NOT_FINITE,
+                    f"{name}[{where}] is {values[tuple(bad[0])]}; the whole chunk is "
+                    f"refused, check the checkpoint's statistics",
+                )
         for name, value in (("stamp", stamp), ("step_period", period)):
             if not math.isfinite(value):
                 return Verdict(Reason.NOT_FINITE, f"{name} is {value}; give a time in s")
         return None
 
-    def _shape(self, chunk: ActionChunk, actions: np.ndarray, ahead: np.ndarray, names: tuple) -> Verdict | None:
+    def _shape(
+        self, chunk: ActionChunk, actions: np.ndarray, ahead: np.ndarray, names: tuple
+    ) -> Verdict | None:
         b, p = self.bounds, self.profile
         if chunk.action_space not in ACTION_SPACES or chunk.action_space != b.action_space:
-            return Verdict(Reason.ACTION_SPACE, f"{chunk.action_space!r} came, this executor takes {b.action_space!r}; "
-                                                f"set action_space or load another checkpoint")
+            return Verdict(
+                Reason.ACTION_SPACE,
+                f"{chunk.action_space!r} came, this executor takes {b.action_space!r}; "
+                f"set action_space or load another checkpoint",
+            )
         width = (6 if b.action_space == "ee_delta" else JOINTS) + 1
         if actions.ndim != 2 or actions.shape[1] != width or len(actions) == 0:
             return Verdict(Reason.SHAPE, f"actions have shape {actions.shape}; send (rows >= 1, {width})")
         if ahead.size and (ahead.ndim != 2 or ahead.shape[1] != width):
-            return Verdict(Reason.SHAPE, f"lookahead has shape {ahead.shape}; send (rows, {width}) or nothing")
+            return Verdict(
+                Reason.SHAPE, f"lookahead has shape {ahead.shape}; send (rows, {width}) or nothing"
+            )
         if len(actions) + len(ahead) > b.max_rows:
-            return Verdict(Reason.HORIZON, f"{len(actions) + len(ahead)} rows; at most {b.max_rows} are taken")
+            return Verdict(
+                Reason.HORIZON, f"{len(actions) + len(ahead)} rows; at most {b.max_rows} are taken"
+            )
         expected = () if b.action_space == "ee_delta" else p.joint_names
         if names != expected and not (names == p.joint_names and not expected):
-            return Verdict(Reason.JOINT_NAMES, f"{list(names)} came, {p.name} has {list(expected)} in this order; "
-                                               f"use a checkpoint of this robot")
+            return Verdict(
+                Reason.JOINT_NAMES,
+                f"{list(names)} came, {p.name} has {list(expected)} in this order; "
+                f"use a checkpoint of this robot",
+            )
         if self._form is not None and self._same_holder(chunk) and self._shape_of(chunk) != self._form:
-            return Verdict(Reason.HORIZON, f"rows and period became {self._shape_of(chunk)} from {self._form}; a policy "
-                                           f"keeps its horizon and rate")
+            return Verdict(
+                Reason.HORIZON,
+                f"rows and period became {self._shape_of(chunk)} from {self._form}; a policy "
+                f"keeps its horizon and rate",
+            )
         return None
 
     def _time(self, stamp: float, period: float, now: float) -> Verdict | None:
@@ -155,23 +181,39 @@ class Validator:
         if not b.min_period <= period <= b.max_period:
             return Verdict(Reason.STEP_PERIOD, f"{period} s; give {b.min_period} to {b.max_period} s")
         if now - stamp > b.max_age:
-            return Verdict(Reason.STALE, f"the observation is {now - stamp:.3f} s old, at most {b.max_age} s are "
-                                         f"allowed; speed up the policy or compare the clocks of both hosts")
+            return Verdict(
+                Reason.STALE,
+                f"the observation is {now - stamp:.3f} s old, at most {b.max_age} s are "
+                f"allowed; speed up the policy or compare the clocks of both hosts",
+            )
         if stamp - now > b.future:
-            return Verdict(Reason.FUTURE, f"the observation lies {stamp - now:.3f} s ahead; synchronise the hosts' clocks")
+            return Verdict(
+                Reason.FUTURE,
+                f"the observation lies {stamp - now:.3f} s ahead; synchronise the hosts' clocks",
+            )
         return None
 
-    def _origin(self, chunk: ActionChunk, number: int, chunk_epoch: int, now: float, epoch: int) -> Verdict | None:
+    def _origin(
+        self, chunk: ActionChunk, number: int, chunk_epoch: int, now: float, epoch: int
+    ) -> Verdict | None:
         if chunk_epoch < epoch:
-            return Verdict(Reason.EPOCH, f"epoch {chunk_epoch}, the executor is at {epoch}; made before a recovery "
-                                         f"or reset, read epoch from executor/status")
+            return Verdict(
+                Reason.EPOCH,
+                f"epoch {chunk_epoch}, the executor is at {epoch}; made before a recovery "
+                f"or reset, read epoch from executor/status",
+            )
         if self._holder is None or now - self._renewed > self.bounds.lease:
             return None
         if not self._same_holder(chunk):
-            return Verdict(Reason.LEASE, f"{'/'.join(self._who(chunk))} came while {self.holder} is served; stop one of "
-                                         f"them, the lease ends after {self.bounds.lease} s of silence")
+            return Verdict(
+                Reason.LEASE,
+                f"{'/'.join(self._who(chunk))} came while {self.holder} is served; stop one of "
+                f"them, the lease ends after {self.bounds.lease} s of silence",
+            )
         if number <= self._last_id:
-            return Verdict(Reason.OLD_ID, f"chunk {number} after {self._last_id}; repeated or reordered on the way")
+            return Verdict(
+                Reason.OLD_ID, f"chunk {number} after {self._last_id}; repeated or reordered on the way"
+            )
         return None
 
     def _range(self, actions: np.ndarray, ahead: np.ndarray) -> Verdict | None:
@@ -188,10 +230,15 @@ class Validator:
         bad = np.argwhere((body < low) | (body > high))
         if len(bad):
             row, column = (int(i) for i in bad[0])
-            return Verdict(Reason.RANGE, f"row {row}, column {column} is {body[row, column]:.4g}, sane is "
-                                         f"{low[column]:.4g} to {high[column]:.4g}; are the actions de-normalised?")
+            return Verdict(
+                Reason.RANGE,
+                f"row {row}, column {column} is {body[row, column]:.4g}, sane is "
+                f"{low[column]:.4g} to {high[column]:.4g}; are the actions de-normalised?",
+            )
         if np.abs(gripper).max() > 2.0:
-            return Verdict(Reason.RANGE, f"gripper value {gripper[np.abs(gripper).argmax()]:.4g}; +1 is open, -1 closed")
+            return Verdict(
+                Reason.RANGE, f"gripper value {gripper[np.abs(gripper).argmax()]:.4g}; +1 is open, -1 closed"
+            )
         return None
 
     # --- identity ------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Success and smoothness of a checkpoint over unseen random starts.
 
-Two lanes, one record per episode (`results.py`). The fast one runs in this process in simulation time: rendered
-frames, the real engine, the executor's core, stepped physics. Thinking is charged: a chunk arrives one latency
-after its observation, and the next observation is taken when the running node would take it. `ros=True` runs the
-same seeds through the nodes, franky and the simulated controller, in real time.
+Two lanes, one record per episode (`results.py`). The fast one runs in this process in simulation time:
+rendered frames, the real engine, the executor's core, stepped physics. Thinking is charged: a chunk arrives
+one latency after its observation, and the next observation is taken when the running node would take it.
+`ros=True` runs the same seeds through the nodes, franky and the simulated controller, in real time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.learning import metrics, results
-from vipra_ros.learning.results import JERK_RATE, EpisodeRecord
+from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.policy.scheduler import MODES, replan_steps
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
@@ -62,6 +62,7 @@ class Decider:
 
     def __call__(self, view) -> ActionChunk:
         from vipra_ros.policy.observation import Observation
+
         c = self._config
         n = max(c.proprio_steps, int(c.relative_actions))
         frames = {}
@@ -71,13 +72,22 @@ class Decider:
         joints = None
         if n:
             joints = np.stack(([self._vectors[0]] * n + self._vectors)[-n:])
-        observation = Observation(stamp=view.time, frames=frames, instruction=view.start.goal.instruction,
-                                  joints=joints)
+        observation = Observation(
+            stamp=view.time, frames=frames, instruction=view.start.goal.instruction, joints=joints
+        )
         rows = np.asarray(self._engine.infer(observation, seed=self._seed + len(self.made)).actions, float)
         self.made.append((view.time, rows))
-        return ActionChunk(stamp=view.time, chunk_id=0, step_period=1.0 / c.rate, actions=rows[:c.execute_steps],
-                           lookahead=rows[c.execute_steps:], action_space=c.action_space, joint_names=c.joint_names,
-                           instruction=view.start.goal.instruction, checkpoint=self._hash[:16])
+        return ActionChunk(
+            stamp=view.time,
+            chunk_id=0,
+            step_period=1.0 / c.rate,
+            actions=rows[: c.execute_steps],
+            lookahead=rows[c.execute_steps :],
+            action_space=c.action_space,
+            joint_names=c.joint_names,
+            instruction=view.start.goal.instruction,
+            checkpoint=self._hash[:16],
+        )
 
 
 class FastLane:
@@ -86,12 +96,17 @@ class FastLane:
     def __init__(self, job: Job):
         from vipra_ros.control.executor import ExecutorSettings
         from vipra_ros.sim.lane import Lane
+
         self.job = job
         self.checkpoint, self.engine = load(job.checkpoint, job.threads)
         c = self.checkpoint.config
         self.period, self._execute = 1.0 / c.rate, c.execute_steps
-        self.lane = Lane(ExecutorSettings(mode=job.mode, action_space=c.action_space), fps=c.rate,
-                         cameras=c.cameras, size=c.image_size)
+        self.lane = Lane(
+            ExecutorSettings(mode=job.mode, action_space=c.action_space),
+            fps=c.rate,
+            cameras=c.cameras,
+            size=c.image_size,
+        )
         self.checkpoint.check(self.lane.profile)
         if job.mode == "async":
             self.replan = replan_steps(c.execute_steps, job.latency, self.period, job.margin)
@@ -109,23 +124,47 @@ class FastLane:
             if self.job.video:
                 pictures.append(next(iter(view.frames.values()))[-1][1])
 
-        outcome = self.lane.run(start, decider, seconds=self.job.seconds, replan=self.replan,
-                                latency=self.job.latency, on_frame=on_frame)
+        outcome = self.lane.run(
+            start,
+            decider,
+            seconds=self.job.seconds,
+            replan=self.replan,
+            latency=self.job.latency,
+            on_frame=on_frame,
+        )
         if self.job.video:
-            _write_video(Path(self.job.video) / f"{task}-{seed:06d}.mp4", pictures, self.checkpoint.config.rate,
-                         f"{start.goal.instruction}: {'done' if outcome.success else 'not done'}")
+            write_video(
+                Path(self.job.video) / f"{task}-{seed:06d}.mp4",
+                pictures,
+                self.lane.fps,
+                f"{start.goal.instruction}: {'done' if outcome.success else 'not done'}",
+            )
         arrival = math.ceil(self.job.latency / TICK - 1e-9) * TICK
-        accepted = [(t, t + arrival, rows) for (t, rows), verdict in zip(decider.made, outcome.verdicts)
-                    if verdict == "accepted"]
-        status = outcome.status
+        accepted = [
+            (t, t + arrival, rows)
+            for (t, rows), verdict in zip(decider.made, outcome.verdicts)
+            if verdict == "accepted"
+        ]
+        status, goal = outcome.status, start.goal
         return EpisodeRecord(
-            task=task, seed=seed, instruction=start.goal.instruction, colour=start.goal.colour, zone=start.goal.zone,
-            success=outcome.success, acted_on=outcome.acted_on, time_to_success=outcome.time_to_success,
-            seconds=outcome.seconds, chunks=len(outcome.verdicts), rejected=len(outcome.verdicts) - len(accepted),
-            rows=metrics.rows_executed(accepted, self._execute, self.period, outcome.seconds), limited=status.limited,
+            task=task,
+            seed=seed,
+            instruction=goal.instruction,
+            colour=goal.colour,
+            zone=goal.zone,
+            success=outcome.success,
+            acted_on=outcome.acted_on,
+            time_to_success=outcome.time_to_success,
+            seconds=outcome.seconds,
+            chunks=len(outcome.verdicts),
+            rejected=len(outcome.verdicts) - len(accepted),
+            limited=status.limited,
+            rows=metrics.rows_executed(accepted, self._execute, self.period, outcome.seconds),
             stopped="; ".join(status.reasons) if status.state_text in ("HOLD", "FAULT") else "",
-            latencies=[arrival] * len(accepted), boundaries=metrics.boundary_steps(accepted, self.period).tolist(),
-            commanded=outcome.commanded)
+            latencies=[arrival] * len(accepted),
+            boundaries=metrics.boundary_steps(accepted, self.period).tolist(),
+            commanded=outcome.commanded,
+        )
 
 
 def load(checkpoint: str | Path, threads: int = 0):
@@ -134,6 +173,7 @@ def load(checkpoint: str | Path, threads: int = 0):
 
     from vipra_ros.policy.checkpoint import Checkpoint
     from vipra_ros.policy.engine import load_engine
+
     if threads:
         torch.set_num_threads(threads)
     loaded = Checkpoint.load(resolve(checkpoint))
@@ -145,6 +185,7 @@ def load(checkpoint: str | Path, threads: int = 0):
 def measure_latency(checkpoint, engine, count: int = TIMED) -> float:
     """95th percentile of an inference on this machine, s, rounded up to a pass of the executor."""
     from vipra_ros.policy.observation import Observation
+
     c, rng = checkpoint.config, np.random.default_rng(0)
     spent = []
     for i in range(count):
@@ -152,16 +193,29 @@ def measure_latency(checkpoint, engine, count: int = TIMED) -> float:
         frames = {camera: rng.integers(0, 256, shape, np.uint8) for camera in c.cameras}
         joints = np.zeros((max(c.proprio_steps, 1), c.policy.action_dim))
         began = time.monotonic()
-        engine.infer(Observation(stamp=float(i), frames=frames, instruction="reach above the red cube",
-                                 joints=joints), seed=i)
+        engine.infer(
+            Observation(stamp=float(i), frames=frames, instruction="reach above the red cube", joints=joints),
+            seed=i,
+        )
         spent.append(time.monotonic() - began)
     return math.ceil(float(np.percentile(spent, 95)) / TICK) * TICK
 
 
-def main(checkpoint: str | Path, task: str = "all", episodes: int = 50, seed: int = 1000,
-         json_path: str | Path | None = None, video: str | Path | None = None, ros: bool = False,
-         mode: str = "async", latency: float | None = None, margin: int = 1, workers: int = 1,
-         seconds: float | None = None, quiet: bool = False) -> dict:
+def main(
+    checkpoint: str | Path,
+    task: str = "all",
+    episodes: int = 50,
+    seed: int = 1000,
+    json_path: str | Path | None = None,
+    video: str | Path | None = None,
+    ros: bool = False,
+    mode: str = "async",
+    latency: float | None = None,
+    margin: int = 1,
+    workers: int = 1,
+    seconds: float | None = None,
+    quiet: bool = False,
+) -> dict:
     """Evaluate `checkpoint` on `episodes` starts of each task, seeds from `seed` on.
 
     Args:
@@ -191,14 +245,16 @@ def main(checkpoint: str | Path, task: str = "all", episodes: int = 50, seed: in
     folder = resolve(checkpoint)
     about = {"checkpoint": str(checkpoint), "mode": mode, "machine": results.machine()}
     if ros:
-        from vipra_ros.nodes.session import evaluate as through_ros
-        records, extra = through_ros(folder, todo, mode=mode, margin=margin, video=video, seconds=seconds,
-                                     progress=None if quiet else _progress)
+        from vipra_ros.nodes.evaluation import evaluate as through_ros
+
+        records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress)
         about |= extra
     else:
         records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet)
         about |= extra
-    parts = [results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted]
+    parts = [
+        results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted
+    ]
     result = parts[0]
     if task == "all":
         result = {**results.summarise("all", records, tasks.COLOURS, **about), "tasks": parts}
@@ -206,17 +262,27 @@ def main(checkpoint: str | Path, task: str = "all", episodes: int = 50, seed: in
         results.write_json(result, json_path)
     if not quiet:
         results.print_tables(parts, tasks.COLOURS)
-        print(f"checkpoint {about['checkpoint_hash'][:16]}, {about['lane']} lane, mode {mode}, latency charged "
-              f"{1e3 * about['latency_charged']:.0f} ms" if about.get("latency_charged") is not None else
-              f"checkpoint {about['checkpoint_hash'][:16]}, {about['lane']} lane, mode {mode}")
+        charged = about["latency_charged"]
+        print(
+            f"checkpoint {about['checkpoint_hash'][:16]}, {about['lane']} lane, mode {mode}"
+            + (f", latency charged {1e3 * charged:.0f} ms" if charged is not None else "")
+        )
         if json_path:
             print(f"wrote {json_path}")
     return result
 
 
-def _fast(folder: Path, todo: Sequence[tuple[str, int]], mode: str, latency: float | None, margin: int,
-          video: str | Path | None, workers: int, seconds: float | None,
-          quiet: bool) -> tuple[list[EpisodeRecord], dict]:
+def _fast(
+    folder: Path,
+    todo: Sequence[tuple[str, int]],
+    mode: str,
+    latency: float | None,
+    margin: int,
+    video: str | Path | None,
+    workers: int,
+    seconds: float | None,
+    quiet: bool,
+) -> tuple[list[EpisodeRecord], dict]:
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else 0
     checkpoint, engine = load(folder, threads)
     measured = measure_latency(checkpoint, engine) if latency is None else None
@@ -231,8 +297,13 @@ def _fast(folder: Path, todo: Sequence[tuple[str, int]], mode: str, latency: flo
     else:
         lane = FastLane(job)
         records = list(_watched((lane.episode(*item) for item in todo), len(todo), quiet))
-    return records, {"lane": "in-process", "checkpoint_hash": checkpoint.hash, "latency_charged": charged,
-                     "latency_measured": measured, "margin": margin}
+    return records, {
+        "lane": "in-process",
+        "checkpoint_hash": checkpoint.hash,
+        "latency_charged": charged,
+        "latency_measured": measured,
+        "margin": margin,
+    }
 
 
 _lane: FastLane | None = None
@@ -254,9 +325,15 @@ def _watched(records: Iterable[EpisodeRecord], total: int, quiet: bool) -> Itera
 def _progress(records: Iterable[EpisodeRecord], total: int) -> Iterator[EpisodeRecord]:
     """Passes records on under a progress bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     good = done = 0
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[said]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task("evaluate", total=total, said="")
         for record in records:
@@ -265,20 +342,29 @@ def _progress(records: Iterable[EpisodeRecord], total: int) -> Iterator[EpisodeR
             yield record
 
 
-def _write_video(path: Path, frames: Sequence[np.ndarray], fps: float, caption: str) -> None:
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: float, caption: str) -> None:
+    """One MP4 of enlarged frames with a caption."""
     import cv2
 
     from vipra_ros.data.video import Codec, encode_video
 
     def drawn(image: np.ndarray) -> np.ndarray:
         big = cv2.resize(image, (VIDEO_SIZE, VIDEO_SIZE), interpolation=cv2.INTER_NEAREST)
-        cv2.putText(big, caption, (6, VIDEO_SIZE - 10), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1,
-                    cv2.LINE_AA)
+        cv2.putText(
+            big,
+            caption,
+            (6, VIDEO_SIZE - 10),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.42,
+            (255, 255, 255),
+            1,
+            cv2.LINE_AA,
+        )
         return big
 
-    encode_video(path, map(drawn, frames), fps, Codec(crf=23, preset="veryfast", pixel_format="yuv420p",
-                                                      keyframe_interval=30))
-
-
-Progress = Callable[[Iterable[EpisodeRecord], int], Iterator[EpisodeRecord]]
-__all__ = ["JERK_RATE", "Decider", "FastLane", "Job", "load", "main", "measure_latency"]
+    encode_video(
+        path,
+        map(drawn, frames),
+        fps,
+        Codec(crf=23, preset="veryfast", pixel_format="yuv420p", keyframe_interval=30),
+    )

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import vipra_ros
-from vipra_ros.config import ConfigError, build, param, read_yaml, share
+from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import GRIPPER_CONVENTION
-from vipra_ros.learning import demonstrations, tokenise
+from vipra_ros.learning import demonstrations, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.loop import LoopConfig, State, run
-from vipra_ros.learning.vq import load_vq
+from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model import flow
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
 from vipra_ros.model.vq import VQ
@@ -89,7 +89,7 @@ class FinetuneJob:
         actions = torch.from_numpy(self.normaliser.actions(raw, data.states[index])).float()
         return Prefix(text[:, -longest:], mask[:, -longest:], codes, self.between, self.after, proprio), actions, raw
 
-    def loss(self, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Flow-matching loss of one batch, `draws` pairs per observation."""
         c = self.config
         prefix, actions, _ = self.example(self.data, self.data.draw(generator, c.loop.batch))
@@ -145,18 +145,18 @@ class FinetuneJob:
         self.checkpoint.save(self.out / "checkpoint")
 
 
-def train(dataset: str | Path, out: str | Path, preset: str = "tiny", init: str = "scratch",
+def train(dataset, out: str | Path, preset: str | Path = "tiny", init: str | Path = "scratch",
           overrides: dict[str, Any] | None = None) -> Path:
     """Train a policy on a data set; returns the checkpoint folder `out`/checkpoint.
 
     Args:
+        dataset: folder of a LeRobot v3 data set, or an opened one (vipra_ros.data.dataset.Dataset).
         preset: name under config/learning, or the path of a YAML file.
         init: `scratch`, or a checkpoint folder whose network, quantiser and tokenizer are taken over.
         overrides: dotted keys of the YAML, e.g. {"loop.minutes": 5, "policy.proprio_steps": 1}.
     """
-    from vipra_ros.data.dataset import Dataset
     config = configure(preset, overrides or {})
-    out, opened = Path(out), Dataset(dataset)
+    out, opened = Path(out), open_dataset(dataset)
     start = None if init == "scratch" else Checkpoint.load(init)
     if not config.vq and start is None:
         raise ConfigError("finetune: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
@@ -164,7 +164,7 @@ def train(dataset: str | Path, out: str | Path, preset: str = "tiny", init: str 
     identity = tokenise.quantiser_hash(vq)
     if start is not None and tokenise.quantiser_hash(start.vq) != identity:
         raise ConfigError(f"finetune: vq = {config.vq} is not the quantiser of {init}; leave vq empty")
-    name = f"{Path(dataset).name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
+    name = f"{opened.path.name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
     codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
     data, held = demonstrations.load(opened, codes, config.holdout, config.holdout_seed, config.episodes)
     data.action_space = held.action_space = config.action_space
@@ -172,27 +172,18 @@ def train(dataset: str | Path, out: str | Path, preset: str = "tiny", init: str 
     torch.manual_seed(config.loop.seed)
     policy = _policy(config, start, vq, Prompt(tokenizer, config.prompt, True).size, data)
     statistics = data.statistics(config.relative_actions, policy.config.horizon)
-    described = _describe(config, preset, policy.config, vq, opened)
+    described = _describe(config, Path(preset).stem if str(preset).endswith('.yaml') else str(preset), policy.config, vq, opened)
     job = FinetuneJob(config, Checkpoint(described, policy, vq, statistics, tokenizer), data, held, out)
     run(job, config.loop, out)
     return out / "checkpoint"
 
 
-def configure(preset: str, overrides: dict[str, Any]) -> Finetune:
-    """The YAML of a preset (or of a path) with dotted overrides applied."""
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else share("config", "learning", preset, "finetune.yaml")
-    values = read_yaml(path)
-    for key, value in overrides.items():
-        table, parts = values, key.split(".")
-        for part in parts[:-1]:
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"override {key}: {part} is a value, not a table")
-        table[parts[-1]] = value
-    config = build(Finetune, values, source=str(path))
+def configure(preset: str | Path, overrides: dict[str, Any]) -> Finetune:
+    """The configuration of a preset, or of a YAML path, with dotted overrides applied."""
+    config = presets.read(Finetune, preset, "finetune", overrides)
     for key in DERIVED:
         if key in config.policy:
-            raise ConfigError(f"{path}: policy.{key} follows from the data and the quantiser; delete it")
+            raise ConfigError(f"{preset}: policy.{key} follows from the data and the quantiser; delete it")
     return config
 
 

@@ -11,7 +11,9 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +61,8 @@ class Job(Protocol):
     model: nn.Module
     hidden_matrices: list[nn.Parameter]
 
-    def loss(self, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one random batch, under autocast, and figures to log."""
+    def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one random batch, under autocast, and figures to log; `progress` is the share of the run done."""
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Called after each optimiser step."""
@@ -86,7 +88,16 @@ class Interrupted(RuntimeError):
 
 
 def run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State], bool] = lambda state: False) -> State:
-    """Train `job` to its end in folder `out` (state.pt, log.jsonl, loss.png), resuming what is there."""
+    """Train `job` to its end in folder `out` (state.pt, log.jsonl, loss.png), resuming what is there.
+
+    Raises:
+        Interrupted: `should_stop` said so, or SIGINT or SIGTERM came; the state is saved.
+    """
+    with noted_signals() as signals:
+        return _run(job, config, out, lambda state: bool(signals) or should_stop(state))
+
+
+def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State], bool]) -> State:
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -124,7 +135,7 @@ def run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State], 
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * scale
         with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
-            loss, figures = job.loss(generator, state.step)
+            loss, figures = job.loss(generator, progress())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         if not torch.isfinite(norm):
@@ -159,6 +170,31 @@ def run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State], 
     examine()
     log.plot()
     return state
+
+
+@contextlib.contextmanager
+def noted_signals():
+    """Collects SIGINT and SIGTERM in a list, so that they end the loop between two steps; a second one acts at once.
+
+    Elsewhere than in the main thread signals are left alone.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def learning_rate_scale(config: LoopConfig, step: int, progress: float) -> float:

@@ -61,8 +61,12 @@ def resample(times: np.ndarray, positions: np.ndarray, velocities: np.ndarray, p
     i = np.clip(np.searchsorted(times, grid, side="right") - 1, 0, len(times) - 2)
     h = (times[i + 1] - times[i])[:, None]
     u = (grid - times[i])[:, None] / h
-    return ((1 + 2 * u) * (1 - u) ** 2 * q[i] + u * (1 - u) ** 2 * h * v[i]
-            + u * u * (3 - 2 * u) * q[i + 1] + u * u * (u - 1) * h * v[i + 1])
+    return (
+        (1 + 2 * u) * (1 - u) ** 2 * q[i]
+        + u * (1 - u) ** 2 * h * v[i]
+        + u * u * (3 - 2 * u) * q[i + 1]
+        + u * u * (u - 1) * h * v[i + 1]
+    )
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -93,12 +97,13 @@ def by_colour(rows: Iterable[Mapping], colours: Sequence[str]) -> dict[str, dict
 
 
 def first_due(stamp: float, arrival: float, period: float) -> int:
-    """First row that still counts in a chunk that arrives at `arrival`: row k is due at stamp + (k + 1) period."""
+    """First row of a chunk not yet due at its `arrival`; row k is due at stamp + (k + 1) period."""
     return max(0, math.ceil((arrival - stamp) / period - 1 - 1e-6))
 
 
-def rows_executed(chunks: Sequence[tuple[float, float, np.ndarray]], execute: int, period: float,
-                  end: float) -> int:
+def rows_executed(
+    chunks: Sequence[tuple[float, float, np.ndarray]], execute: int, period: float, end: float
+) -> int:
     """Rows that came due until `end` (s), each chunk's until the next one took over.
 
     Args:
@@ -116,8 +121,9 @@ def rows_executed(chunks: Sequence[tuple[float, float, np.ndarray]], execute: in
     return count
 
 
-def boundary_steps(chunks: Sequence[tuple[float, float, np.ndarray]], period: float,
-                   joints: int = 7) -> np.ndarray:
+def boundary_steps(
+    chunks: Sequence[tuple[float, float, np.ndarray]], period: float, joints: int = 7
+) -> np.ndarray:
     """Largest joint difference (rad) between an old plan and the new one where they meet, per boundary.
 
     Args:

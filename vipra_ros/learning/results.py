@@ -56,14 +56,28 @@ class EpisodeRecord:
     def row(self) -> dict:
         """The episode as it stands in the JSON."""
         rms, peak = metrics.jerk_figures([self.commanded], 1 / JERK_RATE)
-        return _clean({
-            "task": self.task, "seed": self.seed, "instruction": self.instruction, "colour": self.colour,
-            "zone": self.zone, "success": bool(self.success), "acted_on": self.acted_on,
-            "time_to_success": self.time_to_success if self.success else None, "seconds": self.seconds,
-            "chunks": self.chunks, "rejected_chunks": self.rejected, "rows": self.rows,
-            "limited_rows": self.limited, "stopped": self.stopped,
-            "obs_to_action_ms": {k: 1e3 * v for k, v in metrics.percentiles(self.latencies).items()},
-            "boundary_step_rad": max(self.boundaries, default=math.nan), "rms_jerk": rms, "peak_jerk": peak})
+        return _clean(
+            {
+                "task": self.task,
+                "seed": self.seed,
+                "instruction": self.instruction,
+                "colour": self.colour,
+                "zone": self.zone,
+                "success": bool(self.success),
+                "acted_on": self.acted_on,
+                "time_to_success": self.time_to_success if self.success else None,
+                "seconds": self.seconds,
+                "chunks": self.chunks,
+                "rejected_chunks": self.rejected,
+                "rows": self.rows,
+                "limited_rows": self.limited,
+                "stopped": self.stopped,
+                "obs_to_action_ms": {k: 1e3 * v for k, v in metrics.percentiles(self.latencies).items()},
+                "boundary_step_rad": max(self.boundaries, default=math.nan),
+                "rms_jerk": rms,
+                "peak_jerk": peak,
+            }
+        )
 
 
 def summarise(task: str, records: Sequence[EpisodeRecord], colours: Sequence[str], **about) -> dict:
@@ -80,25 +94,41 @@ def summarise(task: str, records: Sequence[EpisodeRecord], colours: Sequence[str
     boundaries = [b for r in records for b in r.boundaries]
     times = [r.time_to_success for r in records if r.success]
     episodes = [r.row() for r in records]
-    return _clean({
-        "task": task, "n": n, "success_rate": good / n if n else 0.0, "wilson_low": low, "wilson_high": high,
-        "seeds": [r.seed for r in records],
-        "chunk_rate_hz": accepted / seconds if seconds else math.nan,
-        "action_rate_hz": rows / seconds if seconds else math.nan,
-        "obs_to_action_ms": {k: 1e3 * v for k, v in
-                             metrics.percentiles([x for r in records for x in r.latencies]).items()},
-        "rms_jerk": rms, "peak_jerk": peak, "jerk_rate_hz": JERK_RATE,
-        "boundary_step_rad": metrics.percentiles(boundaries)["p95"],
-        "boundary_step_max_rad": max(boundaries, default=math.nan),
-        "limiter_active_fraction": sum(r.limited for r in records) / rows if rows else 0.0,
-        "rejected_chunks": sum(r.rejected for r in records),
-        "stopped_episodes": sum(bool(r.stopped) for r in records),
-        "time_to_success": {"mean": sum(times) / len(times) if times else math.nan,
-                            **metrics.percentiles(times)},
-        "by_colour": metrics.by_colour(episodes, colours),
-        "units": {"rms_jerk": "rad/s^3, third difference of the commanded joints at jerk_rate_hz",
-                  "boundary_step_rad": "95th percentile over the boundaries", "time_to_success": "s"},
-        **about, "episodes": episodes})
+    return _clean(
+        {
+            "task": task,
+            "n": n,
+            "success_rate": good / n if n else 0.0,
+            "wilson_low": low,
+            "wilson_high": high,
+            "seeds": [r.seed for r in records],
+            "chunk_rate_hz": accepted / seconds if seconds else math.nan,
+            "action_rate_hz": rows / seconds if seconds else math.nan,
+            "obs_to_action_ms": {
+                k: 1e3 * v for k, v in metrics.percentiles([x for r in records for x in r.latencies]).items()
+            },
+            "rms_jerk": rms,
+            "peak_jerk": peak,
+            "jerk_rate_hz": JERK_RATE,
+            "boundary_step_rad": metrics.percentiles(boundaries)["p95"],
+            "boundary_step_max_rad": max(boundaries, default=math.nan),
+            "limiter_active_fraction": sum(r.limited for r in records) / rows if rows else 0.0,
+            "rejected_chunks": sum(r.rejected for r in records),
+            "stopped_episodes": sum(bool(r.stopped) for r in records),
+            "time_to_success": {
+                "mean": sum(times) / len(times) if times else math.nan,
+                **metrics.percentiles(times),
+            },
+            "by_colour": metrics.by_colour(episodes, colours),
+            "units": {
+                "rms_jerk": "rad/s^3, third difference of the commanded joints at jerk_rate_hz",
+                "boundary_step_rad": "95th percentile over the boundaries",
+                "time_to_success": "s",
+            },
+            **about,
+            "episodes": episodes,
+        }
+    )
 
 
 def machine() -> dict:
@@ -109,8 +139,12 @@ def machine() -> dict:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         model = platform.processor()
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "system": platform.platform(),
-            "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def write_json(result: Mapping, path: str | Path) -> None:
@@ -127,19 +161,29 @@ def print_tables(results: Sequence[Mapping], colours: Sequence[str], console: Co
     for name in ("task", "n", "success", "interval", "seconds", "chunks/s", "actions/s"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for r in results:
-        table.add_row(r["task"], str(r["n"]), f"{100 * r['success_rate']:.0f} %",
-                      f"{100 * r['wilson_low']:.0f} - {100 * r['wilson_high']:.0f} %",
-                      _number(r["time_to_success"]["p50"], ".1f"), _number(r["chunk_rate_hz"], ".1f"),
-                      _number(r["action_rate_hz"], ".1f"))
+        table.add_row(
+            r["task"],
+            str(r["n"]),
+            f"{100 * r['success_rate']:.0f} %",
+            f"{100 * r['wilson_low']:.0f} - {100 * r['wilson_high']:.0f} %",
+            _number(r["time_to_success"]["p50"], ".1f"),
+            _number(r["chunk_rate_hz"], ".1f"),
+            _number(r["action_rate_hz"], ".1f"),
+        )
     console.print(table)
     table = Table(title="how it moved")
     for name in ("task", "obs-to-action p50/p95/p99 ms", "jerk rms/peak", "step rad", "limited", "refused"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for r in results:
         late = "/".join(_number(r["obs_to_action_ms"][p], ".0f") for p in ("p50", "p95", "p99"))
-        table.add_row(r["task"], late, f"{_number(r['rms_jerk'], '.0f')}/{_number(r['peak_jerk'], '.0f')}",
-                      _number(r["boundary_step_rad"], ".3f"), f"{100 * r['limiter_active_fraction']:.0f} %",
-                      str(r["rejected_chunks"]))
+        table.add_row(
+            r["task"],
+            late,
+            f"{_number(r['rms_jerk'], '.0f')}/{_number(r['peak_jerk'], '.0f')}",
+            _number(r["boundary_step_rad"], ".3f"),
+            f"{100 * r['limiter_active_fraction']:.0f} %",
+            str(r["rejected_chunks"]),
+        )
     console.print(table)
     for r in results:
         table = Table(title=f"{r['task']}: colour asked for (rows) and acted on (columns)")

@@ -19,8 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vipra_ros.config import ConfigError, build, load, param
+from vipra_ros.config import ConfigError, build, param
+from vipra_ros.learning import presets
 from vipra_ros.learning.loop import LoopConfig, State, run
+from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 
 
@@ -53,15 +55,14 @@ class VQJob:
         self.hidden_matrices: list = []
         self.median = torch.stack([torch.from_numpy(np.median(images[camera == c][::max(1, (camera == c).sum() // 300)],
                                                               axis=0)).float() for c in range(len(config.cameras))])
-        self._progress = 0.0
 
-    def loss(self, generator: torch.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """L1, weighted, plus commitment."""
         c = self.config
         pick = torch.randint(len(self.images), (c.loop.batch,), generator=generator).numpy()
         images = torch.from_numpy(self.images[pick])
         x = VQ.to_input(images)
-        if not self.model.started and self._progress >= c.continuous:
+        if not self.model.started and progress >= c.continuous:
             self._start(generator)
         started = bool(self.model.started)
         decoded, indices, commitment = self.model(x, quantise=started)
@@ -90,7 +91,6 @@ class VQJob:
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Revive unused codes."""
-        self._progress = progress
         c = self.config
         if self.model.started and step % c.revive_every == 0 and progress < c.revive_until:
             pick = torch.randint(len(self.images), (c.loop.batch,), generator=generator).numpy()
@@ -99,29 +99,41 @@ class VQJob:
                 self.model.quantiser.revive(z.float(), c.revive_below, generator)
 
     def evaluate(self) -> dict[str, float]:
-        """PSNR over all pixels and over those off the median picture, codes in use, blob shift in pixels."""
-        errors, used, shifts = [], [], []
-        for i in range(0, len(self.held), 64):
-            images = self.held[i:i + 64]
-            codes = self.model.encode(images)
-            decoded = self.model.decode(codes).numpy()
-            errors.append(((images.astype(np.float32) - decoded) ** 2).mean())
-            used.append(np.unique(codes.numpy()))
-            shifts += [s for pair in zip(images, decoded) for s in blob_shifts(*pair)]
-        figures = {"psnr": float(10 * np.log10(255 ** 2 / max(np.mean(errors), 1e-9))),
-                   "codes_used": float(len(np.unique(np.concatenate(used))))}
-        if shifts:
-            figures |= {"blob_px_p50": float(np.median(shifts)), "blob_px_p90": float(np.quantile(shifts, 0.9))}
-        return figures
+        """Figures on the held-out frames."""
+        return judge(self.model, self.held)
 
     def export(self, figures: dict[str, float], state: State) -> None:
-        """vq.safetensors, vq.json, and a sheet of originals over reconstructions."""
-        save(self.model, self.out, {"figures": figures, "training": asdict(self.config), "state": vars(state)})
-        show = self.held[:: max(1, len(self.held) // 8)][:8]
-        if len(show):
-            import matplotlib.image
-            decoded = self.model.decode(self.model.encode(show)).numpy()
-            matplotlib.image.imsave(self.out / "vq.png", np.vstack([np.hstack(show), np.hstack(decoded)]))
+        """The folder, at every evaluation."""
+        _export(self.model, self.held, self.out, {"training": asdict(self.config), "state": vars(state)}, figures)
+
+
+def judge(model: VQ | PatchVQ, held: np.ndarray) -> dict[str, float]:
+    """PSNR over all pixels, codes in use, and how far coloured blobs move in a round trip, px."""
+    errors, used, shifts = [], [], []
+    for i in range(0, len(held), 64):
+        images = held[i:i + 64]
+        codes = model.encode(images)
+        decoded = model.decode(codes).numpy()
+        errors.append(((images.astype(np.float32) - decoded) ** 2).mean())
+        used.append(np.unique(codes.numpy()))
+        shifts += [s for pair in zip(images, decoded) for s in blob_shifts(*pair)]
+    figures = {"psnr": float(10 * np.log10(255 ** 2 / max(np.mean(errors), 1e-9))),
+               "codes_used": float(len(np.unique(np.concatenate(used))))}
+    if shifts:
+        figures |= {f"blob_px_p{q}": float(np.quantile(shifts, q / 100)) for q in (50, 90, 95)}
+    return figures
+
+
+def _export(model: VQ | PatchVQ, held: np.ndarray, out: Path, notes: dict, figures: dict[str, float] | None = None) -> None:
+    """vq.safetensors, vq.json, and a sheet of originals over reconstructions."""
+    figures = judge(model, held) if figures is None else figures
+    save(model, out, {"figures": figures, **notes})
+    show = held[:: max(1, len(held) // 8)][:8]
+    if len(show):
+        import matplotlib.image
+        decoded = model.decode(model.encode(show)).numpy()
+        matplotlib.image.imsave(out / "vq.png", np.vstack([np.hstack(show), np.hstack(decoded)]))
+    print("vq: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
 def blob_shifts(image: np.ndarray, decoded: np.ndarray, smallest: int = 15, lost: float = 9.0) -> list[float]:
@@ -144,17 +156,35 @@ def _blob(image: np.ndarray, channel: int, smallest: int) -> np.ndarray | None:
     return np.array([axis.mean() for axis in np.nonzero(mask)])
 
 
-def train(dataset: str | Path, out: str | Path, config: str | Path | VQTraining, **overrides) -> Path:
-    """Train a quantiser on a data set's frames; returns `out`, which then holds vq.safetensors and vq.json."""
-    from vipra_ros.data.dataset import Dataset
-    config = config if isinstance(config, VQTraining) else load(VQTraining, config, **overrides)
+def open_dataset(dataset):
+    """A LeRobot data set by folder; an opened one passes through."""
+    if isinstance(dataset, (str, Path)):
+        from vipra_ros.data.dataset import Dataset  # pyarrow loads here, not with the module
+        return Dataset(dataset)
+    return dataset
+
+
+def train(dataset, out: str | Path, config: str | Path | VQTraining = "tiny", **overrides) -> Path:
+    """Train a quantiser on a data set's frames; returns `out`, which then holds vq.safetensors and vq.json.
+
+    Args:
+        dataset: folder of a LeRobot v3 data set, or an opened one (vipra_ros.data.dataset.Dataset).
+        config: preset under config/learning, a YAML path, or the configuration itself.
+        overrides: keys of the YAML, dotted ones as **{"loop.minutes": 5}.
+    """
+    config = config if isinstance(config, VQTraining) else presets.read(VQTraining, config, "vq", overrides)
     out = Path(out)
-    opened = Dataset(dataset)
+    opened = open_dataset(dataset)
     images, camera = read_frames(opened, config)
     held = max(1, round(config.holdout * len(images) / len(config.cameras)))
     # Frames come camera by camera in time order: the end of each camera's block is whole unseen episodes, but one.
     keep = np.concatenate([np.flatnonzero(camera == c)[:-held] for c in range(len(config.cameras))])
     rest = np.setdiff1d(np.arange(len(images)), keep)
+    if config.model.kind == "patch":
+        model = PatchVQ(config.model)
+        model.fit(images[keep], torch.Generator().manual_seed(config.loop.seed))
+        _export(model, images[rest], out, {"training": asdict(config)})
+        return out
     job = VQJob(config, images[keep], camera[keep], images[rest], out)
     run(job, config.loop, out)
     return out
@@ -176,7 +206,7 @@ def read_frames(dataset, config: VQTraining) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array(camera)
 
 
-def save(model: VQ, out: Path, notes: dict) -> None:
+def save(model: VQ | PatchVQ, out: Path, notes: dict) -> None:
     """Write vq.safetensors and vq.json into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k != "started"}
@@ -184,11 +214,11 @@ def save(model: VQ, out: Path, notes: dict) -> None:
     (out / "vq.json").write_text(json.dumps({"model": asdict(model.config), **notes}, indent=1))
 
 
-def load_vq(folder: str | Path) -> VQ:
+def load_vq(folder: str | Path) -> VQ | PatchVQ:
     """The quantiser of a folder written by `train`, in evaluation mode."""
     folder = Path(folder)
     if not (folder / "vq.json").exists():
         raise ConfigError(f"{folder} holds no vq.json; train a quantiser first (vipra train vq)")
-    model = VQ(build(VQConfig, json.loads((folder / "vq.json").read_text())["model"], source=f"{folder}/vq.json"))
+    model = make_quantiser(build(VQConfig, json.loads((folder / "vq.json").read_text())["model"], source=f"{folder}/vq.json"))
     model.load_state_dict(load_file(folder / "vq.safetensors"))
     return model.to(memory_format=torch.channels_last).eval()

@@ -28,7 +28,11 @@ PATCH = 4
 class VQConfig:
     """Architecture of the frame quantiser."""
 
+    kind: str = param("conv", doc="conv: this module's network; patch: principal components and k-means (patch_vq.py)",
+                      choices=("conv", "patch"))
     image_size: int = param(128, doc="side of the square input image", unit="px", low=16)
+    patch: int = param(8, doc="side of a patch, kind patch only", unit="px", low=2)
+    chroma_weight: float = param(4.0, doc="how much colour counts against brightness, kind patch only", low=0.1)
     widths: tuple[int, ...] = param((64, 96, 128), doc="channels after the 4x4 patches and after each halving")
     blocks: tuple[int, ...] = param((1, 1, 2), doc="residual blocks at each of those resolutions")
     codebook_size: int = param(2048, doc="vectors in each codebook", low=2)
@@ -40,13 +44,15 @@ class VQConfig:
             raise ConfigError(f"vq: widths {self.widths} and blocks {self.blocks} differ in length; give one of each")
         if self.image_size % self.stride:
             raise ConfigError(f"vq: image_size = {self.image_size} px is no multiple of {self.stride}; resize the images")
+        if self.kind == "patch" and self.groups != 1:
+            raise ConfigError(f"vq: groups = {self.groups} needs kind conv; a patch has one code")
         if self.code_dim % self.groups:
             raise ConfigError(f"vq: code_dim = {self.code_dim} cannot be split into {self.groups} groups")
 
     @property
     def stride(self) -> int:
         """Pixels per grid cell side."""
-        return PATCH * 2 ** (len(self.widths) - 1)
+        return self.patch if self.kind == "patch" else PATCH * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> int:

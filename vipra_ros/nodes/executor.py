@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import rclpy
@@ -18,24 +18,28 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float32
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from trajectory_msgs.msg import JointTrajectory
 
 from vipra_ros.config import ConfigError, param
-from vipra_ros.control.chunk import ActionChunk, RobotState, Waypoint
+from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.executor import ExecutorCore, Result
 from vipra_ros.control.guard import State
-from vipra_ros.control.profile import JOINTS, load_profile
+from vipra_ros.control.profile import load_profile
 from vipra_ros.control.settings import ExecutorSettings
-from vipra_ros.control.sinks import PreviewHand, PreviewSink
+from vipra_ros.control.sinks import PreviewArm, PreviewHand, PreviewSink
+from vipra_ros.control.status import ExecutorStatus
 from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
+from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.robot.connect import ConnectionSettings, connect
 
 RELIABLE, LATEST = QoSProfile(depth=10), QoSProfile(depth=1)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -43,35 +47,16 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 @dataclass(frozen=True)
 class ExecutorNodeSettings:
-    """Parameters of the node; those of the core are :class:`ExecutorSettings`."""
+    """Parameters of the node, beside ConnectionSettings and ExecutorSettings."""
 
-    host: str = param("172.16.0.2", doc="address of the arm's control unit")
-    profile: str = param("fr3", doc="robot profile: a name in config/robots or the path of a YAML file")
-    realtime_config: str = param("enforce", doc="enforce needs a real-time kernel, ignore is for simulated arms",
-                                 choices=("enforce", "ignore"))
     dry_run: bool = param(False, doc="no robot: a virtual arm follows, commands go to executor/preview")
     arm_on_start: bool = param(False, doc="arm without being asked, once")
-    hand: bool = param(True, doc="whether the arm has a hand")
-    control_rate: float = param(100.0, doc="passes of the loop, and joint states", unit="Hz", low=20.0, high=500.0)
-    status_rate: float = param(10.0, doc="status messages, beside one at every change", unit="Hz", low=0.5, high=50.0)
-    connect_timeout: float = param(30.0, doc="how long to wait for the arm at start", unit="s", low=0.0, high=600.0)
-
-
-class VirtualArm:
-    """Dry run: an arm that is always where it is commanded to be."""
-
-    def __init__(self, home: np.ndarray):
-        self._home, self.core = home, None
-
-    def state(self) -> RobotState:
-        """The reference's state now."""
-        now = time.monotonic()
-        reference = self.core.reference() if self.core else None
-        q, dq = (self._home, np.zeros(JOINTS)) if reference is None else reference.at(now)[:2]
-        return RobotState(now, q, dq, q, dq, in_control=True)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+    control_rate: float = param(
+        100.0, doc="passes of the loop, and joint states", unit="Hz", low=20.0, high=500.0
+    )
+    status_rate: float = param(
+        10.0, doc="status messages, beside one at every change", unit="Hz", low=0.5, high=50.0
+    )
 
 
 class ExecutorNode(Node):
@@ -80,66 +65,82 @@ class ExecutorNode(Node):
     def __init__(self) -> None:
         super().__init__("executor")
         self.settings = s = declare(self, ExecutorNodeSettings)
-        settings = declare(self, ExecutorSettings)
-        self.profile = load_profile(s.profile)
+        connection, settings = declare(self, ConnectionSettings), declare(self, ExecutorSettings)
+        self.profile = load_profile(connection.profile)
         self.failure: Exception | None = None
         self._notes: dict[str, str] = {}
         self._said: tuple = ()
         self._opening = float("nan")
         events = PublisherEventCallbacks(incompatible_qos=lambda e: self._mismatch("a subscriber", e))
-        make = lambda kind, topic, qos: self.create_publisher(kind, topic, qos, event_callbacks=events)  # noqa: E731
+
+        def make(kind: type, topic: str, qos: QoSProfile) -> Publisher:
+            return self.create_publisher(kind, topic, qos, event_callbacks=events)
+
         self._states = make(JointState, "joint_states", RELIABLE)
         self._commands = make(JointState, "executor/joint_command", RELIABLE)
         self._gripper = make(Float32, "executor/gripper_command", LATCHED)
         self._status = make(ExecutorStatusMessage, "executor/status", LATCHED)
         self._preview = make(JointTrajectory, "executor/preview", LATEST) if s.dry_run else None
-        self._connect(settings)
-        listen = SubscriptionEventCallbacks(incompatible_qos=lambda e: self._mismatch("policy/chunk's publisher", e))
-        self.create_subscription(ActionChunkMessage, "policy/chunk", self._on_chunk, LATEST, event_callbacks=listen,
-                                 callback_group=MutuallyExclusiveCallbackGroup())
+        self._connect(connection, settings)
+        listen = SubscriptionEventCallbacks(
+            incompatible_qos=lambda e: self._mismatch("policy/chunk's publisher", e)
+        )
+        self.create_subscription(
+            ActionChunkMessage,
+            "policy/chunk",
+            self._on_chunk,
+            LATEST,
+            event_callbacks=listen,
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
         if settings.deadman_timeout > 0:
             self.create_subscription(Bool, "executor/deadman", self._on_deadman, LATEST)
         for name in ("arm", "stop", "hold", "home", "recover", "reset"):
             # A group each: stop never waits behind a recovery that takes a second.
-            self.create_service(Trigger, f"executor/{name}", self._service(getattr(self.core, name)),
-                                callback_group=MutuallyExclusiveCallbackGroup())
+            self.create_service(
+                Trigger,
+                f"executor/{name}",
+                self._service(getattr(self.core, name)),
+                callback_group=MutuallyExclusiveCallbackGroup(),
+            )
         self._running = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="control", daemon=True)
 
-    def _connect(self, settings: ExecutorSettings) -> None:
-        s = self.settings
-        if s.dry_run:
-            self.arm, self.hand = VirtualArm(self.profile.home_q), None
-            self.core = ExecutorCore(self.profile, settings, PreviewSink(self._show), PreviewHand(), dry_run=True,
-                                     name=f"{self.profile.name}, dry run")
+    def _connect(self, connection: ConnectionSettings, settings: ExecutorSettings) -> None:
+        name = self.profile.name
+        if self.settings.dry_run:
+            self.arm, self.hand = PreviewArm(self.profile.home_q, time.monotonic), None
+            sink = PreviewSink(self._show)
+            self.core = ExecutorCore(
+                self.profile, settings, sink, PreviewHand(), dry_run=True, name=f"{name}, dry run"
+            )
             self.arm.core = self.core
             return
-        from vipra_ros.robot.arm import ArmError, FrankyArm
-        from vipra_ros.robot.hand import FrankyHand
-        give_up = time.monotonic() + s.connect_timeout
-        while True:
-            try:
-                self.arm = FrankyArm(self.profile, s.host, s.realtime_config)
-                break
-            except ArmError as error:
-                if time.monotonic() > give_up:
-                    raise
-                self.get_logger().warning(str(error), throttle_duration_sec=5.0)
-                time.sleep(0.5)
-        self.hand = FrankyHand(s.host, self.profile.gripper_width) if s.hand else None
-        self.core = ExecutorCore(self.profile, settings, self.arm, self.hand or PreviewHand(),
-                                 recover_robot=self.arm.recover, name=f"{self.profile.name} at {s.host}")
-        self.get_logger().info(f"connected to {self.profile.name} at {s.host}")
+        self.arm, self.hand = connect(self.profile, connection, self.get_logger().warning)
+        name = f"{name} at {connection.host}"
+        self.core = ExecutorCore(
+            self.profile,
+            settings,
+            self.arm,
+            self.hand or PreviewHand(),
+            recover_robot=self.arm.recover,
+            name=name,
+        )
+        self.get_logger().info(f"connected to {name}")
 
     # --- in ------------------------------------------------------------------------------------------------
 
     def _on_chunk(self, message: ActionChunkMessage) -> None:
-        # The offset of the two clocks is measured at every arrival, so a jump of the ROS clock shows as an age.
-        age = (self.get_clock().now() - Time.from_msg(message.header.stamp, self.get_clock().clock_type)).nanoseconds / 1e9
+        # The clocks' offset is measured at every arrival, so a jump of the ROS clock shows as an age.
+        age = (
+            self.get_clock().now() - Time.from_msg(message.header.stamp, self.get_clock().clock_type)
+        ).nanoseconds / 1e9
         now = time.monotonic()
-        verdict = self.core.offer(chunk_of(message, now - age), now)
+        verdict = self.core.offer(convert.chunk(message, now - age), now)
         if not verdict:
-            self.get_logger().warning(f"chunk {message.chunk_id} refused, {verdict}", throttle_duration_sec=2.0)
+            self.get_logger().warning(
+                f"chunk {message.chunk_id} refused, {verdict}", throttle_duration_sec=2.0
+            )
 
     def _on_deadman(self, message: Bool) -> None:
         if message.data:
@@ -151,11 +152,14 @@ class ExecutorNode(Node):
             result = command(time.monotonic())
             response.success, response.message = result.success, result.message
             return response
+
         return answer
 
     def _mismatch(self, who: str, event: object) -> None:
-        self._notes["qos"] = (f"{who} asks for another quality of service (policy {event.last_policy_kind}); match "
-                              f"reliability and durability")
+        self._notes["qos"] = (
+            f"{who} asks for another quality of service (policy {event.last_policy_kind}); match "
+            f"reliability and durability"
+        )
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -168,7 +172,9 @@ class ExecutorNode(Node):
         """Limited stop, then let go of the robot."""
         self.core.stop(time.monotonic())
         patience = time.monotonic() + self.core.limiter.stop_time() + 0.5
-        while (self.failure is None and self.core.machine.state is State.STOPPING and time.monotonic() < patience):
+        while (
+            self.failure is None and self.core.machine.state is State.STOPPING and time.monotonic() < patience
+        ):
             time.sleep(0.01)
         self._running.clear()
         self._thread.join(timeout=2.0)
@@ -193,9 +199,11 @@ class ExecutorNode(Node):
                 if said != self._said or now - last_status >= 1.0 / self.settings.status_rate:
                     self._said, last_status = said, now
                     self._say(status)
-                due = max(due + period, time.monotonic() - period)   # after a pause: go on, do not catch up in a burst
+                due = max(
+                    due + period, time.monotonic() - period
+                )  # after a pause: go on, do not catch up in a burst
                 time.sleep(max(0.0, due - time.monotonic()))
-        except Exception as error:   # a dead loop must end the process: main sees it
+        except Exception as error:  # a dead loop must end the process: main sees it
             self.failure = error
 
     def _note(self, key: str, text: str) -> None:
@@ -207,59 +215,24 @@ class ExecutorNode(Node):
     # --- out -----------------------------------------------------------------------------------------------
 
     def _publish(self, state: RobotState) -> None:
-        stamp = self.get_clock().now().to_msg()
-        names, q, dq = list(self.profile.joint_names), state.q.tolist(), state.dq.tolist()
-        if np.isfinite(q).all():
-            message = JointState(name=names, position=q, velocity=dq)
-            if np.isfinite(state.gripper_width):
-                message = JointState(name=[*names, self.profile.finger_joint],
-                                     position=[*q, state.gripper_width / 2], velocity=[*dq, 0.0])
-            message.header.stamp = stamp
-            self._states.publish(message)
+        stamp, profile = self.get_clock().now().to_msg(), self.profile
+        if np.isfinite(state.q).all():
+            self._states.publish(convert.measured(state, profile, stamp))
         reference = self.core.reference()
         if reference is not None:
-            q_d, dq_d, _ = reference.at(state.time)
-            command = JointState(name=names, position=q_d.tolist(), velocity=dq_d.tolist())
-            command.header.stamp = stamp
-            self._commands.publish(command)
-        opening = self.core.opening
-        if np.isfinite(opening) and opening != self._opening:
-            self._opening = opening
-            self._gripper.publish(Float32(data=opening))
+            q, dq, _ = reference.at(state.time)
+            self._commands.publish(convert.joints(profile.joint_names, q, dq, stamp))
+        if np.isfinite(self.core.opening) and self.core.opening != self._opening:
+            self._opening = self.core.opening
+            self._gripper.publish(Float32(data=self._opening))
 
-    def _say(self, status: object) -> None:
-        message = ExecutorStatusMessage()
-        message.header.stamp = self.get_clock().now().to_msg()
-        for f in fields(status):
-            value = getattr(status, f.name)
-            setattr(message, f.name, [*value, *self._notes.values()] if f.name == "reasons" else value)
-        self._status.publish(message)
+    def _say(self, status: ExecutorStatus) -> None:
+        stamp = self.get_clock().now().to_msg()
+        self._status.publish(convert.status(status, list(self._notes.values()), stamp))
 
-    def _show(self, waypoints: tuple[Waypoint, ...]) -> None:
-        now = time.monotonic()
-        message = JointTrajectory(joint_names=list(self.profile.joint_names))
-        message.header.stamp = self.get_clock().now().to_msg()
-        for w in waypoints:
-            point = JointTrajectoryPoint(positions=w.q.tolist(), velocities=w.dq.tolist(), accelerations=w.ddq.tolist())
-            point.time_from_start.sec, rest = divmod(round(max(0.0, w.time - now) * 1e9), 10**9)
-            point.time_from_start.nanosec = rest
-            message.points.append(point)
-        self._preview.publish(message)
-
-
-def chunk_of(message: ActionChunkMessage, stamp: float) -> ActionChunk:
-    """The message as the core takes it, its `stamp` in s on the monotonic clock.
-
-    Sizes that do not fit are left as they came: the core refuses them with a reason.
-    """
-    actions, ahead = np.array(message.actions, float), np.array(message.lookahead, float)
-    rows, width, horizon = message.execute_steps, message.action_size, message.horizon
-    if width and actions.size == rows * width and ahead.size == (horizon - rows) * width:
-        actions, ahead = actions.reshape(rows, width), ahead.reshape(-1, width)
-    return ActionChunk(stamp=stamp, chunk_id=message.chunk_id, step_period=message.step_period, actions=actions,
-                       lookahead=ahead, action_space=message.action_space, joint_names=tuple(message.joint_names),
-                       task_id=message.task_id, instruction=message.instruction, checkpoint=message.checkpoint,
-                       epoch=message.epoch, policy_id=message.policy_id)
+    def _show(self, waypoints: Sequence[Waypoint]) -> None:
+        stamp = self.get_clock().now().to_msg()
+        self._preview.publish(convert.trajectory(waypoints, self.profile, time.monotonic(), stamp))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,10 +1,11 @@
-"""ROS shell of the policy: images, joints and words in, chunks and status out. The work is in `policy/loop.py`."""
+"""ROS shell of `policy/loop.py`: images, joints and words in, chunks and status out."""
 
 from __future__ import annotations
 
 import math
 import os
 import socket
+import sys
 import threading
 import uuid
 import zlib
@@ -17,6 +18,7 @@ from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallba
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
@@ -25,17 +27,15 @@ from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes.parameters import declare
-from vipra_ros.policy.checkpoint import Checkpoint
-from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
 from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
-#: Words may come from a latched publisher or from one that is not: only a volatile subscription hears both.
-WORDS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 #: m between the fingers of the open hand; the finger joint is half of it.
 OPEN_WIDTH = 0.08
 #: s that the shutdown waits for an inference under way before it leaves without it.
@@ -50,15 +50,21 @@ class PolicySettings:
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
     engine: str = param("torch", doc="what computes", choices=("torch",))
     threads: int = param(0, doc="threads of the engine, 0 takes its own choice", low=0, high=256)
-    mode: str = param("async", doc="async: the next chunk is computed while one runs; sync: when it has ended",
-                      choices=MODES)
-    rate: float = param(0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0,
-                        high=60.0)
+    mode: str = param(
+        "async",
+        doc="async: the next chunk is computed while one runs; sync: when it has ended",
+        choices=MODES,
+    )
+    rate: float = param(
+        0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0, high=60.0
+    )
     margin: int = param(1, doc="rows still queued when the next chunk is to arrive", low=0, high=10)
-    transport: str = param("compressed", doc="camera messages: compressed (JPEG, PNG) or raw",
-                           choices=("compressed", "raw"))
-    camera_topics: tuple[str, ...] = param((), doc="camera=topic for cameras that do not publish on "
-                                           "camera/<name>/image_raw[/compressed]")
+    transport: str = param(
+        "compressed", doc="camera messages: compressed (JPEG, PNG) or raw", choices=("compressed", "raw")
+    )
+    camera_topics: tuple[str, ...] = param(
+        (), doc="camera=topic for cameras that do not publish on camera/<name>/image_raw[/compressed]"
+    )
     follow_executor: bool = param(True, doc="publish only while the executor is ARMED or RUNNING")
     noise_seed: int = param(-1, doc="seed of the sampler's noise, -1: a new one for every chunk", low=-1)
     history: HistorySettings = param(HistorySettings(), doc="frames: tolerance and trust")
@@ -70,6 +76,8 @@ class PolicyNode(Node):
     def __init__(self):
         super().__init__("policy")
         self.settings = s = declare(self, PolicySettings)
+        # The loop counts from here on: seconds since 1970 in a float would round a stamp to 0.2 microseconds.
+        self._origin = self.get_clock().now().nanoseconds
         self.folder = resolve(s.checkpoint)
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
@@ -79,13 +87,32 @@ class PolicyNode(Node):
         self._chunk_out = self.create_publisher(ChunkMessage, "policy/chunk", COMMAND, event_callbacks=offers)
         self._status_out = self.create_publisher(PolicyStatus, "policy/status", LATCHED)
         self.loop = PolicyLoop(
-            self._load, self._publish, decode, lambda: self.get_clock().now().nanoseconds * 1e-9,
+            self._load,
+            self._publish,
+            decode,
+            lambda: self._since(self.get_clock().now().nanoseconds),
             f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             Timing(s.mode, s.rate, s.margin, s.follow_executor, None if s.noise_seed < 0 else s.noise_seed),
-            s.history, s.instruction, self._tell)
-        self._subscribe(String, "policy/instruction", WORDS, self._words)
-        self._subscribe(ExecutorStatus, "executor/status", LATCHED,
-                        lambda m: self.loop.executor(m.state, m.epoch, m.queue))
+            s.history,
+            s.instruction,
+            self._tell,
+        )
+        # Words come from latched publishers, heard even if they spoke before we came, and from plain ones,
+        # which a latched subscription does not hear; hearing the same words twice changes nothing.
+        self._subscribe(String, "policy/instruction", COMMAND, self._words)
+        self.create_subscription(
+            String,
+            "policy/instruction",
+            self._words,
+            LATCHED,
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+        )
+        self._subscribe(
+            ExecutorStatus,
+            "executor/status",
+            LATCHED,
+            lambda m: self.loop.executor(m.state, m.epoch, m.queue),
+        )
         self._subscribe(JointState, "joint_states", qos_profile_sensor_data, self._joints)
         self._told = self.create_guard_condition(self._status)
         self.create_timer(0.5, self._status)
@@ -100,21 +127,23 @@ class PolicyNode(Node):
         self.loop.stop()
         self._thread.join(timeout=PATIENCE)
 
-    @property
-    def thinking(self) -> bool:
-        """Whether an inference is still under way."""
-        return self._thread.is_alive()
-
     # --- loading, in the loop's thread ---------------------------------------------------------------------
 
     def _load(self) -> tuple[object, Plan]:
+        from vipra_ros.policy.checkpoint import (
+            Checkpoint,  # torch takes seconds: the node already tells its state
+        )
+        from vipra_ros.policy.engine import load_engine
+
         checkpoint = Checkpoint.load(self.folder)
         engine = load_engine(checkpoint, self.settings.engine, self.settings.threads)
         self._engine_text = f"{self.settings.engine} {next(checkpoint.policy.parameters()).device.type}"
         unknown = sorted(set(self._topics) - set(checkpoint.config.cameras))
         if unknown:
-            raise ConfigError(f"camera_topics names {unknown[0]!r}; this checkpoint looks at "
-                              f"{', '.join(checkpoint.config.cameras)}")
+            raise ConfigError(
+                f"camera_topics names {unknown[0]!r}; this checkpoint looks at "
+                f"{', '.join(checkpoint.config.cameras)}"
+            )
         return engine, Plan.of(checkpoint)
 
     def _listen(self) -> None:
@@ -130,10 +159,14 @@ class PolicyNode(Node):
         events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._incompatible(topic, event))
         self.create_subscription(kind, topic, callback, quality, event_callbacks=events)
 
+    def _since(self, nanoseconds: int) -> float:
+        return (nanoseconds - self._origin) * 1e-9
+
     # --- messages in ---------------------------------------------------------------------------------------
 
     def _image(self, camera: str, message: CompressedImage | Image) -> None:
-        self.loop.image(camera, _seconds(message.header.stamp), message, zlib.crc32(message.data))
+        stamp = self._since(_nanoseconds(message.header.stamp))
+        self.loop.image(camera, stamp, message, zlib.crc32(message.data))
 
     def _joints(self, message: JointState) -> None:
         plan = self.loop.plan
@@ -147,15 +180,17 @@ class PolicyNode(Node):
         except KeyError as missing:
             self._note(f"joint_states lacks {missing}; the checkpoint drives {', '.join(plan.joint_names)}")
             return
-        self.loop.joints(_seconds(message.header.stamp), vector)
+        self.loop.joints(self._since(_nanoseconds(message.header.stamp)), vector)
 
     def _words(self, message: String) -> None:
         if self.loop.instruct(message.data):
             self.get_logger().info(f"instruction: {message.data}")
 
     def _incompatible(self, topic: str, event) -> None:
-        self._note(f"{topic}: the other side's quality of service does not match ({event.last_policy_kind}); images "
-                   f"are taken best effort, chunks are sent reliable")
+        self._note(
+            f"{topic}: the other side's quality of service does not match ({event.last_policy_kind}); images "
+            f"are taken best effort, chunks are sent reliable"
+        )
 
     def _note(self, text: str) -> None:
         if text not in self._notes:
@@ -166,12 +201,22 @@ class PolicyNode(Node):
 
     def _publish(self, chunk: ActionChunk) -> None:
         message = ChunkMessage(
-            chunk_id=chunk.chunk_id, policy_id=chunk.policy_id, task_id=chunk.task_id, epoch=chunk.epoch,
-            instruction=chunk.instruction, checkpoint=chunk.checkpoint, action_space=chunk.action_space,
-            joint_names=list(chunk.joint_names), step_period=chunk.step_period, horizon=chunk.horizon,
-            execute_steps=len(chunk.actions), action_size=chunk.actions.shape[1],
-            actions=chunk.actions.ravel().tolist(), lookahead=chunk.lookahead.ravel().tolist())
-        message.header.stamp = _stamp(chunk.stamp)
+            chunk_id=chunk.chunk_id,
+            policy_id=chunk.policy_id,
+            task_id=chunk.task_id,
+            epoch=chunk.epoch,
+            instruction=chunk.instruction,
+            checkpoint=chunk.checkpoint,
+            action_space=chunk.action_space,
+            joint_names=list(chunk.joint_names),
+            step_period=chunk.step_period,
+            horizon=chunk.horizon,
+            execute_steps=len(chunk.actions),
+            action_size=chunk.actions.shape[1],
+            actions=chunk.actions.ravel().tolist(),
+            lookahead=chunk.lookahead.ravel().tolist(),
+        )
+        message.header.stamp = Time(nanoseconds=self._origin + round(chunk.stamp * 1e9)).to_msg()
         self._chunk_out.publish(message)
 
     def _tell(self) -> None:
@@ -187,13 +232,23 @@ class PolicyNode(Node):
             self._note(report.reasons[0])
         cameras = report.cameras
         message = PolicyStatus(
-            state=int(report.phase), state_text=report.phase.name, policy_id=self.loop.policy_id,
+            state=int(report.phase),
+            state_text=report.phase.name,
+            policy_id=self.loop.policy_id,
             reasons=[*report.reasons, *(n for n in self._notes if n not in report.reasons)],
-            checkpoint=report.checkpoint, engine=self._engine_text, task_id=report.task_id,
-            instruction=report.instruction, chunks=report.chunks, chunk_rate=report.chunk_rate,
-            observation_age=report.observation_age, cameras=list(cameras),
-            camera_age=[c.age for c in cameras.values()], camera_rate=[c.rate for c in cameras.values()],
-            frames_lost=[c.lost for c in cameras.values()], frozen=[c.frozen for c in cameras.values()])
+            checkpoint=report.checkpoint,
+            engine=self._engine_text,
+            task_id=report.task_id,
+            instruction=report.instruction,
+            chunks=report.chunks,
+            chunk_rate=report.chunk_rate,
+            observation_age=report.observation_age,
+            cameras=list(cameras),
+            camera_age=[c.age for c in cameras.values()],
+            camera_rate=[c.rate for c in cameras.values()],
+            frames_lost=[c.lost for c in cameras.values()],
+            frozen=[c.frozen for c in cameras.values()],
+        )
         message.latency_p50, message.latency_p95, message.latency_p99 = report.latency
         message.inference_p50, message.inference_p95, message.inference_p99 = report.inference
         message.header.stamp = self.get_clock().now().to_msg()
@@ -207,19 +262,23 @@ def decode(message: CompressedImage | Image) -> np.ndarray:
         ValueError: the data are no image, or of an encoding that is not supported.
     """
     if isinstance(message, CompressedImage):
-        image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f"image of {message.header.frame_id or 'a camera'} cannot be decoded ({message.format!r}, "
-                             f"{len(message.data)} bytes); publish JPEG or PNG")
-        return image[..., ::-1]
+        return decode_jpeg(message.data)
     channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}.get(message.encoding)
     if channels is None:
         raise ValueError(f"image encoding {message.encoding!r} is not supported; publish rgb8 or bgr8")
     rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-    image = rows[:, :channels * message.width].reshape(message.height, message.width, channels)
+    image = rows[:, : channels * message.width].reshape(message.height, message.width, channels)
     if channels == 1:
         return np.repeat(image, 3, axis=2)
     return image[..., 2::-1] if message.encoding.startswith("bgr") else image[..., :3]
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """JPEG or PNG bytes as uint8 RGB (H, W, 3); ValueError when they are neither."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{len(data)} bytes are no image; publish JPEG or PNG")
+    return image[..., ::-1]
 
 
 def _topics(given: tuple[str, ...]) -> dict[str, str]:
@@ -227,43 +286,39 @@ def _topics(given: tuple[str, ...]) -> dict[str, str]:
     for text in given:
         camera, separator, topic = text.partition("=")
         if not (camera and separator and topic):
-            raise ConfigError(f"policy: parameter camera_topics = {text!r}: write camera=topic, for instance "
-                              f"front=camera/color/image_raw/compressed")
+            raise ConfigError(
+                f"policy: parameter camera_topics = {text!r}: write camera=topic, for instance "
+                f"front=camera/color/image_raw/compressed"
+            )
         pairs[camera] = topic
     return pairs
 
 
-def _seconds(stamp) -> float:
-    return stamp.sec + stamp.nanosec * 1e-9
-
-
-def _stamp(seconds: float):
-    nanoseconds = round(seconds * 1e9)
-    return rclpy.time.Time(nanoseconds=nanoseconds).to_msg()
+def _nanoseconds(stamp) -> int:
+    return stamp.sec * 10**9 + stamp.nanosec
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the node until it is told to stop; leaves within a second even while the network computes."""
+    """Run the node until it is told to stop; it ends within a second even while the network computes."""
     rclpy.init(args=args)
-    node, thinking = None, False
     try:
         node = PolicyNode()
-        with node:
-            rclpy.spin(node)
     except ConfigError as error:
         rclpy.logging.get_logger("policy").fatal(str(error))
         rclpy.try_shutdown()
         raise SystemExit(1) from None
+    try:
+        with node:
+            rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    finally:
-        if node is not None:
-            thinking = node.thinking
-            node.destroy_node()
-        rclpy.try_shutdown()
-    if thinking:
-        # The interpreter cannot end a thread inside the engine and would wait for it, or crash beneath it.
-        os._exit(0)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    # Nothing is left to save. The interpreter would now unload torch for seconds, and wait for, or crash
+    # beneath, a thread that is still inside the engine.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import ACTION_SPACES, GRIPPER_CONVENTION
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
+from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.text import Prompt
@@ -94,7 +95,7 @@ class Checkpoint:
 
     config: CheckpointConfig
     policy: FlowPolicy
-    vq: VQ
+    vq: VQ | PatchVQ
     statistics: dict
     tokenizer: Tokenizer
     card: str = ""
@@ -142,7 +143,7 @@ class Checkpoint:
         statistics = _json(path / "statistics.json")
         _check_statistics(statistics, config, str(path / "statistics.json"))
         with torch.device("meta"):
-            policy, vq = FlowPolicy(config.policy), VQ(config.vq)
+            policy, vq = FlowPolicy(config.policy), make_quantiser(config.vq)
         # Rotary frequencies are computed, not stored: built here on the real device.
         policy.trunk.rotary_emb = type(policy.trunk.rotary_emb)(policy.trunk.config)
         _load_weights(policy, path / "policy.safetensors", device)

@@ -1,8 +1,8 @@
 """The policy's own thread: waits for a complete, fresh observation that is due, infers, hands out the chunk.
 
 Knows no ROS. Inputs may come from any thread; times are in s on the clock of the camera stamps and given by
-`now`. Inference runs in `run` alone, so no input ever waits for it. A chunk that was overtaken while the network
-was thinking (other instruction, executor stopped or recovered) is thrown away.
+`now`. Inference runs in `run` alone, so no input ever waits for it. A chunk that was overtaken while the
+network was thinking (other instruction, executor stopped or recovered) is thrown away.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Phase(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the checkpoint asks of the loop. `period` in s; `joints`: vectors of the observation, 0 for none."""
+    """What the checkpoint asks of the loop. `period` in s; `joints`: vectors per observation, 0 for none."""
 
     cameras: tuple[str, ...]
     period: float
@@ -65,8 +65,16 @@ class Plan:
     def of(cls, checkpoint) -> Plan:
         """From a loaded `vipra_ros.policy.checkpoint.Checkpoint`."""
         c = checkpoint.config
-        return cls(c.cameras, 1.0 / c.rate, c.frame_stride, c.execute_steps, c.action_space, c.joint_names,
-                   checkpoint.hash[:16], max(c.proprio_steps, int(c.relative_actions)))
+        return cls(
+            c.cameras,
+            1.0 / c.rate,
+            c.frame_stride,
+            c.execute_steps,
+            c.action_space,
+            c.joint_names,
+            checkpoint.hash[:16],
+            max(c.proprio_steps, int(c.relative_actions)),
+        )
 
 
 @dataclass(frozen=True)
@@ -119,10 +127,18 @@ class PolicyLoop:
         changed: called when the phase changes, from any thread.
     """
 
-    def __init__(self, load: Callable[[], tuple[object, Plan]], publish: Callable[[ActionChunk], None],
-                 decode: Callable[[object], np.ndarray], now: Callable[[], float], policy_id: str,
-                 timing: Timing = Timing(), history: HistorySettings = HistorySettings(),  # noqa: B008 - frozen
-                 instruction: str = "", changed: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        load: Callable[[], tuple[object, Plan]],
+        publish: Callable[[ActionChunk], None],
+        decode: Callable[[object], np.ndarray],
+        now: Callable[[], float],
+        policy_id: str,
+        timing: Timing = Timing(),
+        history: HistorySettings = HistorySettings(),  # noqa: B008 - frozen
+        instruction: str = "",
+        changed: Callable[[], None] = lambda: None,
+    ):
         self._load, self._publish, self._decode, self._now = load, publish, decode, now
         self._changed, self.policy_id, self.timing, self._settings = changed, policy_id, timing, history
         self._wake = threading.Condition()
@@ -135,14 +151,14 @@ class PolicyLoop:
         self._scheduler: Scheduler | None = None
         self._phase, self._reasons = Phase.LOADING, ()
         self._task_id, self._instruction = 0, ""
-        self._executor: tuple[int, int, int] | None = None   # state, epoch, queue
+        self._executor: tuple[int, int, int] | None = None  # state, epoch, queue
         self._executor_seen = self._published_at = -math.inf
         self._empty_since: float | None = None
         self._sent: deque[float] = deque(maxlen=256)
         self._inference, self._chunks = Latency(), 0
         self.instruct(instruction)
 
-    # --- inputs ------------------------------------------------------------------------------------------------
+    # --- inputs --------------------------------------------------------------------------------------------
 
     def image(self, camera: str, stamp: float, encoded: object, fingerprint: int) -> None:
         """An image arrived: `encoded` is what `decode` takes, `fingerprint` changes with the picture."""
@@ -208,7 +224,7 @@ class PolicyLoop:
             self._stopped = True
             self._wake.notify_all()
 
-    # --- the thread --------------------------------------------------------------------------------------------
+    # --- the thread ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Load, warm up, answer observations until stopped. Ends in FAULT, with the reason, on any error."""
@@ -221,7 +237,8 @@ class PolicyLoop:
 
     def _prepare(self) -> object:
         engine, plan = self._load()
-        scheduler = Scheduler(plan.execute, plan.period, self.timing.mode, self.timing.rate, self.timing.margin)
+        t = self.timing
+        scheduler = Scheduler(plan.execute, plan.period, t.mode, t.rate, t.margin)
         with self._wake:
             self.plan, self._scheduler = plan, scheduler
             self._history = FrameHistory(plan.cameras, (-plan.stride * plan.period, 0.0), self._settings)
@@ -251,8 +268,10 @@ class PolicyLoop:
             task, words, epoch = self._task_id, self._instruction, self._epoch()
         frames = {c: np.stack([self._decode(p) for p in pair]) for c, pair in pictures.items()}
         began = time.monotonic()
-        prediction = engine.infer(Observation(stamp, frames, words, vectors, chosen.frame_stamps),
-                                  None if self.timing.seed is None else self.timing.seed + number)
+        prediction = engine.infer(
+            Observation(stamp, frames, words, vectors, chosen.frame_stamps),
+            None if self.timing.seed is None else self.timing.seed + number,
+        )
         self._inference.add(time.monotonic() - began)
         with self._wake:
             if self._stopped or task != self._task_id or epoch != self._epoch() or self._holds():
@@ -261,10 +280,22 @@ class PolicyLoop:
             self._sent.append(self._published_at)
             self._scheduler.published(stamp, self._now() - stamp)
         rows = np.asarray(prediction.actions, float)
-        self._publish(ActionChunk(
-            stamp=stamp, chunk_id=number, step_period=plan.period, actions=rows[:plan.execute],
-            lookahead=rows[plan.execute:], action_space=plan.action_space, joint_names=plan.joint_names,
-            task_id=task, instruction=words, checkpoint=plan.checkpoint, epoch=epoch, policy_id=self.policy_id))
+        self._publish(
+            ActionChunk(
+                stamp=stamp,
+                chunk_id=number,
+                step_period=plan.period,
+                actions=rows[: plan.execute],
+                lookahead=rows[plan.execute :],
+                action_space=plan.action_space,
+                joint_names=plan.joint_names,
+                task_id=task,
+                instruction=words,
+                checkpoint=plan.checkpoint,
+                epoch=epoch,
+                policy_id=self.policy_id,
+            )
+        )
 
     def _problems(self) -> tuple[str, ...]:
         """What an observation lacks besides pictures, each with the remedy."""
@@ -300,7 +331,7 @@ class PolicyLoop:
         if changed:
             self._changed()
 
-    # --- output ------------------------------------------------------------------------------------------------
+    # --- output --------------------------------------------------------------------------------------------
 
     def report(self) -> Report:
         """How the loop is."""
@@ -310,8 +341,20 @@ class PolicyLoop:
             ages = [m.age(now) for m in self._monitors.values()]
             latency = self._scheduler.latency if self._scheduler else Latency()
             figures = [tuple(x.percentile(p) for p in (50, 95, 99)) for x in (latency, self._inference)]
-            cameras = {c: CameraReport(m.age(now), m.rate(now), m.lost, self._history.frozen(c))
-                       for c, m in self._monitors.items()}
-            return Report(self._phase, self._reasons, self.plan.checkpoint if self.plan else "", self._task_id,
-                          self._instruction, self._chunks, recent / RATE_WINDOW,
-                          float(np.max(ages)) if ages else math.nan, *figures, cameras)
+            cameras = {
+                c: CameraReport(m.age(now), m.rate(now), m.lost, self._history.frozen(c))
+                for c, m in self._monitors.items()
+            }
+            checkpoint = self.plan.checkpoint if self.plan else ""
+            return Report(
+                self._phase,
+                self._reasons,
+                checkpoint,
+                self._task_id,
+                self._instruction,
+                self._chunks,
+                recent / RATE_WINDOW,
+                float(np.max(ages)) if ages else math.nan,
+                *figures,
+                cameras,
+            )

@@ -69,8 +69,10 @@ class Scheduler:
             raise ValueError(f"mode {mode!r}: choose {' or '.join(MODES)}")
         slowest = 1.0 / (execute * period)
         if mode == "async" and rate and rate < slowest - 1e-9:
-            raise ValueError(f"rate {rate} Hz: {execute} rows of {period:.3f} s run out in between; give "
-                             f"at least {slowest:.2f} Hz, 0 for automatic, or mode sync")
+            raise ValueError(
+                f"rate {rate} Hz: {execute} rows of {period:.3f} s run out in between; give "
+                f"at least {slowest:.2f} Hz, 0 for automatic, or mode sync"
+            )
         self.execute, self.period, self.mode, self.rate, self.margin = execute, period, mode, rate, margin
         self.latency = Latency()
         self._last: float | None = None

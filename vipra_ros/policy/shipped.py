@@ -21,5 +21,7 @@ def resolve(checkpoint: str | Path) -> Path:
             return share("models", *parts)
         except ConfigError:
             pass
-    raise ConfigError(f"checkpoint {str(checkpoint)!r} is no folder and none of the shipped models; give a path, or "
-                      f"a name under models/")
+    raise ConfigError(
+        f"checkpoint {str(checkpoint)!r} is no folder and none of the shipped models; give a path, or "
+        f"a name under models/"
+    )

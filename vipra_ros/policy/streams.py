@@ -1,4 +1,4 @@
-"""What arrives besides pictures: the health of a camera's stream, and the recent joints. Pure; stamps in s."""
+"""What arrives besides pictures: the health of a camera's stream and the recent joints. Stamps in s."""
 
 from __future__ import annotations
 
@@ -76,11 +76,9 @@ class JointHistory:
         return now - self._stamps[-1] if self._stamps else math.nan
 
     def at(self, stamp: float, count: int, period: float) -> np.ndarray | None:
-        """(count, n + 1): the vectors nearest to stamp - (count - 1) period .. stamp, oldest first; None when empty."""
+        """Vectors (count, n + 1) nearest to stamp - (count - 1) period .. stamp, oldest first; or None."""
         if not self._stamps:
             return None
         times = stamp - period * np.arange(count - 1, -1, -1)
-        after = np.clip(np.searchsorted(self._stamps, times), 1, max(1, len(self._stamps) - 1))
-        picked = [i - 1 if i >= len(self._stamps) or times[k] - self._stamps[i - 1] < self._stamps[i] - times[k] else i
-                  for k, i in enumerate(after)]
-        return np.stack([self._vectors[i] for i in picked])
+        distance = np.abs(np.asarray(self._stamps) - times[:, None])
+        return np.stack([self._vectors[i] for i in distance.argmin(axis=1)])

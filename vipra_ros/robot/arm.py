@@ -17,7 +17,6 @@ import numpy as np
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.profile import JOINTS, RobotProfile
 
-#: Collision thresholds of franky's set_collision_behavior are lower and upper in one.
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
 
@@ -38,8 +37,13 @@ class FrankyArm:
         ArmError: no connection.
     """
 
-    def __init__(self, profile: RobotProfile, host: str, realtime: str = "enforce",
-                 clock: Callable[[], float] = monotonic):
+    def __init__(
+        self,
+        profile: RobotProfile,
+        host: str,
+        realtime: str = "enforce",
+        clock: Callable[[], float] = monotonic,
+    ):
         self.profile, self.host, self._clock = profile, host, clock
         if realtime not in REALTIME:
             raise ArmError(f"realtime_config {realtime!r}: choose enforce or ignore")
@@ -51,18 +55,27 @@ class FrankyArm:
     def _connect(self) -> None:
         p = self.profile
         try:
-            robot = franky.Robot(self.host, relative_dynamics_factor=p.dynamics_factor,
-                                 realtime_config=REALTIME[self._realtime])
+            robot = franky.Robot(
+                self.host,
+                relative_dynamics_factor=p.dynamics_factor,
+                realtime_config=REALTIME[self._realtime],
+            )
         except Exception as error:
-            hint = ("boot a PREEMPT_RT kernel, or realtime_config:=ignore for a simulated arm"
-                    if "realtime" in str(error).lower() else
-                    "unlock the joints, activate FCI, check the address and that no other program is connected")
+            hint = (
+                "boot a PREEMPT_RT kernel, or realtime_config:=ignore for a simulated arm"
+                if "realtime" in str(error).lower()
+                else "unlock the joints, activate FCI, check the address; no other program may be connected"
+            )
             raise ArmError(f"no arm at {self.host}: {error}; {hint}") from None
-        for limit, clamp, own in ((robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
-                                  (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),
-                                  (robot.joint_jerk_limit, p.clamp_jerk, p.jerk)):
+        for limit, clamp, own in (
+            (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
+            (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),
+            (robot.joint_jerk_limit, p.clamp_jerk, p.jerk),
+        ):
             # franky's own maxima are the Panda's; they can only be lowered
-            limit.set(np.minimum.reduce([np.full(JOINTS, clamp), np.asarray(own, float), np.asarray(limit.max)]))
+            limit.set(
+                np.minimum.reduce([np.full(JOINTS, clamp), np.asarray(own, float), np.asarray(limit.max)])
+            )
         robot.set_collision_behavior(list(p.collision_torque), list(p.collision_force))
         if p.load.mass > 0:
             robot.set_load(p.load.mass, list(p.load.centre), list(p.load.inertia))
@@ -71,7 +84,7 @@ class FrankyArm:
     # --- MotionSink ----------------------------------------------------------------------------------------
 
     def stream(self, waypoints: Sequence[Waypoint], now: float) -> None:
-        """Replace the running motion. Times become durations in whole ms without adding up rounding errors."""
+        """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
         points, spent = [], 0
         for waypoint in waypoints:
             duration = max(1, round(1000 * (waypoint.time - now)) - spent)
@@ -79,10 +92,12 @@ class FrankyArm:
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))
         with self._lock:
-            self._robot.move(franky.JointWaypointMotion(points, return_when_finished=False), asynchronous=True)
+            self._robot.move(
+                franky.JointWaypointMotion(points, return_when_finished=False), asynchronous=True
+            )
 
     def stop(self, now: float) -> None:
-        """Brake within franky's clamped limits and give up control; nothing to do for an arm not in control."""
+        """Brake within franky's clamped limits and give up control."""
         del now
         with self._lock:
             if self._robot.is_in_control:
@@ -96,7 +111,7 @@ class FrankyArm:
             robot, now = self._robot, self._clock()
             try:
                 robot.poll_motion()
-            except Exception as error:   # errors of asynchronous motions surface here, once
+            except Exception as error:  # errors of asynchronous motions surface here, once
                 self._failure = self._failure or str(error).strip().splitlines()[0]
             try:
                 state, control, errors = robot.state, robot.is_in_control, robot.has_errors
@@ -107,11 +122,18 @@ class FrankyArm:
         text = self._failure
         if errors:
             text = _names(state.current_errors) or text or "unknown error"
-        return RobotState(now, np.array(state.q), np.array(state.dq), np.array(state.q_d), np.array(state.dq_d),
-                          in_control=bool(control), error=text)
+        return RobotState(
+            now,
+            np.array(state.q),
+            np.array(state.dq),
+            np.array(state.q_d),
+            np.array(state.dq_d),
+            in_control=bool(control),
+            error=text,
+        )
 
     def recover(self) -> str:
-        """Clear the error state (about 0.7 s), connect anew when the connection is gone. Returns "" or why not."""
+        """Clear the error state (about 0.7 s); connect anew if the connection is gone. "" or why not."""
         try:
             with self._lock:
                 if self._robot.is_in_control:
@@ -126,7 +148,7 @@ class FrankyArm:
                 return str(error)
         try:
             with self._lock:
-                self._robot = None   # the old connection must be closed first
+                self._robot = None  # the old connection must be closed first
                 self._connect()
             return ""
         except ArmError as error:

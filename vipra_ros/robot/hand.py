@@ -30,15 +30,22 @@ class FrankyHand:
         connect: makes the gripper; for tests of a hand that hangs.
     """
 
-    def __init__(self, host: str, width: float, speed: float = SPEED, force: float = FORCE,
-                 timeout: float = TIMEOUT, connect: Callable[[str], franky.Gripper] = franky.Gripper):
+    def __init__(
+        self,
+        host: str,
+        width: float,
+        speed: float = SPEED,
+        force: float = FORCE,
+        timeout: float = TIMEOUT,
+        connect: Callable[[str], franky.Gripper] = franky.Gripper,
+    ):
         self._gripper = connect(host)
         self._open, self._speed, self._force, self._timeout = width, speed, force, timeout
         self._wanted: float | None = None
         self._done: float | None = None
         self._wake, self._closing = threading.Condition(), False
         self.error = ""
-        self.commands = 0          # sent to the hand, after deduplication
+        self.commands = 0  # sent to the hand, after deduplication
         self._width = float("nan")
         self._look()
         self._worker = threading.Thread(target=self._work, name="hand", daemon=True)
@@ -88,7 +95,7 @@ class FrankyHand:
                     self._gripper.stop_async()
                     self.error = f"hand did not finish in {self._timeout} s; was stopped, look at its fingers"
                     return
-            future.get()   # a failed grasp returns False: nothing between the fingers is no error
+            future.get()  # a failed grasp returns False: nothing between the fingers is no error
             self.error = ""
         except Exception as error:
             self.error = f"hand: {error}; home it in Desk"

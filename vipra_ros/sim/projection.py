@@ -34,17 +34,27 @@ class Pinhole:
         """
         body = model.cam_bodyid[model.camera(camera).id]
         if body != 0:
-            raise ValueError(f"camera {camera!r} moves with the arm; only a fixed one (front) has a constant "
-                             f"projection")
+            raise ValueError(
+                f"camera {camera!r} moves with the arm; only a fixed one (front) has a constant projection"
+            )
         index = model.camera(camera).id
-        return cls(scene.focal_length(camera, size), size / 2, model.cam_pos[index].copy(),
-                   model.cam_mat0[index].reshape(3, 3).copy())
+        return cls(
+            scene.focal_length(camera, size),
+            size / 2,
+            model.cam_pos[index].copy(),
+            model.cam_mat0[index].reshape(3, 3).copy(),
+        )
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) in m -> (..., 2) pixels, x right and y down; NaN behind the camera."""
         local = (np.asarray(points, float) - self.position) @ self.rotation
         depth = -local[..., 2]
         with np.errstate(divide="ignore", invalid="ignore"):
-            xy = np.stack([self.centre + self.focal * local[..., 0] / depth,
-                           self.centre - self.focal * local[..., 1] / depth], -1)
+            xy = np.stack(
+                [
+                    self.centre + self.focal * local[..., 0] / depth,
+                    self.centre - self.focal * local[..., 1] / depth,
+                ],
+                -1,
+            )
         return np.where(depth[..., None] > 1e-6, xy, np.nan)

@@ -1,0 +1,242 @@
+"""The core on ordinary days: what a chunk becomes, and what the operator gets."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vipra_ros.config import build, load, share
+from vipra_ros.control import kinematics
+from vipra_ros.control.executor import ExecutorSettings
+from vipra_ros.control.guard import State
+from vipra_ros.control.limits import Limiter
+from vipra_ros.control.profile import load_profile
+from vipra_ros.control.reference import Limited, Reference
+from vipra_ros.control.validate import Reason
+
+T = 1 / 15
+HOME = load_profile("fr3").home_q
+
+
+def sine(t):
+    """0.2 rad at 0.25 Hz on four joints."""
+    return HOME + 0.2 * np.sin(2 * np.pi * 0.25 * (t - 100.0)) * np.array([1, 0, 1, 1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("mode, latency, every, worst", [
+    ("async", 0.0, 7, 2e-3), ("async", 0.12, 5, 2e-3), ("async", 0.113, 4, 2e-3), ("sync", 0.0, 7, 1.2e-2)])
+def test_a_smooth_path_is_followed(make_rig, mode, latency, every, worst):
+    rig = make_rig(ExecutorSettings(mode=mode))
+    rig.arm()
+    waiting, errors = [], []
+    for k in range(60 * 6):
+        if k % (4 * every) == 0:
+            waiting.append((rig.now + latency, rig.chunk(sine)))
+        while waiting and waiting[0][0] <= rig.now + 1e-9:
+            assert rig.core.offer(waiting.pop(0)[1], rig.now)
+            rig.tick(0.0)
+        rig.tick(1 / 60)
+        if k > 120:
+            errors.append(np.abs(rig.core.reference().at(rig.now)[0] - sine(rig.now)).max())
+    status = rig.core.status
+    assert max(errors) < worst
+    assert status.stall_fraction == 0.0 and status.rejected == 0
+    assert status.action_rate == pytest.approx(15.0, abs=0.2)
+    assert status.chunk_rate == pytest.approx(15 / every, abs=0.1)
+    assert status.obs_to_action_p50 == pytest.approx(latency, abs=0.02)
+    assert status.boundary_step < (1e-2 if mode == "async" else 0.05)
+    assert rig.wrong() == []
+
+
+def test_late_steps_are_counted_and_stalls_measured(make_rig):
+    rig = make_rig()
+    rig.arm()
+    for _ in range(6):
+        chunk = rig.chunk(sine)
+        rig.run(0.2)
+        assert rig.core.offer(chunk, rig.now)
+        rig.run(7 * T - 0.2)
+    status = rig.core.status
+    assert status.late == 6 * 3 and status.stall_fraction > 0.3
+    assert rig.wrong() == []
+
+
+def test_a_far_start_is_refused_or_approached_slowly(make_rig):
+    far = HOME + np.array([0, 0, 0, 0, 0, 0, 0.8])
+    rig = make_rig()
+    rig.arm()
+    verdict = rig.offer(lambda t: far)
+    assert verdict.reason is Reason.START and "0.80 rad away at fr3_joint7" in verdict.text
+    rig.run(0.2)
+    assert np.ptp(np.array(rig.samples), axis=0).max() == 0.0
+    rig = make_rig(ExecutorSettings(start_action="blend"))
+    rig.arm()
+    for _ in range(20):
+        assert rig.offer(lambda t: far)
+        rig.run(0.2)
+    speed = np.abs(np.diff(np.array(rig.samples), axis=0)).max(1) / 0.001
+    assert speed[:2500].max() < 0.31 * rig.core.limiter.velocity.min()
+    assert np.abs(rig.samples[-1] - far).max() < 1e-3 and rig.wrong() == []
+
+
+def test_the_first_steps_are_slow(make_rig):
+    rig = make_rig(ExecutorSettings(start_ramp=1.0))
+    rig.arm()
+    rig.offer(lambda t: HOME + np.array([0, 0, 0, 0, 0, 0, 0.45]))
+    rig.run(0.3)
+    assert np.abs(rig.core.reference().at(rig.now)[1]).max() < 0.6
+
+
+def test_joint_deltas_add_up(make_rig):
+    rig = make_rig(ExecutorSettings(action_space="joint_delta"))
+    rig.arm()
+    step = np.array([0.02, 0, 0, 0.01, 0, 0, -0.02])
+    for _ in range(3):
+        rows = np.column_stack([np.tile(step, (7, 1)), np.ones(7)])
+        assert rig.core.offer(dataclasses.replace(rig.chunk(), action_space="joint_delta", actions=rows,
+                                                  lookahead=np.zeros((0, 8))), rig.now)
+        rig.run(7 * T, T / 7)
+    rig.run(0.5)
+    # without lookahead the last step coasts out its speed: at most one stopping way, v^2 / 2a
+    assert rig.samples[-1] == pytest.approx(HOME + 21 * step, abs=0.3**2 / 3.4 / 2 + 2e-3)
+
+
+def test_end_effector_deltas_go_straight(make_rig):
+    rig = make_rig(ExecutorSettings(action_space="ee_delta", mode="sync"))
+    rig.arm()
+    before = kinematics.forward(rig.profile, HOME)
+    for _ in range(3):
+        rows = np.tile([0.004, 0.006, -0.008, 0, 0, 0.02, 1.0], (7, 1))
+        assert rig.core.offer(dataclasses.replace(rig.chunk(), action_space="ee_delta", actions=rows,
+                                                  joint_names=(), lookahead=np.zeros((0, 7))), rig.now)
+        rig.run(7 * T, T / 7)
+    rig.run(0.5)
+    after = kinematics.forward(rig.profile, rig.samples[-1])
+    assert after[:3, 3] - before[:3, 3] == pytest.approx(21 * np.array([0.004, 0.006, -0.008]), abs=4e-3)
+    assert kinematics.rotation_vector(after[:3, :3] @ before[:3, :3].T) == pytest.approx([0, 0, 0.42], abs=1e-2)
+    assert rig.wrong() == []
+
+
+def test_the_hand_has_hysteresis_and_dwell(make_rig):
+    rig = make_rig(ExecutorSettings(gripper_dwell=0.5))
+    rig.arm()
+    for value in (1.0, 0.2, -0.2, -0.6, 0.1, 0.9, -0.9):
+        rig.offer(gripper=value)
+        rig.run(7 * T, T / 7)
+    rig.run(0.2)
+    assert rig.hand.commands == [1.0, -1.0, 1.0, -1.0]
+    rig = make_rig(ExecutorSettings(gripper_dwell=0.5, blending="none"))
+    rig.arm()
+    for k in range(30):
+        rig.offer(gripper=1.0 if k % 2 else -1.0)
+        rig.run(T, T / 7)
+    assert 3 <= len(rig.hand.commands) <= 5
+
+
+def test_home_goes_through_the_limiter_and_ends_idle(make_rig):
+    q0 = HOME + np.array([0.5, 0.2, -0.4, 0.3, 0.2, -0.3, 0.6])
+    rig = make_rig(q0=q0)
+    result = rig.core.home(rig.now)
+    assert result.success
+    rig.tick()
+    assert rig.core.machine.state is State.RUNNING
+    assert rig.offer(sine).reason is Reason.NOT_READY
+    rig.run(float(result.message.split()[-2]) + 0.3)
+    assert rig.core.machine.state is State.IDLE
+    assert rig.samples[-1] == pytest.approx(HOME, abs=5e-3)
+    assert rig.wrong() == [] and rig.sink.stops == 1
+
+
+def test_commands_are_refused_with_a_remedy(make_rig):
+    rig = make_rig()
+    assert "arm first" in rig.core.hold(rig.now).message
+    assert "recover" in rig.core.recover(rig.now).message
+    assert rig.offer().reason is Reason.NOT_READY
+    rig.arm()
+    rig.offer()
+    rig.tick()
+    for command in ("home", "reset", "arm"):
+        assert getattr(rig.core, command)(rig.now).message.endswith("stop first")
+    assert rig.core.status.rejected == 0 and "IDLE" in rig.core.status.last_rejection
+
+
+def test_arming_needs_a_living_resting_arm(make_rig):
+    rig = make_rig()
+    rig.error = "joint_reflex"
+    rig.tick()
+    assert "joint_reflex" in rig.core.arm(rig.now).message
+    rig.error = ""
+    rig.core.tick(rig.now, dataclasses.replace(rig.state(), dq=np.full(7, 0.2)))
+    assert "moves with 0.20 rad/s" in rig.core.arm(rig.now).message
+    rig.tick()
+    assert "no robot state" in rig.core.arm(rig.now + 1.0).message
+
+
+def test_a_new_instruction_replaces_the_old_plan(make_rig):
+    rig = make_rig()
+    rig.arm()
+    rig.offer(lambda t: HOME + 0.3 * (t - 100) * np.eye(7)[6])
+    rig.run(0.2)
+    assert rig.core.offer(dataclasses.replace(rig.chunk(lambda t: HOME), task_id=1, instruction="back"), rig.now)
+    rig.run(0.1)
+    assert rig.core.status.task_id == 1 and rig.core.status.instruction == "back"
+    rig.run(0.8)
+    assert rig.samples[-1] == pytest.approx(HOME, abs=2e-3) and rig.wrong() == []
+
+
+def test_the_reference_is_seen_ahead(make_rig):
+    rig = make_rig()
+    rig.arm()
+    rig.offer(sine)
+    rig.tick()
+    times, rows = rig.core.committed(rig.now, 4)
+    assert len(times) == 4 and rows[:, :7] == pytest.approx(np.array([sine(t) for t in times]))
+    points = rig.sink.waypoints
+    assert len(points) >= 8 and np.all(points[-1].dq == pytest.approx(0, abs=1e-9)), "ends at rest"
+    for p in points:
+        assert p.q == pytest.approx(rig.core.reference().at(p.time)[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("target, flag", [
+    (HOME + np.array([0, 0, 0, 0, 0, 0, 5.0]), Limited.POSITION),
+    (HOME + np.array([1.6, 0, 0, 0, 0, 0, 0]), Limited.WORKSPACE),
+    (HOME + np.array([0, 0, 0, 0, 0, 0, 1.0]), Limited.REACH)])
+def test_the_limiter_says_what_it_did(target, flag):
+    limiter = Limiter(load_profile("fr3"))
+    reference = limiter.extend(Reference.rest(0.0, HOME), 0.0, [T], target[None], np.zeros((1, 7)))
+    assert reference.segments[0].limited & flag
+
+
+def test_sliding_along_the_table_is_possible(make_rig):
+    """Targets under the table are lifted to its clearance, not refused: a push goes on."""
+    profile = load_profile("fr3")
+    start = kinematics.forward(profile, HOME).copy()
+    start[:3, 3] = 0.45, -0.1, 0.01
+    q = kinematics.ik(profile, start, HOME)
+    rig = make_rig(q0=q)
+    rig.arm()
+    for k in range(8):
+        goal = start.copy()
+        goal[:3, 3] += 0, 0.02 * (k + 1), -0.03
+        under = kinematics.ik(profile, goal, rig.core.reference().at(rig.now)[0])
+        rig.offer(lambda t, under=under: under)
+        rig.run(0.4)
+    place = kinematics.forward(profile, rig.samples[-1])[:3, 3]
+    assert place[1] > 0.03 and 0.005 <= place[2] < 0.012
+    assert rig.wrong() == []
+
+
+def test_shipped_settings_are_the_defaults():
+    assert load(ExecutorSettings, share("config", "executor.yaml")) == ExecutorSettings()
+    with pytest.raises(ValueError, match="chunk_timeout"):
+        build(ExecutorSettings, {"chunk_timeout": -1.0})
+
+
+def test_profiles_load_and_stricter_limits_win():
+    for name in ("fr3", "panda"):
+        profile = load_profile(name)
+        assert profile.name == name and np.all(profile.limits[0] <= 0.6 * 2.0)
+    tighter = load_profile("fr3").tightened(velocity=np.full(7, 1.0), q_max=np.full(7, 9.0))
+    assert tighter.limits[0] == pytest.approx(0.6 * 0.83) and tighter.q_max == load_profile("fr3").q_max
+    with pytest.raises(ValueError, match="unknown; use fr3, panda"):
+        load_profile("kuka")

@@ -1,0 +1,203 @@
+"""The executor node as a process of its own, asked by a client as the policy and an operator would."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
+
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
+from sensor_msgs.msg import JointState  # noqa: E402
+from std_msgs.msg import Float32  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from vipra_ros.control.profile import load_profile  # noqa: E402
+from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
+
+T = 1 / 15
+PROFILE = load_profile("fr3")
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class Client:
+    """Policy and operator in one: sends chunks, calls services, remembers what it hears."""
+
+    def __init__(self, domain):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node("client", context=self.context)
+        self.heard = {}
+        for kind, topic, qos in ((JointState, "joint_states", 10), (JointState, "executor/joint_command", 10),
+                                 (ExecutorStatus, "executor/status", LATCHED), (JointTrajectory, "executor/preview", 1),
+                                 (Float32, "executor/gripper_command", LATCHED)):
+            self.heard[topic] = []
+            self.node.create_subscription(kind, topic, self.heard[topic].append, qos)
+        self.chunks = self.node.create_publisher(ActionChunk, "policy/chunk", 1)
+        self.callers = {}
+        self.ids = 0
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self.thread.start()
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.shutdown()
+        self.thread.join(timeout=2.0)
+
+    @property
+    def status(self):
+        return self.heard["executor/status"][-1]
+
+    def wait(self, condition, seconds=20.0):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"not in {seconds} s; last status: {self.heard['executor/status'][-1:]}")
+
+    def call(self, name):
+        if name not in self.callers:
+            self.callers[name] = self.node.create_client(Trigger, f"executor/{name}")
+        assert self.callers[name].wait_for_service(10.0)
+        future = self.callers[name].call_async(Trigger.Request())
+        self.wait(future.done, 5.0)
+        return future.result()
+
+    def send(self, path, gripper=1.0, **changes):
+        """A chunk whose row k is `path(seconds from now)`."""
+        self.ids += 1
+        rows = [[*path((k + 1) * T), gripper] for k in range(14)]
+        flat = np.array(rows, float).ravel().tolist()
+        message = ActionChunk(chunk_id=self.ids, policy_id="test", action_space="joint_position", step_period=T,
+                              joint_names=list(PROFILE.joint_names), horizon=14, execute_steps=7, action_size=8,
+                              actions=flat[:56], lookahead=flat[56:], instruction="test")
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        for key, value in changes.items():
+            setattr(message, key, value)
+        self.chunks.publish(message)
+        return message
+
+
+def start(domain, **parameters):
+    arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "vipra_ros.nodes.executor", "--ros-args", *arguments],
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, number=signal.SIGINT, seconds=5.0):
+    """End the node as Ctrl-C or a supervisor would; its output."""
+    process.send_signal(number)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"did not end in {seconds} s:\n{output}") from None
+    return output
+
+
+@pytest.fixture
+def client(unused_ros_domain):
+    client = Client(unused_ros_domain)
+    yield client
+    client.close()
+
+
+def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
+    process = start(unused_ros_domain, dry_run="true", chunk_timeout="0.6")
+    try:
+        client.wait(lambda: client.heard["executor/status"])
+        assert client.status.state == ExecutorStatus.IDLE and client.status.dry_run
+        client.send(lambda t: PROFILE.home_q)
+        client.wait(lambda: "executor/arm" in client.status.last_rejection)
+        assert not client.call("recover").success
+        assert client.call("arm").success
+        client.wait(lambda: client.status.state == ExecutorStatus.ARMED)
+        bad = client.send(lambda t: PROFILE.home_q * np.nan)
+        client.wait(lambda: client.status.rejected == 1)
+        assert bad.chunk_id and "actions[0, 0] is nan" in client.status.last_rejection
+        client.send(lambda t: PROFILE.home_q, action_size=5)
+        client.wait(lambda: client.status.rejected == 2)
+        assert "wrong shape" in client.status.last_rejection
+        for k in range(6):
+            client.send(lambda t, k=k: PROFILE.home_q + 0.1 * (k * 5 * T + t) * np.eye(7)[6], gripper=-1.0)
+            time.sleep(5 * T)
+        assert client.status.state == ExecutorStatus.RUNNING and client.status.accepted >= 5
+        assert client.status.chunk_rate == pytest.approx(3.0, abs=0.6)
+        assert 0.0 <= client.status.observation_age < 1.0 and client.status.instruction == "test"
+        assert client.heard["executor/gripper_command"][-1].data == -1.0
+        points = client.heard["executor/preview"][-1].points
+        assert len(points) >= 7 and np.allclose(points[-1].velocities, 0.0)
+        client.wait(lambda: client.status.state == ExecutorStatus.ARMED, 5.0)
+        assert "no acceptable chunk" in client.status.reasons[-1]
+        moved = client.heard["joint_states"][-1].position[6] - PROFILE.home_q[6]
+        assert 0.15 < moved < 0.3
+        assert list(client.heard["joint_states"][-1].name) == list(PROFILE.joint_names)
+        before = len(client.heard["joint_states"])
+        time.sleep(1.0)
+        assert 70 <= len(client.heard["joint_states"]) - before <= 110
+        assert client.call("reset").success
+        client.wait(lambda: client.status.epoch == 1)
+    finally:
+        output = finish(process)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+
+
+def test_an_incompatible_publisher_is_reported(client, unused_ros_domain):
+    process = start(unused_ros_domain, dry_run="true")
+    try:
+        client.wait(lambda: client.heard["executor/status"])
+        client.node.create_publisher(ActionChunk, "policy/chunk", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+        client.wait(lambda: any("policy/chunk" in r and "quality of service" in r for r in client.status.reasons))
+    finally:
+        finish(process, signal.SIGTERM)
+
+
+def test_a_wrong_parameter_or_no_robot_is_one_line(unused_ros_domain):
+    for parameters, expected in (({"chunk_timeout": "-1.0"}, "chunk_timeout"),
+                                 ({"host": "127.0.7.98", "realtime_config": "ignore", "connect_timeout": "0.0"},
+                                  "executor: no arm at 127.0.7.98")):
+        process = start(unused_ros_domain, **parameters)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 1 and "Traceback" not in output, output
+        assert expected in output.strip().splitlines()[-1]
+
+
+def test_a_real_franky_arm_moves_and_sigterm_brakes_it(client, unused_ros_domain):
+    pytest.importorskip("franky")
+    from vipra_ros.sim.server import TableServer
+    with TableServer("127.0.7.22") as server:
+        process = start(unused_ros_domain, host="127.0.7.22", realtime_config="ignore", arm_on_start="true")
+        try:
+            client.wait(lambda: client.heard["executor/status"] and client.status.state == ExecutorStatus.ARMED)
+            client.wait(lambda: client.heard["joint_states"])
+            assert list(client.heard["joint_states"][-1].name)[-1] == "fr3_finger_joint1"
+            begin = np.array(client.heard["joint_states"][-1].position[:7])
+            turn = 0.25 * np.array([1, 0, 0, 0, 0, 0, 1.0])
+            for k in range(6):
+                client.send(lambda t, k=k: begin + turn * (k * 5 * T + t))
+                time.sleep(5 * T)
+            assert client.status.state == ExecutorStatus.RUNNING and client.status.faults == 0, client.status
+            assert client.status.in_control and client.status.tracking_error < 0.1
+            speed = server.look(lambda world: np.abs(world.dq).max())
+        finally:
+            output = finish(process, signal.SIGTERM)
+        assert process.returncode == 0 and "Traceback" not in output, output
+        assert speed > 0.1
+        time.sleep(0.3)
+        assert server.look(lambda world: np.abs(world.dq).max()) < 0.02
+        assert server.look(lambda world: world.q[6]) - begin[6] > 0.2

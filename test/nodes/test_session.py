@@ -1,0 +1,50 @@
+"""The whole system once: simulated controller, franky, executor and policy node, driven by a session."""
+
+import os
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from vipra_ros.nodes.session import Session
+from vipra_ros.nodes.system import SessionError, System
+from vipra_ros.sim import scene, tasks
+
+
+def test_an_episode_through_the_real_nodes(micro_checkpoint, unused_ros_domain, tmp_path):
+    assert os.environ["ROS_DOMAIN_ID"] == str(unused_ros_domain)
+    images = []
+    with System(micro_checkpoint, log=tmp_path / "system.log") as system:
+        session = Session(system.domain, system.check, lambda camera, stamp, jpeg: images.append(camera))
+        try:
+            session.wait_ready()
+            trace = session.episode("reach", 1234, seconds=2.5)
+            record, goal = trace.record, tasks.sample_start("reach", 1234).goal
+            assert session.outcome["seed"] == 1234 and record.instruction == goal.instruction
+            assert {"front", "wrist"} == set(images)
+            # the policy that stays at home held the arm there: chunks were taken, nothing stopped
+            assert record.stopped == "" and record.chunks >= 3 and record.rejected == 0, session.seen()
+            assert all(c[0] < c[1] < c[0] + 1.0 for c in trace.chunks)
+            assert session.chunk.instruction == goal.instruction and record.rows > 10
+            times, q, _ = (np.array(c) for c in zip(*trace.measured))
+            assert np.abs(q - scene.HOME).max() < 0.1 and len(times) > 100
+            assert len(record.commanded) == pytest.approx(2.5 * 60, rel=0.1)
+            with pytest.raises(SessionError, match="sim/reset: task 'juggle' is unknown"):
+                session.reset("juggle", 1)
+        finally:
+            session.close()
+    with pytest.raises(SessionError, match="the system ended with status"):
+        system.check()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(system.pid, 0)
+
+
+def test_a_system_that_cannot_start_says_why(unused_ros_domain, tmp_path):
+    with System("/none/such", log=tmp_path / "system.log", task="push") as system:
+        session = Session(system.domain, system.check)
+        try:
+            with pytest.raises(SessionError, match="policy-3 ended: .*none/such"):
+                session.wait_ready(seconds=60.0)
+        finally:
+            session.close()

@@ -1,0 +1,178 @@
+"""Real franky over the real FCI protocol to a simulated controller of our own."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+franky = pytest.importorskip("franky")
+pytest.importorskip("franky_sim")
+
+from vipra_ros.control.chunk import ActionChunk  # noqa: E402
+from vipra_ros.control.executor import ExecutorCore, ExecutorSettings  # noqa: E402
+from vipra_ros.control.guard import State  # noqa: E402
+from vipra_ros.control.profile import load_profile  # noqa: E402
+from vipra_ros.control.sinks import PreviewHand  # noqa: E402
+from vipra_ros.robot.arm import ArmError, FrankyArm  # noqa: E402
+from vipra_ros.robot.connect import ConnectionSettings, connect  # noqa: E402
+from vipra_ros.robot.hand import FrankyHand  # noqa: E402
+from vipra_ros.sim.server import TableServer  # noqa: E402
+
+T = 1 / 15
+HOST = "127.0.7.21"
+PROFILE = load_profile("fr3")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with TableServer(HOST) as server:
+        yield server
+
+
+@pytest.fixture
+def arm(server):
+    arm = FrankyArm(PROFILE, HOST, "ignore")
+    yield arm
+    arm.close()
+
+
+def run(core, arm, seconds, each=None, rate=100.0):
+    """The control loop in wall time; returns [(time, commanded by us, q_d, q)]."""
+    log, begin, count = [], time.monotonic(), 0
+    while time.monotonic() - begin < seconds:
+        now = time.monotonic()
+        if each:
+            each(now)
+        state = arm.state()
+        core.tick(time.monotonic(), state)
+        log.append((state.time, core.reference().at(state.time)[0], state.q_d, state.q))
+        count += 1
+        time.sleep(max(0.0, begin + count / rate - time.monotonic()))
+    return log
+
+
+def test_limits_are_clamped_at_connect(arm):
+    robot = arm._robot
+    assert np.all(robot.joint_velocity_limit.get() <= 2.0)
+    assert np.all(robot.joint_acceleration_limit.get() <= 7.0)
+    assert np.all(robot.joint_jerk_limit.get() <= 3500.0)
+    assert robot.relative_dynamics_factor.velocity == pytest.approx(0.6)
+    for own, arms in zip(PROFILE.limits, PROFILE.arm_limits):
+        assert np.all(own < arms), "the arm's generator must be able to catch up"
+
+
+def test_twelve_chunks_of_a_sine_are_tracked(arm):
+    core = ExecutorCore(PROFILE, ExecutorSettings(), arm, PreviewHand(), recover_robot=arm.recover)
+    core.tick(time.monotonic(), arm.state())
+    centre = arm.state().q_d
+    assert core.arm(time.monotonic()).success
+    begin, sent = time.monotonic(), 0
+    amplitude = 0.2 * np.array([1, 0, 1, 1, 0, 1, 0])
+
+    def path(t):
+        return np.append(centre + amplitude * np.sin(2 * np.pi * 0.25 * (t - begin)), 1.0)
+
+    def policy(now):
+        nonlocal sent
+        if sent < 12 and now - begin >= sent * 6 * T:
+            stamp = begin + sent * 6 * T
+            rows = np.array([path(stamp + (k + 1) * T) for k in range(14)])
+            sent += 1
+            verdict = core.offer(ActionChunk(stamp, sent, T, rows[:7], rows[7:], joint_names=PROFILE.joint_names), now)
+            assert verdict, verdict
+
+    log = run(core, arm, 12 * 6 * T, policy)
+    times, ours, q_d, q = (np.array(column) for column in zip(*log))
+    wanted = np.array([path(t)[:7] for t in times])
+    status = core.status
+    assert sent == 12 and status.accepted == 12 and status.faults == 0, status.reasons
+    assert np.abs(q - wanted).max(1).mean() < 0.02
+    assert np.abs(q_d - ours).max(1).mean() < 0.005, "franky goes the way that the limiter planned"
+    assert status.limiter_active < 0.1
+    core.stop(time.monotonic())
+    run(core, arm, 0.6)
+    assert core.machine.state is State.IDLE and np.abs(arm.state().dq).max() < 0.02
+
+
+def test_stop_brakes_and_gives_up_control(arm):
+    core = ExecutorCore(PROFILE, ExecutorSettings(start_ramp=0.0, start_speed=1.0), arm, PreviewHand())
+    core.tick(time.monotonic(), arm.state())
+    assert core.arm(time.monotonic()).success
+    start = arm.state().q_d
+    rows = np.array([np.append(start + (k + 1) * 0.02 * np.array([1, 0, 0, 0, 0, 0, 1.0]), 1.0) for k in range(14)])
+    chunk = ActionChunk(time.monotonic(), 1, T, rows[:7], rows[7:], joint_names=PROFILE.joint_names)
+    assert core.offer(chunk, time.monotonic())
+    run(core, arm, 0.3)
+    moving = np.abs(arm.state().dq_d).max()
+    asked = time.monotonic()
+    core.stop(asked)
+    log = run(core, arm, 0.5)
+    assert moving > 0.15
+    rest = next(t for (t, _, a, _), (_, _, b, _) in zip(log, log[3:]) if np.abs(a - b).max() < 1e-5)
+    assert rest - asked < core.limiter.stop_time(0.5) + 0.1
+    assert core.machine.state is State.IDLE and not arm.state().error
+    time.sleep(0.2)
+    assert not arm.state().in_control
+
+
+def test_a_motion_error_shows_and_recovery_clears_it(arm):
+    state = arm.state()
+    assert state.error == "" and np.isfinite(state.q_d).all()
+    arm._failure = "joint_reflex"     # as poll_motion would have reported it
+    assert arm.state().error == "joint_reflex"
+    assert arm.recover() == "" and arm.state().error == ""
+
+
+def test_no_arm_says_what_to_check():
+    with pytest.raises(ArmError, match="no arm at 127.0.7.99"):
+        connect(PROFILE, ConnectionSettings(host="127.0.7.99", realtime_config="ignore", connect_timeout=0.0), print)
+    with pytest.raises(ArmError, match="choose enforce or ignore"):
+        FrankyArm(PROFILE, HOST, "maybe")
+
+
+def test_the_hand_never_blocks_and_ends_at_the_newest_wish(server):
+    hand = FrankyHand(HOST, PROFILE.gripper_width)
+    try:
+        begin = time.monotonic()
+        for opening in (-1.0, 1.0, -1.0, -1.0, 1.0, -1.0):
+            hand.command(opening)
+        assert time.monotonic() - begin < 0.02
+        deadline = time.monotonic() + 6.0
+        while not hand.width < 0.005 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert hand.width < 0.005 and hand.error == "" and hand.commands <= 2
+        hand.command(1.0)
+        while not hand.width > 0.07 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert hand.width > 0.07
+    finally:
+        hand.close()
+
+
+def test_a_hanging_hand_is_given_up():
+    class Hanging:
+        """Accepts and never finishes."""
+
+        width, stopped = 0.04, 0
+
+        def move_async(self, *_):
+            return self
+
+        def wait(self, timeout):
+            time.sleep(timeout)
+            return False
+
+        def stop_async(self):
+            self.stopped += 1
+
+    device = Hanging()
+    hand = FrankyHand("nowhere", 0.08, timeout=0.2, connect=lambda host: device)
+    begin = time.monotonic()
+    hand.command(1.0)
+    assert time.monotonic() - begin < 0.02
+    while not hand.error and time.monotonic() - begin < 3.0:
+        time.sleep(0.02)
+    hand.close()
+    assert "did not finish in 0.2 s" in hand.error and device.stopped == 1
+    assert threading.active_count() < 20

@@ -1,0 +1,161 @@
+"""What the operator may ask of the executor: arm, stop, hold, home, recover, reset, and the dead-man.
+
+The commands are part of :class:`vipra_ros.control.executor.ExecutorCore`, kept apart from its loop. Each
+answers at once with a :class:`Result`; a refusal says what to do instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vipra_ros.control.actions import way_home
+from vipra_ros.control.guard import Event, State
+from vipra_ros.control.reference import Reference
+from vipra_ros.control.status import NAN
+
+#: s between the rows of the way home.
+HOME_PERIOD = 1 / 15
+#: rad/s; arming needs an arm that stands still.
+STILL = 0.05
+
+
+@dataclass(frozen=True)
+class Result:
+    """Answer to an operator's command."""
+
+    success: bool
+    message: str
+
+
+class Operator:
+    """The commands; attributes are those of the core."""
+
+    def arm(self, now: float) -> Result:
+        """Make ready: the next acceptable chunk starts the motion."""
+        with self._lock:
+            if not self.machine.can(Event.ARM):
+                return self._refused("arm")
+            if obstacle := self._obstacle(now):
+                return Result(False, obstacle)
+            if not self._watch.held(now):
+                return Result(False, "the dead-man is not held; hold it while arming")
+            if self.machine.state is not State.ARMED:
+                if self.machine.state is State.IDLE:
+                    self._reference = Reference.rest(now, self._seed())
+                self._fresh_start()
+            self.machine.fire(Event.ARM)
+            return Result(True, "armed; the next acceptable chunk starts the motion")
+
+    def stop(self, now: float) -> Result:
+        """Limited stop, then IDLE. Never waits for anything."""
+        with self._lock:
+            if not self.machine.can(Event.STOP):
+                self._send(lambda: self.sink.stop(now), now)
+                return Result(
+                    True, f"already in {self.machine.state.name}; the arm was told to stop once more"
+                )
+            self._stop_for(Event.STOP, now)
+            if self.machine.state is State.IDLE:
+                self._send(lambda: self.sink.stop(now), now)
+            return Result(True, "stopping" if self.machine.state is State.STOPPING else "stopped")
+
+    def hold(self, now: float) -> Result:
+        """Limited stop, then HOLD: stays under control, chunks are refused until armed again."""
+        with self._lock:
+            if not self.machine.can(Event.HOLD):
+                return self._refused("hold")
+            self._stop_for(Event.HOLD, now, "held by the operator; call executor/arm to go on")
+            return Result(True, "holding")
+
+    def home(self, now: float) -> Result:
+        """Go to the home pose through timeline and limiter like any chunk, then IDLE."""
+        with self._lock:
+            if not self.machine.can(Event.HOME):
+                return self._refused("go home")
+            if obstacle := self._obstacle(now):
+                return Result(False, obstacle)
+            if self.machine.state is State.IDLE:
+                self._reference = Reference.rest(now, self._seed())
+            self._fresh_start()
+            share = 0.9 * self.settings.home_speed * self.settings.speed
+            rows = way_home(self.profile, self._reference.at(now)[0], share, HOME_PERIOD)
+            self.machine.fire(Event.HOME)
+            self._homing = self._dirty = True
+            self.timeline.add(
+                stamp=now,
+                period=HOME_PERIOD,
+                q=rows,
+                gripper=np.zeros(len(rows)),
+                execute=len(rows),
+                chunk_id=-1,
+                task_id=-1,
+                commit=now,
+                on_grid=False,
+            )
+            return Result(True, f"going home in {len(rows) * HOME_PERIOD:.1f} s")
+
+    def recover(self, now: float) -> Result:
+        """Leave FAULT: clear the arm's error, start over from the measured pose. Never resumes by itself."""
+        with self._lock:
+            if not self.machine.can(Event.RECOVER):
+                return self._refused("recover")
+        if self._recover_robot is not None:
+            try:
+                error = self._recover_robot()  # may block: without the lock, the machine stays in FAULT
+            except Exception as failure:
+                error = str(failure)
+            if error:
+                return Result(False, f"the robot does not recover: {error}")
+        with self._lock:
+            self.machine.fire(Event.RECOVER)
+            self._new_epoch()
+            return Result(True, "recovered; call executor/arm to go on")
+
+    def reset(self, now: float) -> Result:
+        """Forget the episode: rows, lease, last gripper command; chunks in flight become void."""
+        with self._lock:
+            if not self.machine.can(Event.RESET):
+                return self._refused("reset")
+            if self.machine.state is not State.IDLE:
+                self._send(lambda: self.sink.stop(now), now)
+            self.machine.fire(Event.RESET)
+            self._new_epoch()
+            self._opening.forget()
+            return Result(True, "reset; call executor/arm to go on")
+
+    def deadman(self, now: float) -> None:
+        """The operator holds the dead-man."""
+        self._watch.deadman = now
+
+    def _obstacle(self, now: float) -> str:
+        state = self._state
+        if state is None or now - state.time > self.settings.state_timeout:
+            return "no robot state; check the connection to the robot"
+        if state.error:
+            return f"the robot reports {state.error}; clear it, then try again"
+        if np.abs(state.dq).max() > STILL:
+            return f"the arm moves with {np.abs(state.dq).max():.2f} rad/s; wait until it stands still"
+        return ""
+
+    def _refused(self, what: str) -> Result:
+        remedy = "call executor/recover first" if self.machine.state is State.FAULT else "stop first"
+        if self.machine.state is State.IDLE:
+            remedy = "call executor/arm first" if what == "hold" else "there is nothing to recover from"
+        elif what == "recover":
+            remedy = "there is no fault"
+        return Result(False, f"cannot {what} in {self.machine.state.name}; {remedy}")
+
+    def _fresh_start(self) -> None:
+        self._quiet()
+        self.validator.forget()
+        self._watch.clear()
+        self._counted = NAN
+
+    def _new_epoch(self) -> None:
+        self.epoch += 1
+        self._fresh_start()
+        self._reference = None
+        if self._state is not None:
+            self._reference = Reference.rest(self._state.time, self._seed())

@@ -1,0 +1,34 @@
+"""Training configurations: a YAML file with dotted overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vipra_ros.config import ConfigError, build, read_yaml, share
+
+T = TypeVar("T")
+#: Keys of which a file gives one; overriding one takes the other out.
+EXCLUSIVE = {"steps": "minutes", "minutes": "steps"}
+
+
+def read(cls: type[T], preset: str | Path, job: str, overrides: dict[str, Any]) -> T:
+    """The dataclass of config/learning/<preset>/<job>.yaml, or of a YAML path, with `overrides` applied.
+
+    Args:
+        overrides: dotted keys, e.g. {"loop.minutes": 5}; one of loop.steps and loop.minutes replaces the other.
+    """
+    text = str(preset)
+    path = Path(text) if text.endswith((".yaml", ".yml")) else share("config", "learning", text, f"{job}.yaml")
+    values = read_yaml(path)
+    for key, value in overrides.items():
+        *parts, last = key.split(".")
+        table = values
+        for part in parts:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"override {key}: {part} is a value, not a table")
+        if parts == ["loop"] and last in EXCLUSIVE and EXCLUSIVE[last] not in {k.split(".")[-1] for k in overrides}:
+            table.pop(EXCLUSIVE[last], None)
+        table[last] = value
+    return build(cls, values, source=str(path))

@@ -1,0 +1,131 @@
+"""`vipra up policy robot:=sim` as a child process in a ROS domain and at a loopback address of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from vipra_ros.config import read_yaml, share
+from vipra_ros.sim import scene
+
+#: s that a system is given to end after an interrupt.
+END_TIMEOUT = 6.0
+#: The simulated arm, its cameras and the policy share the cores, so a pause of the loop is no danger here as it
+#: is on an arm of metal. ROS parameters of the executor.
+PATIENT = """/**/executor:
+  ros__parameters:
+    overrun_fault: 5.0
+    state_timeout: 5.0
+"""
+
+
+class SessionError(RuntimeError):
+    """The system does not do what the session needs; one line with the reason it gave."""
+
+
+class System:
+    """`vipra up policy robot:=sim` as a child process, alone in its ROS domain.
+
+    Args:
+        arguments: further launch arguments, name -> value.
+        log: file for the output of the nodes; a temporary one when None.
+    """
+
+    def __init__(self, checkpoint: str | Path, log: Path | None = None, **arguments: str):
+        pick = random.Random()  # other runs on this machine start in the same second
+        self.domain = int(os.environ.get("ROS_DOMAIN_ID") or pick.randint(1, 100))
+        host = f"127.{pick.randint(1, 250)}.{pick.randint(0, 250)}.{pick.randint(2, 250)}"
+        given = {
+            "robot": "sim",
+            "sim_host": host,
+            "checkpoint": str(checkpoint),
+            "arm_on_start": "false",
+            **arguments,
+        }
+        self.log = Path(log or Path(tempfile.mkdtemp(prefix="vipra-")) / "system.log")
+        self._files = {
+            "params_file": self.log.with_name("parameters.yaml"),
+            "profile": self.log.with_name("fr3.yaml"),
+        }
+        self._files = {k: v for k, v in self._files.items() if k not in given}
+        given |= {k: str(v) for k, v in self._files.items()}
+        self._command = [
+            sys.executable,
+            "-m",
+            "vipra_ros.cli",
+            "up",
+            "policy",
+            *(f"{k}:={v}" for k, v in given.items()),
+        ]
+        self._process: subprocess.Popen | None = None
+        self._looked = -math.inf
+
+    def __enter__(self) -> System:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if "params_file" in self._files:
+            self._files["params_file"].write_text(PATIENT)
+        if "profile" in self._files:  # home is where the scene's demonstrations and evaluations begin
+            values = {**read_yaml(share("config", "robots", "fr3.yaml")), "home": list(scene.HOME)}
+            self._files["profile"].write_text(yaml.safe_dump(values))
+        environment = {
+            **os.environ,
+            "ROS_DOMAIN_ID": str(self.domain),
+            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        }
+        # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order.
+        self._process = subprocess.Popen(
+            self._command,
+            env=environment,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if self._process.poll() is not None:
+                return
+            self._process.send_signal(number)
+            try:
+                self._process.wait(END_TIMEOUT)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Process (and session) id of `vipra up`."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """SessionError, with what it said last, when the system or one of its nodes has ended."""
+        now, code = time.monotonic(), self._process.poll()
+        if code is None and now - self._looked < 0.5:
+            return
+        self._looked = now
+        lines = self.log.read_text(errors="replace").splitlines()
+        died = next((x for x in lines if "process has died" in x), "")
+        if code is None and not died:
+            return
+        # The reason stands before the notice of the death, in the words of the node itself.
+        node = died.partition("] [")[2].partition("]")[0]
+        said = [
+            x
+            for x in lines
+            if x.startswith(f"[{node}]") and any(w in x for w in ("FATAL", "ERROR", "rror: "))
+        ]
+        what = f"{node} ended" if died else f"the system ended with status {code}"
+        raise SessionError(f"{what}: {said[-1] if said else died or 'nothing was said'} (log: {self.log})")

@@ -1,0 +1,60 @@
+"""How to reach the robot, and waiting for it at start. Imports franky only when it connects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+from vipra_ros.config import param
+from vipra_ros.control.profile import RobotProfile
+
+if TYPE_CHECKING:
+    from vipra_ros.robot.arm import FrankyArm
+    from vipra_ros.robot.hand import FrankyHand
+
+#: s between two attempts.
+RETRY = 0.5
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """Which robot, and how to talk to it."""
+
+    host: str = param("172.16.0.2", doc="address of the arm's control unit")
+    profile: str = param("fr3", doc="robot profile: a name in config/robots or the path of a YAML file")
+    realtime_config: str = param(
+        "enforce",
+        doc="enforce needs a real-time kernel, ignore is for simulated arms",
+        choices=("enforce", "ignore"),
+    )
+    hand: bool = param(True, doc="whether the arm has a hand")
+    connect_timeout: float = param(
+        30.0, doc="how long to wait for the arm at start", unit="s", low=0.0, high=600.0
+    )
+
+
+def connect(
+    profile: RobotProfile, settings: ConnectionSettings, say: Callable[[str], None]
+) -> tuple[FrankyArm, FrankyHand | None]:
+    """Arm and hand; `say` is told why it takes time.
+
+    Raises:
+        ArmError: no arm within the time allowed.
+    """
+    from vipra_ros.robot.arm import ArmError, FrankyArm
+    from vipra_ros.robot.hand import FrankyHand
+
+    give_up, said = monotonic() + settings.connect_timeout, False
+    while True:
+        try:
+            arm = FrankyArm(profile, settings.host, settings.realtime_config)
+            return arm, FrankyHand(settings.host, profile.gripper_width) if settings.hand else None
+        except ArmError as error:
+            if monotonic() > give_up:
+                raise
+            if not said:
+                say(f"{error}; trying for {settings.connect_timeout:.0f} s")
+                said = True
+            sleep(RETRY)
