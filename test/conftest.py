@@ -6,7 +6,7 @@ import pytest
 
 
 def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.004):
-    """Save a policy of toy size, trained for a second to stay near the home pose (`scatter` rad), hand open."""
+    """Save a policy of toy size, trained for a second to stay at home within `scatter` rad, hand open."""
     import torch
 
     from vipra_ros.control.chunk import GRIPPER_CONVENTION

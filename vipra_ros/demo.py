@@ -58,7 +58,7 @@ def run(checkpoint: str | Path, task: str = "push", seed: int = 1000, out: str |
 
 
 def film(path: Path, seen: list) -> None:
-    """Both cameras side by side, the chunk in force over the front one. `seen`: (trace, images) per episode."""
+    """Both cameras side by side, the chunk in force over the front one, from (trace, images) per episode."""
     from vipra_ros.control.profile import load_profile
     from vipra_ros.data.video import Codec, VideoEncoder
     from vipra_ros.nodes.policy import decode_jpeg
@@ -67,9 +67,7 @@ def film(path: Path, seen: list) -> None:
     from vipra_ros.sim.projection import Pinhole
 
     camera, profile = Pinhole.of(LockstepWorld().model, "front", frames.SIDE), load_profile("fr3")
-    encoder = VideoEncoder(
-        path, FPS, Codec(crf=22, preset="veryfast", pixel_format="yuv420p", keyframe_interval=30)
-    )
+    encoder = VideoEncoder(path, FPS, Codec(crf=22, preset="veryfast", pixel_format="yuv420p", keyframe_interval=30))
     for trace, images in seen:
         front, wrist = images.get("front", []), images.get("wrist", [])
         due = -np.inf
@@ -120,9 +118,7 @@ def _table(console, records: list) -> None:
     for name in ("task", "instruction", "done", "seconds", "chunks", "refused"):
         table.add_column(name, justify="right" if name in ("seconds", "chunks", "refused") else "left")
     for r in records:
-        result = (
-            "yes" if r.success else f"no, {r.stopped}" if r.stopped else f"no ({r.acted_on or 'no'} cube)"
-        )
+        result = "yes" if r.success else f"no, {r.stopped}" if r.stopped else f"no ({r.acted_on or 'no'} cube)"
         table.add_row(
             r.task,
             r.instruction,

@@ -75,7 +75,7 @@ _EXECUTOR = (
     Argument("arm_on_start", "auto", "arm without being asked; auto: only a simulated robot",
              choices=("auto", "true", "false")),
     Argument("mode", "", "async: the next chunk is computed while one runs; sync: the arm stops and waits",
-             choices=("sync", "async"), node="executor"),
+             choices=("sync", "async"), node="executor policy"),
 )
 _SIM = (
     Argument("sim_host", "127.0.0.8", "loopback address of the simulated controller, one per robot"),
@@ -161,7 +161,7 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     names = ["sim"] * simulated + ["executor"]
     names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
     parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
-                         if a.node in (name, "*") and values[a.name]} for name in names}
+                         if {name, "*"} & set(a.node.split()) and values[a.name]} for name in names}
     host = values["sim_host"] if simulated else values["robot"]
     armed = simulated if values["arm_on_start"] == "auto" else values["arm_on_start"] == "true"
     parameters["executor"] |= {"host": host, "arm_on_start": armed}

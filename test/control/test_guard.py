@@ -43,9 +43,16 @@ def test_every_pair(state, event):
         assert (machine.state, machine.then) == (State[expected], None)
 
 
-@pytest.mark.parametrize("first, second, end", [
-    (Event.STALE, Event.HOLD, State.HOLD), (Event.HOLD, Event.STOP, State.IDLE), (Event.STOP, Event.HOLD, State.IDLE),
-    (Event.STOP, Event.TRIP, State.IDLE), (Event.TRIP, Event.STOP, State.IDLE)])
+@pytest.mark.parametrize(
+    "first, second, end",
+    [
+        (Event.STALE, Event.HOLD, State.HOLD),
+        (Event.HOLD, Event.STOP, State.IDLE),
+        (Event.STOP, Event.HOLD, State.IDLE),
+        (Event.STOP, Event.TRIP, State.IDLE),
+        (Event.TRIP, Event.STOP, State.IDLE),
+    ],
+)
 def test_the_stricter_of_two_stops_wins(first, second, end):
     machine = machine_in(State.RUNNING)
     machine.fire(first)
@@ -59,12 +66,19 @@ def test_faults_latch_with_reasons_until_recovery():
     machine.fault(FaultCode.TRACKING, "far", 1.0)
     machine.fault(FaultCode.ROBOT, "reflex", 2.0)
     machine.fault(FaultCode.ROBOT, "again", 3.0)
-    assert [f.code for f in machine.faults] == [FaultCode.TRACKING, FaultCode.ROBOT] and machine.fault_count == 2
+    assert [f.code for f in machine.faults] == [
+        FaultCode.TRACKING,
+        FaultCode.ROBOT,
+    ] and machine.fault_count == 2
     for event in Event:
         if event not in (Event.RECOVER, Event.FAULT):
             assert not machine.fire(event, "no way out")
     assert machine.reasons == ("tracking error: far", "robot error: reflex")
-    assert machine.fire(Event.RECOVER) and machine.state is State.IDLE and machine.faults == machine.reasons == ()
+    assert (
+        machine.fire(Event.RECOVER)
+        and machine.state is State.IDLE
+        and machine.faults == machine.reasons == ()
+    )
 
 
 def test_only_the_operator_leaves_hold_and_fault():

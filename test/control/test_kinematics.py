@@ -46,8 +46,9 @@ def test_tcp_is_the_hand():
     np.testing.assert_allclose(kin.rotation_vector(offset[0, :3, :3]), [0, 0, -np.pi / 4], atol=1e-12)
 
 
-def test_home_pose_is_the_known_one():
-    pose = kin.forward(PROFILE, PROFILE.home_q)  # the widely published ready pose: tool straight down
+def test_the_ready_pose_is_the_known_one():
+    ready = np.array([0, -np.pi / 4, 0, -3 * np.pi / 4, 0, np.pi / 2, np.pi / 4])
+    pose = kin.forward(PROFILE, ready)  # widely published: tool straight down
     np.testing.assert_allclose(pose[:3, 3], [0.30689, 0.0, 0.48688], atol=1e-4)
     np.testing.assert_allclose(pose[:3, :3], np.diag([1.0, -1.0, -1.0]), atol=1e-9)
 

@@ -10,19 +10,41 @@ from vipra_ros.control.timeline import Timeline
 T = 0.1
 
 
-def put(line, start, stamp, *, rows=14, execute=7, commit=None, value=None, task=0, chunk=1, on_grid=True, period=T):
+def put(
+    line,
+    start,
+    stamp,
+    *,
+    rows=14,
+    execute=7,
+    commit=None,
+    value=None,
+    task=0,
+    chunk=1,
+    on_grid=True,
+    period=T,
+):
     """Add a chunk whose joint 1 is `value(t)`; the commit time is the stamp unless given."""
     times = stamp + period * np.arange(1, rows + 1)
     q = np.zeros((rows, 7))
     q[:, 0] = [value(t) if callable(value) else (value or 0.0) for t in times]
-    return line.add(stamp=stamp, period=period, q=q, gripper=np.ones(rows), execute=execute, chunk_id=chunk,
-                    task_id=task, commit=start if commit is None else commit, on_grid=on_grid)
+    return line.add(
+        stamp=stamp,
+        period=period,
+        q=q,
+        gripper=np.ones(rows),
+        execute=execute,
+        chunk_id=chunk,
+        task_id=task,
+        commit=start if commit is None else commit,
+        on_grid=on_grid,
+    )
 
 
 def test_async_drops_late_rows_by_time():
     line = Timeline("async")
     added = put(line, 0.25, 0.0, on_grid=False, value=lambda t: t)
-    assert (added.used, added.late) == (5, 2)   # rows at 0.1 and 0.2 are past
+    assert (added.used, added.late) == (5, 2)  # rows at 0.1 and 0.2 are past
     assert [round(r.time, 6) for r in line.executable()] == [0.3, 0.4, 0.5, 0.6, 0.7]
     assert line.late == 2
 
@@ -51,14 +73,18 @@ def test_all_late_changes_nothing():
     assert line.rows == tuple(r for r in before if r.time > 0.6 + 1e-6)
 
 
-@pytest.mark.parametrize("blending, expected", [
-    ("none", [1.0, 1.0, 1.0, 1.0]),
-    ("linear", [i / 11 for i in range(1, 5)]),
-    ("ensemble", [0.5 - 0.0025] * 4)])
+@pytest.mark.parametrize(
+    "blending, expected",
+    [
+        ("none", [1.0, 1.0, 1.0, 1.0]),
+        ("linear", [i / 11 for i in range(1, 5)]),
+        ("ensemble", [0.5 - 0.0025] * 4),
+    ],
+)
 def test_blending_over_the_overlap(blending, expected):
     line = Timeline("async", blending)
     put(line, 0.0, 0.0, value=0.0, on_grid=False)
-    added = put(line, 0.4, 0.4, value=1.0, chunk=2)     # old rows (with lookahead) until 1.4: 10 in common
+    added = put(line, 0.4, 0.4, value=1.0, chunk=2)  # old rows (with lookahead) until 1.4: 10 in common
     assert added.boundary_step == pytest.approx(1.0)
     assert added.blended == (0 if blending == "none" else 10)
     assert [r.q[0] for r in line.executable()][:4] == pytest.approx(expected, abs=1e-4)
@@ -79,7 +105,7 @@ def test_a_chunk_off_the_beat_is_interpolated_onto_the_grid():
     assert [round(r.time, 6) for r in line.executable()][:3] == [0.3, 0.4, 0.5]
     for row in line.executable():
         assert row.q[0] == pytest.approx(2 * row.time)
-    assert line.executable()[-1].time <= 0.16 + 7 * T + 1e-9   # lookahead stays lookahead
+    assert line.executable()[-1].time <= 0.16 + 7 * T + 1e-9  # lookahead stays lookahead
 
 
 def test_lookahead_is_never_executed_alone():
@@ -109,7 +135,7 @@ def test_velocities_are_central_and_do_not_overshoot():
     line = Timeline("async", "none")
     put(line, 0.0, 0.0, value=lambda t: t * t, on_grid=False)
     times, _, dq = line.targets(0.0, np.zeros(7))
-    assert dq[1:, 0] == pytest.approx(2 * times[1:])   # exact for a parabola, the last by its lookahead
+    assert dq[1:, 0] == pytest.approx(2 * times[1:])  # exact for a parabola, the last by its lookahead
     line = Timeline("async", "none")
     put(line, 0.0, 0.0, value=lambda t: (-1.0) ** round(t / T), on_grid=False)
     assert np.all(line.targets(0.0, np.zeros(7))[2] == 0)
@@ -128,15 +154,30 @@ def test_wrong_mode_is_named():
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.floats(-0.5, 0.3), st.floats(0.0, 0.4), st.integers(1, 14), st.integers(0, 1)),
-                min_size=1, max_size=12), st.sampled_from(["sync", "async"]),
-       st.sampled_from(["none", "linear", "ensemble"]))
+@given(
+    st.lists(
+        st.tuples(st.floats(-0.5, 0.3), st.floats(0.0, 0.4), st.integers(1, 14), st.integers(0, 1)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from(["sync", "async"]),
+    st.sampled_from(["none", "linear", "ensemble"]),
+)
 def test_no_row_twice_and_no_step_back(chunks, mode, blending):
     line, now, done = Timeline(mode, blending), 0.0, []
     for number, (lag, passed, execute, task) in enumerate(chunks):
         rows = line.executable()
         grid = rows[0].time if rows and rows[0].time - T <= now else None
-        put(line, 0.0, now + lag, execute=execute, commit=grid or now, on_grid=grid is not None, task=task, chunk=number)
+        put(
+            line,
+            0.0,
+            now + lag,
+            execute=execute,
+            commit=grid or now,
+            on_grid=grid is not None,
+            task=task,
+            chunk=number,
+        )
         times = [r.time for r in line.rows]
         assert np.all(np.diff(times) > T / 2)
         now += passed

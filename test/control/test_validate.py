@@ -14,8 +14,16 @@ PROFILE = load_profile("fr3")
 
 def chunk(**changes):
     rows = np.column_stack([np.tile(PROFILE.home_q, (14, 1)), np.ones(14)])
-    values = dict(stamp=10.0, chunk_id=1, step_period=1 / 15, actions=rows[:7], lookahead=rows[7:],
-                  joint_names=PROFILE.joint_names, checkpoint="abc", policy_id="p1")
+    values = dict(
+        stamp=10.0,
+        chunk_id=1,
+        step_period=1 / 15,
+        actions=rows[:7],
+        lookahead=rows[7:],
+        joint_names=PROFILE.joint_names,
+        checkpoint="abc",
+        policy_id="p1",
+    )
     return ActionChunk(**(values | changes))
 
 
@@ -57,6 +65,7 @@ REFUSED = [
 @pytest.mark.parametrize("changes, reason, text", REFUSED, ids=lambda x: getattr(x, "name", None))
 def test_refusals(changes, reason, text):
     import re
+
     verdict = Validator(PROFILE, Bounds()).check(chunk(**changes), 10.0, 0)
     assert not verdict and verdict.reason is reason
     assert re.search(text, verdict.text) and "\n" not in str(verdict)
@@ -85,7 +94,9 @@ def test_one_policy_at_a_time(other):
     second = chunk(chunk_id=2, **other)
     verdict = validator.check(second, 10.0, 0)
     assert verdict.reason is Reason.LEASE and "p1/abc" in verdict.text
-    assert validator.check(dataclasses.replace(second, chunk_id=1, stamp=13.0), 13.1, 0), "the lease has ended"
+    assert validator.check(dataclasses.replace(second, chunk_id=1, stamp=13.0), 13.1, 0), (
+        "the lease has ended"
+    )
     validator.forget()
     assert validator.check(second, 10.0, 0)
 
@@ -97,7 +108,9 @@ def test_horizon_and_rate_stay():
     assert validator.check(chunk(chunk_id=2, lookahead=np.zeros((0, 8))), 10.0, 0).reason is Reason.HORIZON
 
 
-@pytest.mark.parametrize("space, width, fine, wild", [("joint_delta", 8, 0.3, 0.6), ("ee_delta", 7, 0.05, 0.2)])
+@pytest.mark.parametrize(
+    "space, width, fine, wild", [("joint_delta", 8, 0.3, 0.6), ("ee_delta", 7, 0.05, 0.2)]
+)
 def test_increments_have_ranges_of_their_own(space, width, fine, wild):
     validator = Validator(PROFILE, Bounds(action_space=space))
     rows = np.zeros((7, width))

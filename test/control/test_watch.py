@@ -7,13 +7,15 @@ import pytest
 
 from vipra_ros.control.executor import ExecutorSettings
 from vipra_ros.control.guard import State
+from vipra_ros.control.profile import load_profile
 from vipra_ros.control.validate import Reason
+
+HOME = load_profile("fr3").home_q
 
 
 def sweep(t):
     """A path fast enough to be worth stopping, rad at s."""
-    q = np.array([0, -np.pi / 4, 0, -3 * np.pi / 4, 0, np.pi / 2, np.pi / 4])
-    return q + 0.3 * np.sin(2.0 * (t - 100.0)) * np.array([1, 0, 0, 0.3, 0, 0.5, 1])
+    return HOME + 0.3 * np.sin(2.0 * (t - 100.0)) * np.array([1, 0, 0, 0.3, 0, 0.5, 1])
 
 
 def running(make_rig, **changes):
@@ -104,14 +106,18 @@ def test_tracking_error_must_last(make_rig):
     assert rig.core.machine.state is State.RUNNING
     rig.offset = np.array([0, 0, 0, 0.3, 0, 0, 0])
     rig.run(0.12)
-    assert rig.core.machine.state is State.FAULT and "0.300 rad from its command" in rig.core.status.reasons[-1]
+    assert (
+        rig.core.machine.state is State.FAULT and "0.300 rad from its command" in rig.core.status.reasons[-1]
+    )
 
 
 def test_robot_error_and_non_finite_state_are_faults(make_rig):
     rig = running(make_rig)
     rig.error = "joint_reflex"
     rig.tick()
-    assert rig.core.status.reasons == ("robot error: joint_reflex; look at the arm, then call executor/recover",)
+    assert rig.core.status.reasons == (
+        "robot error: joint_reflex; look at the arm, then call executor/recover",
+    )
     assert rig.sink.stops == 1
     rig = running(make_rig)
     rig.core.tick(rig.now, dataclasses.replace(rig.state(), q=np.full(7, np.nan)))
@@ -124,7 +130,10 @@ def test_dead_man(make_rig):
     rig = running(make_rig, deadman_timeout=0.2)
     rig.core.deadman(rig.now)
     rig.run(0.25)
-    assert rig.core.machine.state in (State.STOPPING, State.HOLD) and "dead-man silent for 0.2" in rig.core.status.reasons[-1]
+    assert (
+        rig.core.machine.state in (State.STOPPING, State.HOLD)
+        and "dead-man silent for 0.2" in rig.core.status.reasons[-1]
+    )
     settle(rig)
     rig.tick()
     assert rig.core.machine.state is State.HOLD
@@ -156,7 +165,9 @@ def test_a_sink_that_fails_is_a_fault(make_rig):
     rig.offer(sweep)
     rig.tick()
     assert rig.core.machine.state is State.FAULT
-    assert rig.core.status.reasons == ("commands cannot be sent: OSError: cable; look at the arm, then call executor/recover",)
+    assert rig.core.status.reasons == (
+        "commands cannot be sent: OSError: cable; look at the arm, then call executor/recover",
+    )
     assert rig.sink.stops == 1
 
 

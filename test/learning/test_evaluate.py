@@ -123,9 +123,7 @@ def test_summary_and_tables_fit_80_columns(capsys):
         ],
         tasks.COLOURS,
     )
-    assert made["success_rate"] == pytest.approx(1 / 3) and made["limiter_active_fraction"] == pytest.approx(
-        0.1
-    )
+    assert made["success_rate"] == pytest.approx(1 / 3) and made["limiter_active_fraction"] == pytest.approx(0.1)
     assert made["chunk_rate_hz"] == pytest.approx(18 / 12) and made["time_to_success"]["mean"] == 3.0
     results.print_tables([made], tasks.COLOURS, Console(width=80, no_color=True))
     lines = capsys.readouterr().out.splitlines()

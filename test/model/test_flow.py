@@ -40,7 +40,7 @@ def test_euler_on_a_known_field_and_the_times_it_asks():
         return -x
 
     end = flow.euler(field, torch.ones(1, dtype=torch.float64), 10)
-    assert torch.allclose(end, torch.tensor(0.9 ** 10, dtype=torch.float64))
+    assert torch.allclose(end, torch.tensor(0.9**10, dtype=torch.float64))
     assert asked == [k / 10 for k in range(10)]
 
 
@@ -68,7 +68,7 @@ def test_time_is_beta_with_its_mass_at_the_noisy_end():
     assert abs(t.mean() - 0.999 * 0.4) < 2e-3
     for x in (0.25, 0.5, 0.75):
         below = (1 - t / 0.999 <= x).float().mean()
-        assert abs(below - x ** 1.5) < 4e-3
+        assert abs(below - x**1.5) < 4e-3
     assert (t < 0.5).float().mean() > 0.6
 
 

@@ -10,12 +10,26 @@ from vipra_ros.model import flow
 from vipra_ros.model.backbone import BackboneConfig
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
 
-BASE = PolicyConfig(backbone=BackboneConfig(width=32, layers=2, heads=2, ffn=48), text_vocab=32, codebook_size=16,
-                    grid=4, horizon=5, action_dim=3)
+BASE = PolicyConfig(
+    backbone=BackboneConfig(width=32, layers=2, heads=2, ffn=48),
+    text_vocab=32,
+    codebook_size=16,
+    grid=4,
+    horizon=5,
+    action_dim=3,
+)
 VARIANTS = {
     "paper": BASE,
-    "beyond": dataclasses.replace(BASE, proprio_steps=2, vision_table_width=8, vision_merge=2, vision_position=True,
-                                  bidirectional_prefix=True, bidirectional_actions=True, time_band="wide"),
+    "beyond": dataclasses.replace(
+        BASE,
+        proprio_steps=2,
+        vision_table_width=8,
+        vision_merge=2,
+        vision_position=True,
+        bidirectional_prefix=True,
+        bidirectional_actions=True,
+        time_band="wide",
+    ),
     "cameras": dataclasses.replace(BASE, cameras=2, code_groups=2, vision_position=True),
 }
 
@@ -33,18 +47,27 @@ def observations(config, b, seed=0, padded=True):
     mask = torch.ones(b, 6, dtype=torch.bool)
     if padded:
         for i in range(b):
-            mask[i, :i % 3] = False
-    codes = torch.randint(0, config.codebook_size, (b, config.frames, config.cameras, config.grid ** 2 * config.code_groups),
-                          generator=g)
+            mask[i, : i % 3] = False
+    codes = torch.randint(
+        0, config.codebook_size, (b, config.frames, config.cameras, config.grid**2 * config.code_groups), generator=g
+    )
     proprio = torch.randn(b, config.proprio_steps, config.action_dim, generator=g) if config.proprio_steps else None
-    return Prefix(torch.randint(0, 32, (b, 6), generator=g), mask, codes, torch.tensor([3, 4]), torch.tensor([5]), proprio)
+    return Prefix(
+        torch.randint(0, 32, (b, 6), generator=g), mask, codes, torch.tensor([3, 4]), torch.tensor([5]), proprio
+    )
 
 
 def one(prefix, i):
     """Observation i alone, without its padding."""
     keep = prefix.before_mask[i]
-    return Prefix(prefix.before[i:i + 1, keep], prefix.before_mask[i:i + 1, keep], prefix.codes[i:i + 1], prefix.between,
-                  prefix.after, None if prefix.proprio is None else prefix.proprio[i:i + 1])
+    return Prefix(
+        prefix.before[i : i + 1, keep],
+        prefix.before_mask[i : i + 1, keep],
+        prefix.codes[i : i + 1],
+        prefix.between,
+        prefix.after,
+        None if prefix.proprio is None else prefix.proprio[i : i + 1],
+    )
 
 
 def draws(config, b, s, seed=1):
@@ -61,8 +84,19 @@ def test_shared_prefix_gives_the_loss_and_gradients_of_separate_sequences(policy
     shared.mean().backward()
     gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
     policy.zero_grad()
-    naive = torch.stack([torch.stack([policy.loss(one(prefix, i), actions[i:i + 1], noise[i:i + 1, k:k + 1], t[i:i + 1, k:k + 1])[0]
-                                      for k in range(s)]).mean() for i in range(b)])
+    naive = torch.stack(
+        [
+            torch.stack(
+                [
+                    policy.loss(
+                        one(prefix, i), actions[i : i + 1], noise[i : i + 1, k : k + 1], t[i : i + 1, k : k + 1]
+                    )[0]
+                    for k in range(s)
+                ]
+            ).mean()
+            for i in range(b)
+        ]
+    )
     naive.mean().backward()
     assert torch.allclose(shared, naive, atol=1e-5)
     for name, p in policy.named_parameters():
@@ -83,7 +117,7 @@ def test_a_draw_sees_no_other_draw_and_the_prefix_sees_no_action(policy):
 
 def test_steps_of_a_chunk_are_causal_unless_asked_otherwise(policy):
     config = policy.config
-    prefix, (actions, noise, t) = observations(config, 1), draws(config, 1, 1)
+    prefix, (_, noise, t) = observations(config, 1), draws(config, 1, 1)
     embedded, present = policy.embed_prefix(prefix)
     before = policy.joint_pass(embedded, present, noise, t)
     noise[:, :, -1] += 5.0
@@ -94,7 +128,7 @@ def test_steps_of_a_chunk_are_causal_unless_asked_otherwise(policy):
 
 def test_every_input_matters(policy):
     config = policy.config
-    prefix, (actions, noise, t) = observations(config, 1, padded=False), draws(config, 1, 1)
+    prefix, (_, noise, t) = observations(config, 1, padded=False), draws(config, 1, 1)
 
     def answer(p):
         embedded, present = policy.embed_prefix(p)

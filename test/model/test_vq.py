@@ -15,7 +15,7 @@ def pictures(count, seed=0, size=32):
     images = torch.full((count, size, size, 3), 128, dtype=torch.uint8)
     for i in range(count):
         x, y = torch.randint(0, size - 8, (2,), generator=generator)
-        images[i, y:y + 8, x:x + 8] = torch.randint(0, 256, (3,), generator=generator).to(torch.uint8)
+        images[i, y : y + 8, x : x + 8] = torch.randint(0, 256, (3,), generator=generator).to(torch.uint8)
     return images
 
 
@@ -84,8 +84,9 @@ def test_gradient_passes_straight_through_the_codebook():
     assert vq.encoder[0].weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("change, word", [(dict(image_size=50), "multiple"), (dict(widths=(8,)), "length"),
-                                          (dict(groups=3), "groups")])
+@pytest.mark.parametrize(
+    "change, word", [(dict(image_size=50), "multiple"), (dict(widths=(8,)), "length"), (dict(groups=3), "groups")]
+)
 def test_impossible_sizes_are_refused(change, word):
     with pytest.raises(ConfigError, match=word):
         VQConfig(**{**SMALL, **change})

@@ -19,9 +19,9 @@ from sensor_msgs.msg import JointState  # noqa: E402
 from std_msgs.msg import Float32  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
 from vipra_ros.control.profile import load_profile  # noqa: E402
-from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
 T = 1 / 15
 PROFILE = load_profile("fr3")
@@ -36,9 +36,13 @@ class Client:
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("client", context=self.context)
         self.heard = {}
-        for kind, topic, qos in ((JointState, "joint_states", 10), (JointState, "executor/joint_command", 10),
-                                 (ExecutorStatus, "executor/status", LATCHED), (JointTrajectory, "executor/preview", 1),
-                                 (Float32, "executor/gripper_command", LATCHED)):
+        for kind, topic, qos in (
+            (JointState, "joint_states", 10),
+            (JointState, "executor/joint_command", 10),
+            (ExecutorStatus, "executor/status", LATCHED),
+            (JointTrajectory, "executor/preview", 1),
+            (Float32, "executor/gripper_command", LATCHED),
+        ):
             self.heard[topic] = []
             self.node.create_subscription(kind, topic, self.heard[topic].append, qos)
         self.chunks = self.node.create_publisher(ActionChunk, "policy/chunk", 1)
@@ -80,9 +84,19 @@ class Client:
         self.ids += 1
         rows = [[*path((k + 1) * T), gripper] for k in range(14)]
         flat = np.array(rows, float).ravel().tolist()
-        message = ActionChunk(chunk_id=self.ids, policy_id="test", action_space="joint_position", step_period=T,
-                              joint_names=list(PROFILE.joint_names), horizon=14, execute_steps=7, action_size=8,
-                              actions=flat[:56], lookahead=flat[56:], instruction="test")
+        message = ActionChunk(
+            chunk_id=self.ids,
+            policy_id="test",
+            action_space="joint_position",
+            step_period=T,
+            joint_names=list(PROFILE.joint_names),
+            horizon=14,
+            execute_steps=7,
+            action_size=8,
+            actions=flat[:56],
+            lookahead=flat[56:],
+            instruction="test",
+        )
         message.header.stamp = self.node.get_clock().now().to_msg()
         for key, value in changes.items():
             setattr(message, key, value)
@@ -92,9 +106,19 @@ class Client:
 
 def start(domain, **parameters):
     arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "vipra_ros.nodes.executor", "--ros-args", *arguments],
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(domain),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "vipra_ros.nodes.executor", "--ros-args", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process, number=signal.SIGINT, seconds=5.0):
@@ -161,43 +185,72 @@ def test_an_incompatible_publisher_is_reported(client, unused_ros_domain):
     process = start(unused_ros_domain, dry_run="true")
     try:
         client.wait(lambda: client.heard["executor/status"])
-        client.node.create_publisher(ActionChunk, "policy/chunk", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-        client.wait(lambda: any("policy/chunk" in r and "quality of service" in r for r in client.status.reasons))
+        client.node.create_publisher(
+            ActionChunk, "policy/chunk", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        )
+        client.wait(
+            lambda: any("policy/chunk" in r and "quality of service" in r for r in client.status.reasons)
+        )
     finally:
         finish(process, signal.SIGTERM)
 
 
 def test_a_wrong_parameter_or_no_robot_is_one_line(unused_ros_domain):
-    for parameters, expected in (({"chunk_timeout": "-1.0"}, "chunk_timeout"),
-                                 ({"host": "127.0.7.98", "realtime_config": "ignore", "connect_timeout": "0.0"},
-                                  "executor: no arm at 127.0.7.98")):
+    for parameters, expected in (
+        ({"chunk_timeout": "-1.0"}, "chunk_timeout"),
+        (
+            {"host": "127.0.7.98", "realtime_config": "ignore", "connect_timeout": "0.0"},
+            "executor: no arm at 127.0.7.98",
+        ),
+    ):
         process = start(unused_ros_domain, **parameters)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 1 and "Traceback" not in output, output
         assert expected in output.strip().splitlines()[-1]
 
 
+SIMULATION = """
+import sys, time
+import numpy as np
+from vipra_ros.sim.server import TableServer
+with TableServer(sys.argv[1]) as server:
+    while server.failure is None:
+        q, speed = server.look(lambda world: (float(world.q[6]), float(np.abs(world.dq).max())))
+        print(q, speed, flush=True)
+        time.sleep(0.05)
+"""
+
+
 def test_a_real_franky_arm_moves_and_sigterm_brakes_it(client, unused_ros_domain):
     pytest.importorskip("franky")
-    from vipra_ros.sim.server import TableServer
-    with TableServer("127.0.7.22") as server:
-        process = start(unused_ros_domain, host="127.0.7.22", realtime_config="ignore", arm_on_start="true")
-        try:
-            client.wait(lambda: client.heard["executor/status"] and client.status.state == ExecutorStatus.ARMED)
-            client.wait(lambda: client.heard["joint_states"])
-            assert list(client.heard["joint_states"][-1].name)[-1] == "fr3_finger_joint1"
-            begin = np.array(client.heard["joint_states"][-1].position[:7])
-            turn = 0.25 * np.array([1, 0, 0, 0, 0, 0, 1.0])
-            for k in range(6):
-                client.send(lambda t, k=k: begin + turn * (k * 5 * T + t))
-                time.sleep(5 * T)
-            assert client.status.state == ExecutorStatus.RUNNING and client.status.faults == 0, client.status
-            assert client.status.in_control and client.status.tracking_error < 0.1
-            speed = server.look(lambda world: np.abs(world.dq).max())
-        finally:
-            output = finish(process, signal.SIGTERM)
+    host, seen = "127.0.7.22", []
+    world = subprocess.Popen([sys.executable, "-c", SIMULATION, host], stdout=subprocess.PIPE, text=True)
+    listener = threading.Thread(
+        target=lambda: seen.extend(tuple(map(float, line.split())) for line in world.stdout), daemon=True
+    )
+    process = start(unused_ros_domain, host=host, realtime_config="ignore", arm_on_start="true")
+    try:
+        listener.start()
+        client.wait(lambda: client.heard["executor/status"] and client.status.state == ExecutorStatus.ARMED)
+        client.wait(lambda: client.heard["joint_states"] and len(client.heard["joint_states"][-1].name) == 8)
+        assert client.heard["joint_states"][-1].name[-1] == "fr3_finger_joint1"
+        begin, since = np.array(client.heard["joint_states"][-1].position[:7]), time.monotonic()
+        turn = 0.25 * np.array([0, 0, 0, 0, 0, 0, 1.0])
+        for _ in range(8):
+            passed = time.monotonic() - since
+            client.send(lambda t, passed=passed: begin + turn * (passed + t))
+            time.sleep(4 * T)
+        assert client.status.faults == 0, client.status
+        assert client.status.in_control and client.status.tracking_error < 0.15
+        client.wait(lambda: client.heard["executor/joint_command"][-1].velocity[6] > 0.1, 2.0)
+        output = finish(process, signal.SIGTERM)
         assert process.returncode == 0 and "Traceback" not in output, output
-        assert speed > 0.1
-        time.sleep(0.3)
-        assert server.look(lambda world: np.abs(world.dq).max()) < 0.02
-        assert server.look(lambda world: world.q[6]) - begin[6] > 0.2
+        time.sleep(0.5)
+        assert max(speed for _, speed in seen) > 0.1
+        assert all(speed < 0.02 for _, speed in seen[-4:])
+        assert seen[-1][0] - begin[6] > 0.2
+    finally:
+        for running in (process, world):
+            if running.poll() is None:
+                running.kill()
+            running.wait()

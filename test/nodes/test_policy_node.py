@@ -39,9 +39,7 @@ class World:
         self.state, self.epoch, self.queue = ExecutorStatus.ARMED, 0, 0
         self.stamps, self.chunks, self.statuses = [], [], []
         kind, topic = (
-            (Image, "camera/front/image_raw")
-            if raw
-            else (CompressedImage, "camera/front/image_raw/compressed")
+            (Image, "camera/front/image_raw") if raw else (CompressedImage, "camera/front/image_raw/compressed")
         )
         self.images = self.node.create_publisher(kind, topic, qos_profile_sensor_data)
         self.joints = self.node.create_publisher(JointState, "joint_states", 10)
@@ -88,9 +86,7 @@ class World:
                 return found
             time.sleep(0.02)
         last = self.statuses[-1] if self.statuses else None
-        raise AssertionError(
-            f"nothing in {seconds} s; last status: {last and (last.state_text, list(last.reasons))}"
-        )
+        raise AssertionError(f"nothing in {seconds} s; last status: {last and (last.state_text, list(last.reasons))}")
 
     def status(self, text, reason="", seconds=10.0):
         """Wait for a state whose reasons hold `reason`."""
@@ -107,9 +103,7 @@ class World:
     def fresh(self, count=1, seconds=10.0):
         """The next `count` chunks from now on."""
         have = len(self.chunks)
-        return self.until(
-            lambda: len(self.chunks) >= have + count and self.chunks[have : have + count], seconds
-        )
+        return self.until(lambda: len(self.chunks) >= have + count and self.chunks[have : have + count], seconds)
 
     def close(self):
         self.executor.shutdown()
@@ -236,9 +230,7 @@ def test_interrupt_ends_the_node_within_a_second(world, running):
 
 def test_raw_images_and_sync_mode(micro_checkpoint, unused_ros_domain):
     world = World(unused_ros_domain + 1, raw=True)
-    process = start(
-        micro_checkpoint, unused_ros_domain + 1, "transport:=raw", "mode:=sync", 'instruction:="go"'
-    )
+    process = start(micro_checkpoint, unused_ros_domain + 1, "transport:=raw", "mode:=sync", 'instruction:="go"')
     try:
         world.fresh(2, seconds=40.0)
         world.queue = 5

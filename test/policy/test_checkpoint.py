@@ -9,14 +9,10 @@ from safetensors.torch import load_file, save_file
 from vipra_ros.control.profile import load_profile
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError, folder_hash
 
-from conftest import make_micro_checkpoint  # isort: skip
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint") / "c"
-    make_micro_checkpoint(path)
-    return path
+@pytest.fixture
+def made(micro_checkpoint):
+    return micro_checkpoint
 
 
 @pytest.fixture
@@ -46,7 +42,9 @@ def test_every_hashed_file_changes_the_hash_and_the_card_does_not(folder):
     assert folder_hash(folder) != before
 
 
-@pytest.mark.parametrize("name", ["config.json", "policy.safetensors", "vq.safetensors", "statistics.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "policy.safetensors", "vq.safetensors", "statistics.json", "tokenizer.json"]
+)
 def test_incomplete_folder(folder, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=name):
@@ -59,41 +57,50 @@ def edit(path, change):
     path.write_text(json.dumps(values))
 
 
-@pytest.mark.parametrize("change, word", [
-    (lambda c: c.pop("frame_stride"), "frame_stride"),
-    (lambda c: c.update(extra=1), "extra"),
-    (lambda c: c.update(horizon=10), "horizon"),
-    (lambda c: c.update(gripper="open=0"), "gripper"),
-    (lambda c: c.update(format=2), "format"),
-    (lambda c: c["policy"].update(unheard=1), "unheard"),
-    (lambda c: c.update(execute_steps=15), "execute_steps"),
-    (lambda c: c.update(joint_names=["a", "b"]), "action columns"),
-    (lambda c: c["policy"]["backbone"].update(layers=2), "layers.1"),
-    (lambda c: c["policy"]["backbone"].update(ffn=64), "expected"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda c: c.pop("frame_stride"), "frame_stride"),
+        (lambda c: c.update(extra=1), "extra"),
+        (lambda c: c.update(horizon=10), "horizon"),
+        (lambda c: c.update(gripper="open=0"), "gripper"),
+        (lambda c: c.update(format=2), "format"),
+        (lambda c: c["policy"].update(unheard=1), "unheard"),
+        (lambda c: c.update(execute_steps=15), "execute_steps"),
+        (lambda c: c.update(joint_names=["a", "b"]), "action columns"),
+        (lambda c: c["policy"]["backbone"].update(layers=2), "layers.1"),
+        (lambda c: c["policy"]["backbone"].update(ffn=64), "expected"),
+    ],
+)
 def test_edited_config(folder, change, word):
     edit(folder / "config.json", change)
     with pytest.raises(CheckpointError, match=word):
         Checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("change, word", [
-    (lambda s: s.pop("action"), "action"),
-    (lambda s: s["action"].pop("std"), "std"),
-    (lambda s: s["action"]["mean"].pop(), "mean"),
-    (lambda s: s["action"].update(std=[float("nan")] * 8), "not finite"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda s: s.pop("action"), "action"),
+        (lambda s: s["action"].pop("std"), "std"),
+        (lambda s: s["action"]["mean"].pop(), "mean"),
+        (lambda s: s["action"].update(std=[float("nan")] * 8), "not finite"),
+    ],
+)
 def test_broken_statistics(folder, change, word):
     edit(folder / "statistics.json", change)
     with pytest.raises(CheckpointError, match=word):
         Checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("change, word", [
-    (lambda w: w.pop("head.bias"), "missing"),
-    (lambda w: w.update(surplus=torch.zeros(1)), "unknown"),
-    (lambda w: w["head.bias"].fill_(float("nan")), "not finite"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda w: w.pop("head.bias"), "missing"),
+        (lambda w: w.update(surplus=torch.zeros(1)), "unknown"),
+        (lambda w: w["head.bias"].fill_(float("nan")), "not finite"),
+    ],
+)
 def test_broken_weights(folder, change, word):
     weights = load_file(folder / "policy.safetensors")
     change(weights)
@@ -105,7 +112,7 @@ def test_broken_weights(folder, change, word):
 @pytest.mark.parametrize("name", ["policy.safetensors", "tokenizer.json", "config.json", "statistics.json"])
 def test_cut_files(folder, name):
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[:len(content) // 2])
+    (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=name):
         Checkpoint.load(folder)
 

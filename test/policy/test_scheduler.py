@@ -43,6 +43,16 @@ def test_a_slow_answer_moves_the_next_observation_forward():
     assert s.due() < quick
 
 
+def test_the_delay_that_the_executor_measured_counts_when_it_is_longer():
+    s = Scheduler(7, P)
+    s.published(0.0, 0.05)
+    assert s.due() == pytest.approx(5 * P)
+    s.delay = 0.25
+    assert s.due() == pytest.approx(2 * P)
+    s.delay = 0.01
+    assert s.due() == pytest.approx(5 * P)
+
+
 def test_sync_waits_until_the_executor_has_no_rows():
     s = Scheduler(7, P, mode="sync")
     s.published(5.0, 0.2)

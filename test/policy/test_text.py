@@ -45,6 +45,7 @@ def test_template_and_round_trip(tmp_path):
 
 def test_unusable_tokenizers_are_refused(tmp_path):
     from tokenizers import Tokenizer, models
+
     with pytest.raises(TokenizerError, match="<s>"):
         Prompt(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), "{task}", False)
     with pytest.raises(TokenizerError, match="task"):

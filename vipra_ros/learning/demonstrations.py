@@ -75,7 +75,9 @@ class Demonstrations:
         return {"action": summarise(offsets.reshape(-1, offsets.shape[-1])), "state": summarise(state)}
 
 
-def load(dataset, codes: np.ndarray, holdout: float, seed: int, episodes: int = 0) -> tuple[Demonstrations, Demonstrations]:
+def load(
+    dataset, codes: np.ndarray, holdout: float, seed: int, episodes: int = 0
+) -> tuple[Demonstrations, Demonstrations]:
     """(training, held-out) splits by episode of an opened data set (vipra_ros.data.dataset.Dataset).
 
     Args:
@@ -103,7 +105,9 @@ def load(dataset, codes: np.ndarray, holdout: float, seed: int, episodes: int = 
     for name in kinds:
         mine = [e for e in dataset.episodes if _kind(e) == name]
         if len(mine) < 2:
-            raise ConfigError(f"{dataset.path}: task {name!r} has {len(mine)} episode; record two or more, one is held out")
+            raise ConfigError(
+                f"{dataset.path}: task {name!r} has {len(mine)} episode; record two or more, one is held out"
+            )
         order = rng.permutation(len(mine))
         held = min(max(1, round(holdout * len(mine))), len(mine) - 1)
         chosen["held"] += [mine[i] for i in order[:held]]

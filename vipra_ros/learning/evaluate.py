@@ -156,8 +156,8 @@ class FastLane:
             acted_on=outcome.acted_on,
             time_to_success=outcome.time_to_success,
             seconds=outcome.seconds,
-            chunks=len(outcome.verdicts),
-            rejected=len(outcome.verdicts) - len(accepted),
+            chunks=status.accepted + status.rejected,
+            rejected=status.rejected,
             limited=status.limited,
             rows=metrics.rows_executed(accepted, self._execute, self.period, outcome.seconds),
             stopped="; ".join(status.reasons) if status.state_text in ("HOLD", "FAULT") else "",
@@ -252,9 +252,7 @@ def main(
     else:
         records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet)
         about |= extra
-    parts = [
-        results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted
-    ]
+    parts = [results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted]
     result = parts[0]
     if task == "all":
         result = {**results.summarise("all", records, tasks.COLOURS, **about), "tasks": parts}

@@ -21,7 +21,7 @@ from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import GRIPPER_CONVENTION
 from vipra_ros.learning import demonstrations, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
-from vipra_ros.learning.loop import LoopConfig, State, run
+from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model import flow
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
@@ -48,8 +48,9 @@ class Finetune:
     cameras: tuple[str, ...] = param(("front",), doc="cameras in the order of the tokens")
     frame_stride: int = param(2, doc="steps between the two frames", low=1)
     execute_steps: int = param(7, doc="steps executed before the next chunk", low=1)
-    action_space: str = param("joint_position", doc="meaning of the action columns",
-                              choices=("joint_position", "joint_delta", "ee_delta"))
+    action_space: str = param(
+        "joint_position", doc="meaning of the action columns", choices=("joint_position", "joint_delta", "ee_delta")
+    )
     relative_actions: bool = param(False, doc="predict joints relative to the measured ones (beyond the paper)")
     proprio_noise: float = param(0.0, doc="noise on given joints while training", unit="std", low=0.0)
     proprio_dropout: float = param(0.0, doc="share of observations whose joints are blanked", low=0.0, high=1.0)
@@ -67,6 +68,7 @@ class FinetuneJob:
     def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path):
         self.config, self.checkpoint, self.data, self.held, self.out = config, checkpoint, data, held, out
         self.model = checkpoint.policy
+        self.identity = identity_of(config, checkpoint.config.data)
         self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
         self.normaliser: Normaliser = checkpoint.normaliser
         prompt = checkpoint.prompt
@@ -117,23 +119,30 @@ class FinetuneJob:
         gripper commands; and `hold_rad`, the error of commanding the measured joints for the whole chunk."""
         c = self.config
         index = data.spread(c.evaluate_on)
-        noise = torch.randn(len(index), self.model.config.horizon, self.model.config.action_dim,
-                            generator=torch.Generator().manual_seed(7))
+        noise = torch.randn(
+            len(index),
+            self.model.config.horizon,
+            self.model.config.action_dim,
+            generator=torch.Generator().manual_seed(7),
+        )
         made, raw = [], []
         for i in range(0, len(index), 64):
-            prefix, _, truth = self.example(data, index[i:i + 64])
+            prefix, _, truth = self.example(data, index[i : i + 64])
             with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
-                normal = sample(self.model, prefix, noise[i:i + 64], c.euler_steps)
-            made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i:i + 64]]))
+                normal = sample(self.model, prefix, noise[i : i + 64], c.euler_steps)
+            made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i : i + 64]]))
             raw.append(truth)
         made, raw = np.concatenate(made), np.concatenate(raw)
         error = np.abs(made - raw)[..., :-1].mean(-1)
-        figures = {f"{name}chunk_rad": float(error.mean()), f"{name}first_rad": float(error[:, :c.execute_steps].mean()),
-                   f"{name}gripper_wrong": float((np.sign(made[..., -1]) != np.sign(raw[..., -1])).mean())}
+        figures = {
+            f"{name}chunk_rad": float(error.mean()),
+            f"{name}first_rad": float(error[:, : c.execute_steps].mean()),
+            f"{name}gripper_wrong": float((np.sign(made[..., -1]) != np.sign(raw[..., -1])).mean()),
+        }
         for k, kind in enumerate(data.kinds):
             mine = data.kind[index] == k
             if mine.any():
-                figures[f"{name}{kind}_first_rad"] = float(error[mine, :c.execute_steps].mean())
+                figures[f"{name}{kind}_first_rad"] = float(error[mine, : c.execute_steps].mean())
         if c.action_space == "joint_position":
             still = np.abs(data.states[index][:, None, :-1] - raw[..., :-1])
             figures[f"{name}hold_rad"] = float(still.mean())
@@ -145,8 +154,13 @@ class FinetuneJob:
         self.checkpoint.save(self.out / "checkpoint")
 
 
-def train(dataset, out: str | Path, preset: str | Path = "tiny", init: str | Path = "scratch",
-          overrides: dict[str, Any] | None = None) -> Path:
+def train(
+    dataset,
+    out: str | Path,
+    preset: str | Path = "tiny",
+    init: str | Path = "scratch",
+    overrides: dict[str, Any] | None = None,
+) -> Path:
     """Train a policy on a data set; returns the checkpoint folder `out`/checkpoint.
 
     Args:
@@ -172,7 +186,9 @@ def train(dataset, out: str | Path, preset: str | Path = "tiny", init: str | Pat
     torch.manual_seed(config.loop.seed)
     policy = _policy(config, start, vq, Prompt(tokenizer, config.prompt, True).size, data)
     statistics = data.statistics(config.relative_actions, policy.config.horizon)
-    described = _describe(config, Path(preset).stem if str(preset).endswith('.yaml') else str(preset), policy.config, vq, opened)
+    described = _describe(
+        config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), policy.config, vq, opened
+    )
     job = FinetuneJob(config, Checkpoint(described, policy, vq, statistics, tokenizer), data, held, out)
     run(job, config.loop, out)
     return out / "checkpoint"
@@ -190,6 +206,7 @@ def configure(preset: str | Path, overrides: dict[str, Any]) -> Finetune:
 def _tokenizer(config: Finetune, start: Checkpoint | None, instructions: list[str]):
     if config.tokenizer:
         from tokenizers import Tokenizer
+
         if not Path(config.tokenizer).exists():
             raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
         return Tokenizer.from_file(config.tokenizer)
@@ -197,20 +214,31 @@ def _tokenizer(config: Finetune, start: Checkpoint | None, instructions: list[st
 
 
 def _policy(config: Finetune, start: Checkpoint | None, vq: VQ, vocabulary: int, data: Demonstrations) -> FlowPolicy:
-    derived = dict(text_vocab=vocabulary, codebook_size=vq.config.codebook_size, code_groups=vq.config.groups,
-                   grid=vq.config.grid, cameras=len(config.cameras), action_dim=data.actions.shape[1])
+    derived = dict(
+        text_vocab=vocabulary,
+        codebook_size=vq.config.codebook_size,
+        code_groups=vq.config.groups,
+        grid=vq.config.grid,
+        cameras=len(config.cameras),
+        action_dim=data.actions.shape[1],
+    )
     wanted = build(PolicyConfig, {**config.policy, **derived}, source="finetune: policy")
     if start is None:
         policy = FlowPolicy(wanted)
         policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
         return policy
     if start.config.policy != wanted:
-        changed = [f.name for f in dataclasses.fields(wanted)
-                   if getattr(wanted, f.name) != getattr(start.config.policy, f.name)]
+        changed = [
+            f.name
+            for f in dataclasses.fields(wanted)
+            if getattr(wanted, f.name) != getattr(start.config.policy, f.name)
+        ]
         raise ConfigError(f"finetune: policy.{changed[0]} differs from the one of `init`; make them the same")
     if start.config.frame_stride != config.frame_stride:
-        raise ConfigError(f"finetune: frame_stride = {config.frame_stride}, but `init` was trained with "
-                          f"{start.config.frame_stride}; make them the same")
+        raise ConfigError(
+            f"finetune: frame_stride = {config.frame_stride}, but `init` was trained with "
+            f"{start.config.frame_stride}; make them the same"
+        )
     return start.policy.train()
 
 
@@ -221,14 +249,32 @@ def _describe(config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, datas
     if len(names) != policy.action_dim:
         raise ConfigError(f"{dataset.path}: action columns are not named; convert the bags again")
     return CheckpointConfig(
-        format=FORMAT, variant=config.variant, preset=preset, policy=policy, vq=vq.config, cameras=config.cameras,
-        image_size=vq.config.image_size, preprocessing="resize", rate=dataset.fps, frame_stride=config.frame_stride,
-        horizon=policy.horizon, execute_steps=config.execute_steps, action_space=config.action_space,
-        joint_names=tuple(names[:-1]), gripper=GRIPPER_CONVENTION, relative_actions=config.relative_actions,
-        proprio_steps=policy.proprio_steps, prompt=config.prompt, euler_steps=config.euler_steps,
-        attention_order="bidirectional" if policy.bidirectional_actions else "causal", flow_estimator="none",
-        perceptual_loss="none", seed=config.loop.seed,
-        data=f"{dataset.path.name} {tokenise.fingerprint(dataset)}", code_version=vipra_ros.__version__)
+        format=FORMAT,
+        variant=config.variant,
+        preset=preset,
+        policy=policy,
+        vq=vq.config,
+        cameras=config.cameras,
+        image_size=vq.config.image_size,
+        preprocessing="resize",
+        rate=dataset.fps,
+        frame_stride=config.frame_stride,
+        horizon=policy.horizon,
+        execute_steps=config.execute_steps,
+        action_space=config.action_space,
+        joint_names=tuple(names[:-1]),
+        gripper=GRIPPER_CONVENTION,
+        relative_actions=config.relative_actions,
+        proprio_steps=policy.proprio_steps,
+        prompt=config.prompt,
+        euler_steps=config.euler_steps,
+        attention_order="bidirectional" if policy.bidirectional_actions else "causal",
+        flow_estimator="none",
+        perceptual_loss="none",
+        seed=config.loop.seed,
+        data=f"{dataset.path.name} {tokenise.fingerprint(dataset)}",
+        code_version=vipra_ros.__version__,
+    )
 
 
 def card(checkpoint: Checkpoint, figures: dict[str, float], state: State) -> str:
@@ -236,7 +282,10 @@ def card(checkpoint: Checkpoint, figures: dict[str, float], state: State) -> str
     c = checkpoint.config
     size = sum(p.numel() for p in checkpoint.policy.parameters()) / 1e6
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
-    return (f"# {c.variant} ({c.preset})\n\n{size:.2f} M parameters, seed {c.seed}, data {c.data}, vipra_ros {c.code_version}.\n"
-            f"{state.samples} observations in {state.seconds / 60:.1f} minutes, {state.step} steps.\n\n"
-            f"Cameras {', '.join(c.cameras)}; {c.rate:g} Hz; frames {c.frame_stride} steps apart; chunk of {c.horizon}, "
-            f"{c.execute_steps} executed; {c.action_space}.\n\n| held out | value |\n|---|---|\n{rows}\n")
+    return (
+        f"# {c.variant} ({c.preset})\n\n"
+        f"{size:.2f} M parameters, seed {c.seed}, data {c.data}, vipra_ros {c.code_version}.\n"
+        f"{state.samples} observations in {state.seconds / 60:.1f} minutes, {state.step} steps.\n\n"
+        f"Cameras {', '.join(c.cameras)}; {c.rate:g} Hz; frames {c.frame_stride} steps apart; chunk of {c.horizon}, "
+        f"{c.execute_steps} executed; {c.action_space}.\n\n| held out | value |\n|---|---|\n{rows}\n"
+    )

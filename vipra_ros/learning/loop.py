@@ -8,22 +8,23 @@ random numbers, so a resumed run gives the losses the uninterrupted one would ha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError, param
+from vipra_ros.learning.log import Log
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class LoopConfig:
     """How to train, whatever the model."""
 
     steps: int = param(0, doc="optimiser steps; 0 when `minutes` sets the end", low=0)
-    minutes: float = param(0.0, doc="wall-clock budget the schedule is fitted to; 0 when `steps` sets the end",
-                           unit="min", low=0.0)
+    minutes: float = param(
+        0.0, doc="wall-clock budget the schedule is fitted to; 0 when `steps` sets the end", unit="min", low=0.0
+    )
     batch: int = param(64, doc="observations per step", low=1)
     lr: float = param(1e-3, doc="peak learning rate (AdamW)", low=0.0)
     muon_lr: float = param(0.0, doc="peak rate of Muon for 2-D hidden matrices; 0 gives them to AdamW too", low=0.0)
@@ -42,7 +44,9 @@ class LoopConfig:
     warmup_steps: int = param(200, doc="steps of linear warm-up", low=0)
     final_lr: float = param(0.02, doc="last learning rate as a fraction of the peak", low=0.0, high=1.0)
     clip: float = param(1.0, doc="largest gradient norm", low=0.0)
-    ema: float = param(0.0, doc="decay of the weights' moving average, evaluated and saved; 0 is off", low=0.0, high=1.0)
+    ema: float = param(
+        0.0, doc="decay of the weights' moving average, evaluated and saved; 0 is off", low=0.0, high=1.0
+    )
     bf16: bool = param(True, doc="bfloat16 autocast where the device has it")
     seed: int = param(0, doc="seed of weights, batches and noise", low=0)
     threads: int = param(0, doc="torch threads; 0 leaves torch's choice", low=0)
@@ -60,6 +64,8 @@ class Job(Protocol):
 
     model: nn.Module
     hidden_matrices: list[nn.Parameter]
+    #: Text that changes with anything a resumed run may not change.
+    identity: str
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Loss of one random batch, under autocast, and figures to log; `progress` is the share of the run done."""
@@ -81,6 +87,14 @@ class State:
     step: int = 0
     seconds: float = 0.0
     samples: int = 0
+
+
+def identity_of(config: Any, *more: str) -> str:
+    """Text of a training configuration (a dataclass with a `loop`) without what a resumed run may change."""
+    values = dataclasses.asdict(config)
+    for free in ("steps", "minutes", "threads", "log_every", "evaluate_every", "save_seconds"):
+        del values["loop"][free]
+    return json.dumps([values, *more], sort_keys=True)
 
 
 class Interrupted(RuntimeError):
@@ -107,8 +121,8 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
     state = State()
     saved = out / "state.pt"
     if saved.exists():
-        state = _restore(saved, job.model, optimisers, average, generator)
-    log = Log(out / "log.jsonl", config, state)
+        state = _restore(saved, job, optimisers, average, generator)
+    log = Log(out / "log.jsonl", f"/{config.steps}" if config.steps else f" of {config.minutes:g} min", state.step)
     parameters = [p for p in job.model.parameters() if p.requires_grad]
     device = next(job.model.parameters()).device.type
     start, last_save, began = time.monotonic() - state.seconds, time.monotonic(), (state.step, time.monotonic())
@@ -117,7 +131,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         return state.step / config.steps if config.steps else state.seconds / (60.0 * config.minutes)
 
     def save() -> None:
-        _save(saved, job.model, optimisers, average, generator, state)
+        _save(saved, job, optimisers, average, generator, state)
 
     def examine() -> dict[str, float]:
         with averaged(job.model, average):
@@ -125,7 +139,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
             figures = job.evaluate()
             job.export(figures, state)
         job.model.train()
-        log.write("eval", state, figures)
+        log.write("eval", state.step, state.seconds, state.samples, figures)
         return figures
 
     job.model.train()
@@ -139,7 +153,9 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         if not torch.isfinite(norm):
-            raise RuntimeError(f"step {state.step}: the gradient is not finite; lower lr (now {config.lr}) or check the data")
+            raise RuntimeError(
+                f"step {state.step}: the gradient is not finite; lower lr (now {config.lr}) or check the data"
+            )
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -154,8 +170,20 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         if state.step % config.log_every == 0 or state.step == 1:
             rate = (state.step - began[0]) * config.batch / max(now - began[1], 1e-9)
             began = (state.step, now)
-            log.write("train", state, {"loss": loss.item(), "grad_norm": norm.item(), "lr_scale": scale,
-                                       "samples_per_s": rate, "progress": progress(), **figures})
+            log.write(
+                "train",
+                state.step,
+                state.seconds,
+                state.samples,
+                {
+                    "loss": loss.item(),
+                    "grad_norm": norm.item(),
+                    "lr_scale": scale,
+                    "samples_per_s": rate,
+                    "progress": progress(),
+                    **figures,
+                },
+            )
         if state.step % config.evaluate_every == 0 and progress() < 1.0:
             examine()
             # Evaluation is not training throughput, but it does count against the budget.
@@ -174,7 +202,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
 
 @contextlib.contextmanager
 def noted_signals():
-    """Collects SIGINT and SIGTERM in a list, so that they end the loop between two steps; a second one acts at once.
+    """Collects SIGINT and SIGTERM in a list, so that they end the loop between two steps; a second acts at once.
 
     Elsewhere than in the main thread signals are left alone.
     """
@@ -211,12 +239,17 @@ def _optimisers(job: Job, config: LoopConfig) -> list[torch.optim.Optimizer]:
     hidden = {id(p) for p in job.hidden_matrices} if config.muon_lr else set()
     rest = [p for p in job.model.parameters() if p.requires_grad and id(p) not in hidden]
     tables = {id(m.weight) for m in job.model.modules() if isinstance(m, nn.Embedding)}
-    groups = [{"params": [p for p in rest if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},
-              {"params": [p for p in rest if p.ndim < 2 or id(p) in tables], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2 or id(p) in tables], "weight_decay": 0.0},
+    ]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)]
     if hidden:
-        made.append(torch.optim.Muon(job.hidden_matrices, lr=config.muon_lr, weight_decay=config.weight_decay,
-                                     adjust_lr_fn="match_rms_adamw"))
+        made.append(
+            torch.optim.Muon(
+                job.hidden_matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
     for optimiser in made:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]
@@ -239,73 +272,36 @@ def averaged(model: nn.Module, average: list[Tensor] | None):
             torch._foreach_copy_([p.detach() for p in model.parameters()], kept)
 
 
-def _save(path: Path, model, optimisers, average, generator, state: State) -> None:
+def _save(path: Path, job: Job, optimisers, average, generator, state: State) -> None:
     # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
     beside = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "average": average,
-                "generator": generator.get_state(), "state": vars(state)}, beside)
+    torch.save(
+        {
+            "model": job.model.state_dict(),
+            "optimisers": [o.state_dict() for o in optimisers],
+            "average": average,
+            "generator": generator.get_state(),
+            "state": vars(state),
+            "identity": job.identity,
+        },
+        beside,
+    )
     os.replace(beside, path)
 
 
-def _restore(path: Path, model, optimisers, average, generator) -> State:
+def _restore(path: Path, job: Job, optimisers, average, generator) -> State:
     kept = torch.load(path, weights_only=True)
+    remedy = "give a new output folder or delete it"
+    if kept.get("identity", job.identity) != job.identity:
+        raise ConfigError(f"{path}: belongs to a run with another configuration or other data; {remedy}")
     try:
-        model.load_state_dict(kept["model"])
+        job.model.load_state_dict(kept["model"])
         for optimiser, values in zip(optimisers, kept["optimisers"], strict=True):
             optimiser.load_state_dict(values)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{path}: belongs to another configuration ({str(error).splitlines()[0]}); "
-                          "give a new output folder or delete it") from None
+        raise ConfigError(f"{path}: belongs to another network ({str(error).splitlines()[0]}); {remedy}") from None
     if average is not None:
         for mine, theirs in zip(average, kept["average"], strict=True):
             mine.copy_(theirs)
     generator.set_state(kept["generator"])
     return State(**kept["state"])
-
-
-class Log:
-    """JSON lines, a line on the terminal, and the plot. Lines after the resumed step are dropped."""
-
-    def __init__(self, path: Path, config: LoopConfig, state: State):
-        self.path, self.config = path, config
-        self.rows = []
-        if path.exists():
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-            self.rows = [row for row in rows if row["step"] <= state.step and state.step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self._printed = 0.0
-
-    def write(self, kind: str, state: State, figures: dict[str, float]) -> None:
-        row = {"kind": kind, "step": state.step, "seconds": round(state.seconds, 2), "samples": state.samples, **figures}
-        self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if kind == "eval":
-            self.plot()
-        now = time.monotonic()
-        if kind == "eval" or now - self._printed > (1.0 if sys.stderr.isatty() else 15.0):
-            self._printed = now
-            end = f"/{self.config.steps}" if self.config.steps else f" {state.seconds / 60:.1f}/{self.config.minutes:g} min"
-            text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, (int, float)))
-            print(f"[{kind}] step {state.step}{end}  {text}", file=sys.stderr, flush=True)
-
-    def plot(self) -> None:
-        """Training loss and every held-out figure against samples, `loss.png`."""
-        import matplotlib
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-        train = [row for row in self.rows if row["kind"] == "train"]
-        held = [row for row in self.rows if row["kind"] == "eval"]
-        names = [k for k in (held[-1] if held else {}) if k not in ("kind", "step", "seconds", "samples")]
-        names = [k for k in names if isinstance(held[-1][k], (int, float))]
-        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
-        axes[0].semilogy([r["samples"] for r in train], [max(r["loss"], 1e-12) for r in train], lw=0.7)
-        axes[0].set(title="training loss", xlabel="samples")
-        for name in names[:10]:
-            axes[1].plot([r["samples"] for r in held], [r.get(name, float("nan")) for r in held], marker=".", label=name)
-        axes[1].set(title="held out", xlabel="samples", yscale="log")
-        if names:
-            axes[1].legend(fontsize=7)
-        figure.tight_layout()
-        figure.savefig(self.path.with_name("loss.png"), dpi=110)
-        pyplot.close(figure)

@@ -101,9 +101,7 @@ def first_due(stamp: float, arrival: float, period: float) -> int:
     return max(0, math.ceil((arrival - stamp) / period - 1 - 1e-6))
 
 
-def rows_executed(
-    chunks: Sequence[tuple[float, float, np.ndarray]], execute: int, period: float, end: float
-) -> int:
+def rows_executed(chunks: Sequence[tuple[float, float, np.ndarray]], execute: int, period: float, end: float) -> int:
     """Rows that came due until `end` (s), each chunk's until the next one took over.
 
     Args:
@@ -121,9 +119,7 @@ def rows_executed(
     return count
 
 
-def boundary_steps(
-    chunks: Sequence[tuple[float, float, np.ndarray]], period: float, joints: int = 7
-) -> np.ndarray:
+def boundary_steps(chunks: Sequence[tuple[float, float, np.ndarray]], period: float, joints: int = 7) -> np.ndarray:
     """Largest joint difference (rad) between an old plan and the new one where they meet, per boundary.
 
     Args:

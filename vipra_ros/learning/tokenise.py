@@ -52,7 +52,9 @@ def quantiser_hash(vq: VQ) -> str:
 
 def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) -> np.ndarray:
     path, note = out / f"{camera}.npy", out / f"{camera}.json"
-    wanted = dict(camera=camera, vq=identity, dataset=fingerprint(dataset), frames=total, codes=vq.config.codes_per_frame)
+    wanted = dict(
+        camera=camera, vq=identity, dataset=fingerprint(dataset), frames=total, codes=vq.config.codes_per_frame
+    )
     done = 0
     if note.exists() and path.exists():
         known = json.loads(note.read_text())
@@ -67,7 +69,7 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) 
 
     def flush() -> None:
         nonlocal done, shown
-        codes[done:done + len(batch)] = vq.encode(torch.from_numpy(np.stack(batch))).numpy()
+        codes[done : done + len(batch)] = vq.encode(torch.from_numpy(np.stack(batch))).numpy()
         done += len(batch)
         batch.clear()
         if time.monotonic() - shown > 10.0 or done == total:

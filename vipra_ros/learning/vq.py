@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import presets
-from vipra_ros.learning.loop import LoopConfig, State, run
+from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 
@@ -34,7 +34,9 @@ class VQTraining:
     model: VQConfig = field(default_factory=VQConfig, metadata={"doc": "architecture"})
     cameras: tuple[str, ...] = param(("front",), doc="cameras whose frames are learnt, by one quantiser")
     frames: int = param(20000, doc="most frames held in memory, evenly over the data set", low=16)
-    holdout: float = param(0.03, doc="share of those frames kept for evaluation, from the last episodes", low=0.0, high=0.5)
+    holdout: float = param(
+        0.03, doc="share of those frames kept for evaluation, from the last episodes", low=0.0, high=0.5
+    )
     object_weight: float = param(0.0, doc="extra weight of pixels off the median picture", low=0.0)
     object_threshold: float = param(25.0, doc="how far off counts, largest channel", unit="of 255", low=0.0)
     commitment: float = param(0.25, doc="weight of the commitment loss", low=0.0)
@@ -53,8 +55,13 @@ class VQJob:
         self.model = VQ(config.model).to(memory_format=torch.channels_last)
         self.model.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.hidden_matrices: list = []
-        self.median = torch.stack([torch.from_numpy(np.median(images[camera == c][::max(1, (camera == c).sum() // 300)],
-                                                              axis=0)).float() for c in range(len(config.cameras))])
+        self.identity = identity_of(config, str(images.shape))
+        self.median = torch.stack(
+            [
+                torch.from_numpy(np.median(images[camera == c][:: max(1, (camera == c).sum() // 300)], axis=0)).float()
+                for c in range(len(config.cameras))
+            ]
+        )
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """L1, weighted, plus commitment."""
@@ -82,10 +89,11 @@ class VQJob:
 
     @torch.no_grad()
     def _start(self, generator: torch.Generator) -> None:
-        need = max(4 * self.config.model.codebook_size, 20_000) // self.config.model.grid ** 2 + 1
+        need = max(4 * self.config.model.codebook_size, 20_000) // self.config.model.grid**2 + 1
         pick = torch.randint(len(self.images), (need,), generator=generator).numpy()
-        latents = [self.model.latents(VQ.to_input(torch.from_numpy(self.images[pick[i:i + 64]])))
-                   for i in range(0, need, 64)]
+        latents = [
+            self.model.latents(VQ.to_input(torch.from_numpy(self.images[pick[i : i + 64]]))) for i in range(0, need, 64)
+        ]
         self.model.quantiser.initialise(torch.cat(latents).float(), generator)
         self.model.started.fill_(True)
 
@@ -111,26 +119,31 @@ def judge(model: VQ | PatchVQ, held: np.ndarray) -> dict[str, float]:
     """PSNR over all pixels, codes in use, and how far coloured blobs move in a round trip, px."""
     errors, used, shifts = [], [], []
     for i in range(0, len(held), 64):
-        images = held[i:i + 64]
+        images = held[i : i + 64]
         codes = model.encode(images)
         decoded = model.decode(codes).numpy()
         errors.append(((images.astype(np.float32) - decoded) ** 2).mean())
         used.append(np.unique(codes.numpy()))
         shifts += [s for pair in zip(images, decoded) for s in blob_shifts(*pair)]
-    figures = {"psnr": float(10 * np.log10(255 ** 2 / max(np.mean(errors), 1e-9))),
-               "codes_used": float(len(np.unique(np.concatenate(used))))}
+    figures = {
+        "psnr": float(10 * np.log10(255**2 / max(np.mean(errors), 1e-9))),
+        "codes_used": float(len(np.unique(np.concatenate(used)))),
+    }
     if shifts:
         figures |= {f"blob_px_p{q}": float(np.quantile(shifts, q / 100)) for q in (50, 90, 95)}
     return figures
 
 
-def _export(model: VQ | PatchVQ, held: np.ndarray, out: Path, notes: dict, figures: dict[str, float] | None = None) -> None:
+def _export(
+    model: VQ | PatchVQ, held: np.ndarray, out: Path, notes: dict, figures: dict[str, float] | None = None
+) -> None:
     """vq.safetensors, vq.json, and a sheet of originals over reconstructions."""
     figures = judge(model, held) if figures is None else figures
     save(model, out, {"figures": figures, **notes})
     show = held[:: max(1, len(held) // 8)][:8]
     if len(show):
         import matplotlib.image
+
         decoded = model.decode(model.encode(show)).numpy()
         matplotlib.image.imsave(out / "vq.png", np.vstack([np.hstack(show), np.hstack(decoded)]))
     print("vq: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
@@ -160,6 +173,7 @@ def open_dataset(dataset):
     """A LeRobot data set by folder; an opened one passes through."""
     if isinstance(dataset, (str, Path)):
         from vipra_ros.data.dataset import Dataset  # pyarrow loads here, not with the module
+
         return Dataset(dataset)
     return dataset
 
@@ -200,7 +214,9 @@ def read_frames(dataset, config: VQTraining) -> tuple[np.ndarray, np.ndarray]:
             if index % every:
                 continue
             if image.shape != (size, size, 3):
-                raise ConfigError(f"{dataset.path}: camera {name} is {image.shape}; the quantiser wants {size} px squares")
+                raise ConfigError(
+                    f"{dataset.path}: camera {name} is {image.shape}; the quantiser wants {size} px squares"
+                )
             images.append(image)
             camera.append(number)
     return np.stack(images), np.array(camera)
@@ -219,6 +235,8 @@ def load_vq(folder: str | Path) -> VQ | PatchVQ:
     folder = Path(folder)
     if not (folder / "vq.json").exists():
         raise ConfigError(f"{folder} holds no vq.json; train a quantiser first (vipra train vq)")
-    model = make_quantiser(build(VQConfig, json.loads((folder / "vq.json").read_text())["model"], source=f"{folder}/vq.json"))
+    model = make_quantiser(
+        build(VQConfig, json.loads((folder / "vq.json").read_text())["model"], source=f"{folder}/vq.json")
+    )
     model.load_state_dict(load_file(folder / "vq.safetensors"))
     return model.to(memory_format=torch.channels_last).eval()

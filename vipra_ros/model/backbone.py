@@ -27,8 +27,11 @@ class BackboneConfig:
     rope_theta: float = param(10000.0, doc="base of the rotary position angles", low=1.0)
     norm_eps: float = param(1e-6, doc="RMSNorm epsilon", low=0.0)
     max_positions: int = param(2048, doc="longest sequence", low=16)
-    attention: str = param("matmul", doc="attention kernel: matmul trains fastest on a CPU, sdpa on a GPU",
-                           choices=("matmul", "sdpa", "eager"))
+    attention: str = param(
+        "matmul",
+        doc="attention kernel: matmul trains fastest on a CPU, sdpa on a GPU",
+        choices=("matmul", "sdpa", "eager"),
+    )
     gradient_checkpointing: bool = param(False, doc="recompute layers in the backward pass to save memory")
 
     def __post_init__(self) -> None:
@@ -37,12 +40,21 @@ class BackboneConfig:
 
 
 #: LLaMA-7B with LWM's rotary base, shape-checked on the meta device in the tests.
-PAPER = BackboneConfig(width=4096, layers=32, heads=32, ffn=11008, rope_theta=5e7, norm_eps=1e-6,
-                       max_positions=4096, attention="sdpa")
+PAPER = BackboneConfig(
+    width=4096, layers=32, heads=32, ffn=11008, rope_theta=5e7, norm_eps=1e-6, max_positions=4096, attention="sdpa"
+)
 
 
-def _matmul_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                      scaling: float | None = None, dropout: float = 0.0, **_: object) -> tuple[Tensor, None]:
+def _matmul_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
     """softmax(q k^T + mask) v by plain matrix products, in the dtype of q.
 
     Sequences here are 100-300 tokens: the score matrix is small, and the CPU's fused kernel spends three times
@@ -59,12 +71,19 @@ AttentionInterface.register("matmul", _matmul_attention)
 
 def make_backbone(config: BackboneConfig) -> LlamaModel:
     """The trunk with random weights; inputs are embeddings, so its own token table is dropped."""
-    llama = LlamaConfig(vocab_size=8, hidden_size=config.width, intermediate_size=config.ffn,
-                        num_hidden_layers=config.layers, num_attention_heads=config.heads,
-                        num_key_value_heads=config.heads, rms_norm_eps=config.norm_eps,
-                        max_position_embeddings=config.max_positions, use_cache=False,
-                        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                        attn_implementation=config.attention)
+    llama = LlamaConfig(
+        vocab_size=8,
+        hidden_size=config.width,
+        intermediate_size=config.ffn,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        rms_norm_eps=config.norm_eps,
+        max_position_embeddings=config.max_positions,
+        use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        attn_implementation=config.attention,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = LlamaModel(llama)

@@ -57,6 +57,6 @@ def time_features(t: Tensor, width: int, band: str = "paper") -> Tensor:
     if band == "paper":
         frequency = torch.exp(-math.log(1e4) * half)
     else:
-        frequency = 2 * math.pi / (4e-3 * 1e3 ** half)
+        frequency = 2 * math.pi / (4e-3 * 1e3**half)
     angle = t.float()[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

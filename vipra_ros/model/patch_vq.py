@@ -30,9 +30,11 @@ class PatchVQ(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()
         self.config = config
-        pixels = 3 * config.patch ** 2
+        pixels = 3 * config.patch**2
         if config.code_dim > pixels:
-            raise ValueError(f"code_dim = {config.code_dim} is more than the {pixels} numbers of a patch; make it smaller")
+            raise ValueError(
+                f"code_dim = {config.code_dim} is more than the {pixels} numbers of a patch; make it smaller"
+            )
         colour = torch.tensor(_YCC)
         colour[1:] *= config.chroma_weight
         self.register_buffer("colour", colour)
@@ -43,7 +45,7 @@ class PatchVQ(nn.Module):
     def patches(self, images: Tensor) -> Tensor:
         """uint8 (n, H, W, 3) -> float32 (n * cells, 3 p p) in the weighted colour space, row-major cells."""
         x = torch.einsum("kc,nhwc->nkhw", self.colour, images.float() / 127.5 - 1.0)
-        return F.pixel_unshuffle(x, self.config.patch).permute(0, 2, 3, 1).reshape(-1, 3 * self.config.patch ** 2)
+        return F.pixel_unshuffle(x, self.config.patch).permute(0, 2, 3, 1).reshape(-1, 3 * self.config.patch**2)
 
     def latents(self, patches: Tensor) -> Tensor:
         """(m, 3 p p) -> (m, D) principal components."""
@@ -59,7 +61,9 @@ class PatchVQ(nn.Module):
         images = torch.as_tensor(images)
         size = self.config.image_size
         if images.dtype != torch.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (n, {size}, {size}, 3) RGB")
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (n, {size}, {size}, 3) RGB"
+            )
         return self.nearest(self.latents(self.patches(images))).reshape(len(images), -1)
 
     @torch.inference_mode()
@@ -78,8 +82,9 @@ class PatchVQ(nn.Module):
         return self.codebook / self.codebook.norm(dim=-1).mean().clamp_min(1e-9)
 
     @torch.no_grad()
-    def fit(self, images: np.ndarray, generator: torch.Generator, *, most_patches: int = 120_000,
-            iterations: int = 12) -> None:
+    def fit(
+        self, images: np.ndarray, generator: torch.Generator, *, most_patches: int = 120_000, iterations: int = 12
+    ) -> None:
         """Principal components and k-means of frames uint8 (n, H, W, 3).
 
         Patches that never change (the empty table) are thinned to one in thirty: they would take most codes.
@@ -88,7 +93,7 @@ class PatchVQ(nn.Module):
         change = (stack - stack.median(0).values).abs().mean(-1).reshape(-1)
         stack = stack.reshape(-1, len(self.mean))
         # multinomial takes at most 2^24 categories
-        weight = (change > 0.03).float()[: 2 ** 24 - 1] + 0.03
+        weight = (change > 0.03).float()[: 2**24 - 1] + 0.03
         pick = torch.multinomial(weight, min(most_patches, len(weight)), generator=generator)
         some = stack[pick]
         self.mean.copy_(some.mean(0))

@@ -37,7 +37,9 @@ class PolicyConfig:
     cameras: int = param(1, doc="cameras per observation", low=1)
     action_dim: int = param(8, doc="action dimensions, gripper last", low=1)
     horizon: int = param(14, doc="steps of the chunk", low=1)
-    proprio_steps: int = param(0, doc="recent joint vectors given as tokens (the reference's variant uses 7)", low=0, high=7)
+    proprio_steps: int = param(
+        0, doc="recent joint vectors given as tokens (the reference's variant uses 7)", low=0, high=7
+    )
     vision_table_width: int = param(0, doc="width of the vision table, projected to the trunk; 0 is the trunk's own")
     vision_merge: int = param(1, doc="side of the square of neighbouring codes that share one token", low=1)
     vision_position: bool = param(False, doc="add learned 2-D, frame and camera positions to vision tokens")
@@ -87,7 +89,7 @@ class FlowPolicy(nn.Module):
         self.text = nn.Embedding(c.text_vocab, d)
         # Rows: every group's codes, then end-of-frame and end-of-vision.
         self.vision = nn.Embedding(c.code_groups * c.codebook_size + 2, table)
-        merged = table * c.vision_merge ** 2 * (c.code_groups if c.vision_table_width else 1)
+        merged = table * c.vision_merge**2 * (c.code_groups if c.vision_table_width else 1)
         projected = c.vision_table_width or c.vision_merge > 1
         self.vision_in = nn.Linear(merged, d) if projected else nn.Identity()
         self.end_in = nn.Linear(table, d, bias=False) if c.vision_table_width else nn.Identity()
@@ -118,7 +120,7 @@ class FlowPolicy(nn.Module):
         if width != v:
             square = torch.linalg.qr(torch.randn(max(v, width), max(v, width), generator=generator))[0]
             codebook = codebook @ square[:v, :width]
-        self.vision.weight[:g * k] = codebook.reshape(g * k, width)
+        self.vision.weight[: g * k] = codebook.reshape(g * k, width)
 
     # --- prefix ---------------------------------------------------------------------------------------------
 
@@ -145,8 +147,7 @@ class FlowPolicy(nn.Module):
     def embed_prefix(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """-> embeddings (b, p, d) and bool (b, p), True where a token stands."""
         b = len(prefix.before)
-        parts = [self.text(prefix.before), self.embed_vision(prefix.codes),
-                 self.text(prefix.between).expand(b, -1, -1)]
+        parts = [self.text(prefix.before), self.embed_vision(prefix.codes), self.text(prefix.between).expand(b, -1, -1)]
         if self.proprio_in is not None:
             if prefix.proprio is None:
                 raise ValueError(f"this policy needs {self.config.proprio_steps} joint vectors; none were given")
@@ -191,7 +192,7 @@ class FlowPolicy(nn.Module):
         steps = place[:, -1:] + 1 + torch.arange(h, device=x.device)
         positions = torch.cat([place.clamp_min(0), steps.repeat(1, s)], dim=1)
         hidden = self._run(sequence, self.joint_mask(present, s), positions, cache)
-        return self.head(hidden[:, embedded.shape[1]:]).reshape(b, s, h, -1)
+        return self.head(hidden[:, embedded.shape[1] :]).reshape(b, s, h, -1)
 
     def cached_step(self, cache, present: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Velocities (b, h, a) of x (b, h, a) at t (b,) over the prefix in `cache`, which is left as it was."""
@@ -209,8 +210,13 @@ class FlowPolicy(nn.Module):
         dtype = sequence.dtype
         if torch.is_autocast_enabled(sequence.device.type):
             dtype = torch.get_autocast_dtype(sequence.device.type)
-        return self.trunk(inputs_embeds=sequence, attention_mask=additive_mask(allowed, dtype),
-                          position_ids=positions, cache=cache, use_cache=cache is not None).last_hidden_state
+        return self.trunk(
+            inputs_embeds=sequence,
+            attention_mask=additive_mask(allowed, dtype),
+            position_ids=positions,
+            cache=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
 
     # --- training -------------------------------------------------------------------------------------------
 

@@ -28,8 +28,11 @@ PATCH = 4
 class VQConfig:
     """Architecture of the frame quantiser."""
 
-    kind: str = param("conv", doc="conv: this module's network; patch: principal components and k-means (patch_vq.py)",
-                      choices=("conv", "patch"))
+    kind: str = param(
+        "conv",
+        doc="conv: this module's network; patch: principal components and k-means (patch_vq.py)",
+        choices=("conv", "patch"),
+    )
     image_size: int = param(128, doc="side of the square input image", unit="px", low=16)
     patch: int = param(8, doc="side of a patch, kind patch only", unit="px", low=2)
     chroma_weight: float = param(4.0, doc="how much colour counts against brightness, kind patch only", low=0.1)
@@ -43,7 +46,9 @@ class VQConfig:
         if len(self.widths) != len(self.blocks):
             raise ConfigError(f"vq: widths {self.widths} and blocks {self.blocks} differ in length; give one of each")
         if self.image_size % self.stride:
-            raise ConfigError(f"vq: image_size = {self.image_size} px is no multiple of {self.stride}; resize the images")
+            raise ConfigError(
+                f"vq: image_size = {self.image_size} px is no multiple of {self.stride}; resize the images"
+            )
         if self.kind == "patch" and self.groups != 1:
             raise ConfigError(f"vq: groups = {self.groups} needs kind conv; a patch has one code")
         if self.code_dim % self.groups:
@@ -62,7 +67,7 @@ class VQConfig:
     @property
     def codes_per_frame(self) -> int:
         """Indices per image: cells x groups, cell-major."""
-        return self.grid ** 2 * self.groups
+        return self.grid**2 * self.groups
 
 
 class ResidualBlock(nn.Module):
@@ -131,7 +136,7 @@ class Quantiser(nn.Module):
         for g, units in enumerate(self.split(z)):
             if len(units) < self.size:
                 raise ValueError(f"{len(units)} latents cannot initialise {self.size} codes; give more frames")
-            centres = units[torch.randperm(len(units), generator=generator)[:self.size]].clone()
+            centres = units[torch.randperm(len(units), generator=generator)[: self.size]].clone()
             for _ in range(iterations):
                 nearest = (units @ centres.T).argmax(-1)
                 summed = torch.zeros_like(centres).index_add_(0, nearest, units)
@@ -152,7 +157,7 @@ class Quantiser(nn.Module):
             if not len(dead):
                 continue
             error = 1.0 - (units @ self.codebook[g].T).max(-1).values
-            dead = dead[:len(units) // 4]
+            dead = dead[: len(units) // 4]
             chosen = torch.multinomial(error.clamp_min(1e-6), len(dead), generator=generator)
             fresh = max(4 * threshold, 1e-3)
             self.codebook[g, dead] = units[chosen]
@@ -169,7 +174,7 @@ class VQ(nn.Module):
         super().__init__()
         self.config = config
         widths, blocks = config.widths, config.blocks
-        down: list[nn.Module] = [nn.Conv2d(3 * PATCH ** 2, widths[0], 3, padding=1)]
+        down: list[nn.Module] = [nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1)]
         up: list[nn.Module] = []
         for i, (width, count) in enumerate(zip(widths, blocks)):
             if i:
@@ -181,7 +186,7 @@ class VQ(nn.Module):
             if i:
                 # A 1x1 convolution and a rearrangement: the transposed convolution without its checkerboard cost.
                 up += [nn.Conv2d(widths[i], 4 * widths[i - 1], 1), nn.PixelShuffle(2)]
-        up += [nn.SiLU(), nn.Conv2d(widths[0], 3 * PATCH ** 2, 3, padding=1)]
+        up += [nn.SiLU(), nn.Conv2d(widths[0], 3 * PATCH**2, 3, padding=1)]
         self.encoder = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(widths[-1], config.code_dim, 1))
         self.decoder = nn.Sequential(*up)
         self.quantiser = Quantiser(config.groups, config.codebook_size, config.code_dim)
@@ -221,7 +226,9 @@ class VQ(nn.Module):
         images = torch.as_tensor(images)
         size = self.config.image_size
         if images.dtype != torch.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (n, {size}, {size}, 3) RGB")
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (n, {size}, {size}, 3) RGB"
+            )
         indices = self.quantiser.nearest(self.quantiser.split(self.latents(self.to_input(images))))
         return indices.T.reshape(len(images), -1)
 

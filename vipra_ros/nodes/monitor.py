@@ -101,9 +101,7 @@ class Monitor:
         for name, status in (("executor", executor), ("policy", policy)):
             state = status.state_text if status else "starting"
             colour = _COLOUR.get(state, "white")
-            table.add_row(
-                name, f"[bold {colour}]{state}[/]" + (f" {_shorten(status.reasons)}" if status else "")
-            )
+            table.add_row(name, f"[bold {colour}]{state}[/]" + (f" {_shorten(status.reasons)}" if status else ""))
         table.add_row("instruction", policy.instruction if policy else "")
         if executor and policy:
             late = "/".join(
@@ -129,9 +127,7 @@ class Monitor:
                     for c, r, n in zip(policy.cameras, policy.camera_rate, policy.frames_lost)
                 ),
             )
-        return Panel(
-            table, title=self.title, subtitle=f"{self._seconds():.0f} s", width=min(WIDTH, self.console.width)
-        )
+        return Panel(table, title=self.title, subtitle=f"{self._seconds():.0f} s", width=min(WIDTH, self.console.width))
 
     def _statuses(self):
         return (self.session.executor_status, self.session.policy_status) if self.session else (None, None)

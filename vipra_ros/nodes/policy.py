@@ -32,9 +32,7 @@ from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 
-LATCHED = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 #: m between the fingers of the open hand; the finger joint is half of it.
 OPEN_WIDTH = 0.08
@@ -111,7 +109,7 @@ class PolicyNode(Node):
             ExecutorStatus,
             "executor/status",
             LATCHED,
-            lambda m: self.loop.executor(m.state, m.epoch, m.queue),
+            lambda m: self.loop.executor(m.state, m.epoch, m.queue, m.obs_to_action_p95),
         )
         self._subscribe(JointState, "joint_states", qos_profile_sensor_data, self._joints)
         self._told = self.create_guard_condition(self._status)
@@ -141,8 +139,7 @@ class PolicyNode(Node):
         unknown = sorted(set(self._topics) - set(checkpoint.config.cameras))
         if unknown:
             raise ConfigError(
-                f"camera_topics names {unknown[0]!r}; this checkpoint looks at "
-                f"{', '.join(checkpoint.config.cameras)}"
+                f"camera_topics names {unknown[0]!r}; this checkpoint looks at {', '.join(checkpoint.config.cameras)}"
             )
         return engine, Plan.of(checkpoint)
 

@@ -73,9 +73,7 @@ class Session:
     ):
         self._alive, self._on_image = alive, on_image
         self._context = rclpy.Context()
-        rclpy.init(
-            context=self._context, domain_id=domain, signal_handler_options=rclpy.SignalHandlerOptions.NO
-        )
+        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=rclpy.SignalHandlerOptions.NO)
         self.node = node = rclpy.create_node("session", context=self._context)
         self.executor_status: ExecutorStatus | None = None
         self.policy_status: PolicyStatus | None = None
@@ -87,9 +85,7 @@ class Session:
         node.create_subscription(PolicyStatus, "policy/status", self._on_policy, LATCHED)
         node.create_subscription(String, "sim/outcome", self._on_outcome, LATCHED)
         node.create_subscription(ActionChunk, "policy/chunk", self._on_chunk, 1)
-        node.create_subscription(
-            JointState, "executor/joint_command", lambda m: self._on_joints(m, "commanded"), 200
-        )
+        node.create_subscription(JointState, "executor/joint_command", lambda m: self._on_joints(m, "commanded"), 200)
         node.create_subscription(JointState, "joint_states", lambda m: self._on_joints(m, "measured"), 200)
         for camera in ("front", "wrist") if on_image else ():
             node.create_subscription(
@@ -100,8 +96,7 @@ class Session:
             )
         self._words = node.create_publisher(String, "policy/instruction", LATCHED)
         self._services = {
-            name: node.create_client(Trigger, f"executor/{name}")
-            for name in ("arm", "stop", "home", "recover")
+            name: node.create_client(Trigger, f"executor/{name}") for name in ("arm", "stop", "home", "recover")
         }
         self._reset = node.create_client(ResetScene, "sim/reset")
         self._spinner = SingleThreadedExecutor(context=self._context)
@@ -144,9 +139,7 @@ class Session:
         parts = []
         for name, status in (("executor", self.executor_status), ("policy", self.policy_status)):
             parts.append(
-                f"{name} {status.state_text} {'; '.join(status.reasons)}".strip()
-                if status
-                else f"{name} not heard of"
+                f"{name} {status.state_text} {'; '.join(status.reasons)}".strip() if status else f"{name} not heard of"
             )
         return ", ".join(parts)
 
@@ -174,7 +167,7 @@ class Session:
         return answer.message
 
     def _insist(self, name: str) -> None:
-        """Ask until granted: after a motion the arm swings a little, and the executor wants it to stand still."""
+        """Ask until granted: after a motion the arm swings a little, and the executor wants it still."""
         end = time.monotonic() + STILL_TIMEOUT
         while True:
             try:
@@ -244,7 +237,8 @@ class Session:
         self.instruct(self.reset(task, seed))
         time.sleep(0.2)  # a frame of the new scene for every camera
         self._insist("arm")
-        self.until(lambda: self.executor_status.state == ExecutorStatus.ARMED, SERVICE_TIMEOUT, "arming")
+        ready = (ExecutorStatus.ARMED, ExecutorStatus.RUNNING)  # the first chunk may come before its status
+        self.until(lambda: self.executor_status.state in ready, SERVICE_TIMEOUT, "arming")
         before = self.executor_status
         with self._lock:
             self.trace = trace = Trace(self.now)

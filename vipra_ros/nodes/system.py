@@ -19,8 +19,8 @@ from vipra_ros.sim import scene
 
 #: s that a system is given to end after an interrupt.
 END_TIMEOUT = 6.0
-#: The simulated arm, its cameras and the policy share the cores, so a pause of the loop is no danger here as it
-#: is on an arm of metal. ROS parameters of the executor.
+#: ROS parameters of the executor. The simulated arm, its cameras and the policy share the cores, so a pause
+#: of the loop is no danger here as it is on an arm of metal.
 PATIENT = """/**/executor:
   ros__parameters:
     overrun_fault: 5.0
@@ -122,10 +122,6 @@ class System:
             return
         # The reason stands before the notice of the death, in the words of the node itself.
         node = died.partition("] [")[2].partition("]")[0]
-        said = [
-            x
-            for x in lines
-            if x.startswith(f"[{node}]") and any(w in x for w in ("FATAL", "ERROR", "rror: "))
-        ]
+        said = [x for x in lines if x.startswith(f"[{node}]") and any(w in x for w in ("FATAL", "ERROR", "rror: "))]
         what = f"{node} ended" if died else f"the system ended with status {code}"
         raise SessionError(f"{what}: {said[-1] if said else died or 'nothing was said'} (log: {self.log})")

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import ACTION_SPACES, GRIPPER_CONVENTION
-from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
+from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.text import Prompt
@@ -70,13 +70,16 @@ class CheckpointConfig:
     code_version: str = param(doc="version of vipra_ros that trained it")
 
     def __post_init__(self) -> None:
-        same = {"horizon": (self.horizon, self.policy.horizon),
-                "proprio_steps": (self.proprio_steps, self.policy.proprio_steps),
-                "cameras": (len(self.cameras), self.policy.cameras),
-                "codebook_size": (self.vq.codebook_size, self.policy.codebook_size),
-                "code groups": (self.vq.groups, self.policy.code_groups), "grid": (self.vq.grid, self.policy.grid),
-                "image_size": (self.image_size, self.vq.image_size),
-                "attention_order": (self.attention_order == "bidirectional", self.policy.bidirectional_actions)}
+        same = {
+            "horizon": (self.horizon, self.policy.horizon),
+            "proprio_steps": (self.proprio_steps, self.policy.proprio_steps),
+            "cameras": (len(self.cameras), self.policy.cameras),
+            "codebook_size": (self.vq.codebook_size, self.policy.codebook_size),
+            "code groups": (self.vq.groups, self.policy.code_groups),
+            "grid": (self.vq.grid, self.policy.grid),
+            "image_size": (self.image_size, self.vq.image_size),
+            "attention_order": (self.attention_order == "bidirectional", self.policy.bidirectional_actions),
+        }
         for name, (here, there) in same.items():
             if here != there:
                 raise ConfigError(f"checkpoint: {name} is {here} in one place and {there} in another; it was edited")
@@ -135,7 +138,9 @@ class Checkpoint:
         path = Path(path)
         for name in HASHED:
             if not (path / name).exists():
-                raise CheckpointError(f"{path} has no {name}; a checkpoint is complete or refused: train or copy it again")
+                raise CheckpointError(
+                    f"{path} has no {name}; a checkpoint is complete or refused: train or copy it again"
+                )
         try:
             config = build(CheckpointConfig, _json(path / "config.json"), source=f"{path}/config.json")
         except ConfigError as error:
@@ -154,11 +159,20 @@ class Checkpoint:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise CheckpointError(f"{path}/tokenizer.json: unreadable ({error}); copy the checkpoint again") from None
         if tokenizer.get_vocab_size() > config.policy.text_vocab:
-            raise CheckpointError(f"{path}/tokenizer.json has {tokenizer.get_vocab_size()} tokens, the text table "
-                                  f"{config.policy.text_vocab}; it belongs to another checkpoint")
+            raise CheckpointError(
+                f"{path}/tokenizer.json has {tokenizer.get_vocab_size()} tokens, the text table "
+                f"{config.policy.text_vocab}; it belongs to another checkpoint"
+            )
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
-        return cls(config, policy.eval(), vq.to(memory_format=torch.channels_last).eval(), statistics, tokenizer, card,
-                   folder_hash(path))
+        return cls(
+            config,
+            policy.eval(),
+            vq.to(memory_format=torch.channels_last).eval(),
+            statistics,
+            tokenizer,
+            card,
+            folder_hash(path),
+        )
 
     def check(self, profile) -> None:
         """Refuse a robot profile (control.profile.RobotProfile) this policy was not trained for.
@@ -168,12 +182,16 @@ class Checkpoint:
         """
         names = tuple(profile.joint_names)
         if len(names) != len(self.config.joint_names):
-            raise CheckpointError(f"checkpoint drives {len(self.config.joint_names)} joints, robot {profile.name} has "
-                                  f"{len(names)}; use a checkpoint of this robot")
+            raise CheckpointError(
+                f"checkpoint drives {len(self.config.joint_names)} joints, robot {profile.name} has "
+                f"{len(names)}; use a checkpoint of this robot"
+            )
         if names != self.config.joint_names:
             first = next((a, b) for a, b in zip(self.config.joint_names, names) if a != b)
-            raise CheckpointError(f"checkpoint drives joint {first[0]!r} where robot {profile.name} has {first[1]!r}; "
-                                  "use a checkpoint of this robot or its profile")
+            raise CheckpointError(
+                f"checkpoint drives joint {first[0]!r} where robot {profile.name} has {first[1]!r}; "
+                "use a checkpoint of this robot or its profile"
+            )
 
 
 def folder_hash(path: str | Path) -> str:
@@ -201,8 +219,10 @@ def _check_statistics(statistics: dict, config: CheckpointConfig, where: str) ->
         for key in ("mean", "std"):
             values = table.get(key) if isinstance(table, dict) else None
             if not isinstance(values, list) or len(values) != config.policy.action_dim:
-                raise CheckpointError(f"{where}: no {key} of {name} with {config.policy.action_dim} values; "
-                                      "a policy without its statistics cannot act: train or copy it again")
+                raise CheckpointError(
+                    f"{where}: no {key} of {name} with {config.policy.action_dim} values; "
+                    "a policy without its statistics cannot act: train or copy it again"
+                )
             if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
                 raise CheckpointError(f"{where}: {key} of {name} is not finite; compute the statistics again")
 
@@ -219,8 +239,10 @@ def _load_weights(module: torch.nn.Module, path: Path, device: str) -> None:
         raise CheckpointError(f"{path}: weight {key} is unknown; the file belongs to another architecture")
     for key, value in tensors.items():
         if value.shape != expected[key]:
-            raise CheckpointError(f"{path}: weight {key} is {tuple(value.shape)}, expected {tuple(expected[key])}; "
-                                  "config.json belongs to another checkpoint")
+            raise CheckpointError(
+                f"{path}: weight {key} is {tuple(value.shape)}, expected {tuple(expected[key])}; "
+                "config.json belongs to another checkpoint"
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: weight {key} has values that are not finite; the training diverged")
     module.load_state_dict(tensors, assign=True)

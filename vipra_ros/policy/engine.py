@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 def load_engine(checkpoint: Checkpoint, kind: str = "torch", threads: int = 0, euler_steps: int = 0) -> Engine:
-    """An engine by name. `threads`: torch threads of the process, 0 leaves them; `euler_steps`: 0 takes the checkpoint's."""
+    """An engine by name. threads: torch threads of the process, 0 leaves them; euler_steps: 0 takes the checkpoint's."""
     if kind != "torch":
         raise CheckpointError(f"engine = {kind!r}: choose 'torch'")
     return TorchEngine(checkpoint, threads, euler_steps)
@@ -109,8 +109,15 @@ class TorchEngine:
             frames = observation.frames.get(camera)
             if frames is None:
                 raise ObservationError(f"no frames of camera {camera!r}; the checkpoint needs {', '.join(c.cameras)}")
-            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != c.policy.frames or frames.shape[3] != 3:
-                raise ObservationError(f"camera {camera}: {frames.dtype} {frames.shape}; expected uint8 ({c.policy.frames}, H, W, 3)")
+            if (
+                frames.dtype != np.uint8
+                or frames.ndim != 4
+                or frames.shape[0] != c.policy.frames
+                or frames.shape[3] != 3
+            ):
+                raise ObservationError(
+                    f"camera {camera}: {frames.dtype} {frames.shape}; expected uint8 ({c.policy.frames}, H, W, 3)"
+                )
             for f, image in enumerate(frames):
                 key = (camera, observation.frame_stamps[camera][f]) if observation.frame_stamps else None
                 if key in self._codes:
@@ -138,12 +145,16 @@ class TorchEngine:
         joints, needed = observation.joints, max(c.proprio_steps, 1)
         if joints is None or joints.ndim != 2 or joints.shape[1] != c.policy.action_dim or len(joints) < needed:
             given = "none" if joints is None else joints.shape
-            raise ObservationError(f"joints: {given}; the checkpoint needs ({needed}, {c.policy.action_dim}), oldest first")
+            raise ObservationError(
+                f"joints: {given}; the checkpoint needs ({needed}, {c.policy.action_dim}), oldest first"
+            )
         if not np.isfinite(joints).all():
             raise ObservationError("joints are not finite; check /joint_states")
         proprio = None
         if c.proprio_steps:
-            proprio = torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps:])).float()[None].to(self._device)
+            proprio = (
+                torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps :])).float()[None].to(self._device)
+            )
         return joints[-1], proprio
 
 
@@ -154,7 +165,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
         return image
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = image[top:top + side, left:left + side]
+    square = image[top : top + side, left : left + side]
     return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
 
 

@@ -66,7 +66,9 @@ class LeanSampler:
         mark("denoise")
         return x
 
-    def _prefill(self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    def _prefill(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int
+    ) -> list[tuple[Tensor, Tensor]]:
         b, p, d = x.shape
         caches = []
         for i, weights in enumerate(self.layers):
@@ -75,11 +77,14 @@ class LeanSampler:
             keys[:, :, :p], values[:, :, :p] = key, value
             caches.append((keys, values))
             if i + 1 < len(self.layers):
-                x = self._rest(x, F.scaled_dot_product_attention(query, key, value, attn_mask=self._safe(allowed)), weights)
+                x = self._rest(
+                    x, F.scaled_dot_product_attention(query, key, value, attn_mask=self._safe(allowed)), weights
+                )
         return caches
 
-    def _step(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, caches: list[tuple[Tensor, Tensor]],
-              p: int) -> Tensor:
+    def _step(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, caches: list[tuple[Tensor, Tensor]], p: int
+    ) -> Tensor:
         for weights, (keys, values) in zip(self.layers, caches):
             query, key, value = self._qkv(x, weights[0], cosine, sine)
             keys[:, :, p:], values[:, :, p:] = key, value
@@ -90,10 +95,10 @@ class LeanSampler:
         b, n, d = x.shape
         products = F.linear(F.rms_norm(x, (d,), eps=self.eps), weight).view(b, n, 3 * self.heads, d // self.heads)
         products = products.transpose(1, 2)
-        turned = products[:, :2 * self.heads]
+        turned = products[:, : 2 * self.heads]
         first, second = turned.chunk(2, dim=-1)
         turned = turned * cosine + torch.cat([-second, first], dim=-1) * sine
-        return turned[:, :self.heads], turned[:, self.heads:], products[:, 2 * self.heads:]
+        return turned[:, : self.heads], turned[:, self.heads :], products[:, 2 * self.heads :]
 
     def _rest(self, x: Tensor, attended: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         _, out, gate_up, down = weights

@@ -40,10 +40,15 @@ class HistorySettings:
 
     tolerance: float = param(0.05, doc="largest distance of a frame from the time it stands for", unit="s", low=0.0)
     stale_after: float = param(0.5, doc="age of the newest frame at which a camera counts as lost", unit="s", low=0.0)
-    frozen_after: float = param(1.0, doc="time of bit-identical frames, while the robot moves, at which a camera "
-                                "counts as frozen; 0 is off", unit="s", low=0.0)
-    frozen_motion: float = param(0.05, doc="joint path in that time that must have changed the picture", unit="rad",
-                                 low=0.0)
+    frozen_after: float = param(
+        1.0,
+        doc="time of bit-identical frames, while the robot moves, at which a camera counts as frozen; 0 is off",
+        unit="s",
+        low=0.0,
+    )
+    frozen_motion: float = param(
+        0.05, doc="joint path in that time that must have changed the picture", unit="rad", low=0.0
+    )
     keep: float = param(1.0, doc="time that frames are kept", unit="s", low=0.05)
 
 
@@ -73,7 +78,9 @@ class FrameHistory:
         offsets: s, times of an observation's frames relative to its newest one, oldest first, e.g. (-2/15, 0).
     """
 
-    def __init__(self, cameras: tuple[str, ...], offsets: tuple[float, ...], settings: HistorySettings = HistorySettings()):  # noqa: B008
+    def __init__(
+        self, cameras: tuple[str, ...], offsets: tuple[float, ...], settings: HistorySettings = HistorySettings()
+    ):
         self.settings, self.offsets = settings, offsets
         self._cameras = {name: _Camera() for name in cameras}
         self._path = 0.0
@@ -128,8 +135,12 @@ class FrameHistory:
     def frozen(self, camera: str) -> bool:
         """Whether its picture has stayed the same, bit by bit, while the robot moved."""
         s, mine = self.settings, self._cameras[camera]
-        return bool(s.frozen_after and mine.stamps and mine.stamps[-1] - mine.changed > s.frozen_after
-                    and self._path - mine.path_at_change > s.frozen_motion)
+        return bool(
+            s.frozen_after
+            and mine.stamps
+            and mine.stamps[-1] - mine.changed > s.frozen_after
+            and self._path - mine.path_at_change > s.frozen_motion
+        )
 
     def problems(self, now: float) -> tuple[str, ...]:
         """Why a camera is not to be trusted at `now` (the cameras' clock): missing, stale or frozen."""
@@ -139,10 +150,14 @@ class FrameHistory:
             if not camera.stamps:
                 found.append(f"camera {name}: no frame yet; check that it publishes and the topic's name")
             elif age > s.stale_after:
-                found.append(f"camera {name}: newest frame is {age:.2f} s old (limit {s.stale_after:g} s); check the camera")
+                found.append(
+                    f"camera {name}: newest frame is {age:.2f} s old (limit {s.stale_after:g} s); check the camera"
+                )
             elif self.frozen(name):
-                found.append(f"camera {name}: picture frozen for {camera.stamps[-1] - camera.changed:.2f} s while the "
-                             "robot moved; restart the camera")
+                found.append(
+                    f"camera {name}: picture frozen for {camera.stamps[-1] - camera.changed:.2f} s while the "
+                    "robot moved; restart the camera"
+                )
         return tuple(found)
 
     def select(self, now: float) -> Selection:
@@ -158,8 +173,10 @@ class FrameHistory:
                 distance = np.abs(np.asarray(camera.stamps) - (newest + offset))
                 best = int(distance.argmin())
                 if distance[best] > self.settings.tolerance:
-                    missing.append(f"camera {name}: no frame {-offset:.3f} s back, nearest is {distance[best]:.3f} s away "
-                                   f"(tolerance {self.settings.tolerance:g} s)")
+                    missing.append(
+                        f"camera {name}: no frame {-offset:.3f} s back, nearest is {distance[best]:.3f} s away "
+                        f"(tolerance {self.settings.tolerance:g} s)"
+                    )
                 picked.append(best)
             frames[name] = np.stack([camera.images[i] for i in picked])
             stamps[name] = tuple(camera.stamps[i] for i in picked)

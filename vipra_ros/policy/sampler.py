@@ -27,8 +27,9 @@ def draw_noise(policy: FlowPolicy, count: int, seed: int | None) -> Tensor:
 
 
 @torch.inference_mode()
-def sample(policy: FlowPolicy, prefix: Prefix, noise: Tensor, steps: int = 10,
-           mark: Callable[[str], None] = lambda name: None) -> Tensor:
+def sample(
+    policy: FlowPolicy, prefix: Prefix, noise: Tensor, steps: int = 10, mark: Callable[[str], None] = lambda name: None
+) -> Tensor:
     """Normalised actions (b, h, a). `mark(name)` is called as each stage ends, for timing."""
     embedded, present = policy.embed_prefix(prefix)
     cache = DynamicCache()

@@ -4,8 +4,9 @@ Pure: times in s on the clock of the camera stamps go in, a due time comes out. 
 evaluation share it.
 
 `async`: a chunk answers an observation at t0 and carries rows until t0 + execute * period. The next one has
-to arrive `margin` rows before they run out, and it arrives one latency (95th percentile, measured from
-observation to publication) after its own observation, so that one is due at
+to arrive `margin` rows before they run out, and it arrives one latency after its own observation (95th
+percentile from observation to publication, or to the first action where the executor tells), so that one is
+due at
 
     t0 + (execute - ceil(latency / period) - margin) * period,
 
@@ -75,6 +76,9 @@ class Scheduler:
             )
         self.execute, self.period, self.mode, self.rate, self.margin = execute, period, mode, rate, margin
         self.latency = Latency()
+        #: s from observation to action as the executor measured it (95th percentile), NaN before it has: on a
+        #: busy machine a chunk is under way, and waits for its turn, as long as it took to compute.
+        self.delay = math.nan
         self._last: float | None = None
 
     def reset(self) -> None:
@@ -92,9 +96,8 @@ class Scheduler:
         paced = self._last + 1.0 / self.rate if self.rate else -math.inf
         if self.mode == "sync":
             return math.inf if queue_empty_since is None else max(queue_empty_since, paced)
-        p95 = self.latency.percentile(95)
-        latency = 0.0 if math.isnan(p95) else p95
-        rows = replan_steps(self.execute, latency, self.period, self.margin)
+        known = [s for s in (self.latency.percentile(95), self.delay) if math.isfinite(s)]
+        rows = replan_steps(self.execute, max(known, default=0.0), self.period, self.margin)
         return max(self._last + rows * self.period, paced)
 
     def published(self, stamp: float, latency: float) -> None:

@@ -26,7 +26,8 @@ class TokenizerError(ValueError):
 def train_word_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Every lower-cased word of `texts`, in alphabetical order (so the same data give the same ids)."""
     normalise = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    split = pre_tokenizers.Whitespace()
+    # Every punctuation mark alone, so that a quote next to a full stop is not a new word.
+    split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(normalise.normalize_str(text))})
     special = [PAD, UNKNOWN, BEGIN, END, *MARKS]
     vocabulary = {word: i for i, word in enumerate(special + words)}
@@ -79,8 +80,8 @@ class Prompt:
         ids = np.zeros((len(rows), longest), np.int64)
         mask = np.zeros((len(rows), longest), bool)
         for i, row in enumerate(rows):
-            ids[i, longest - len(row):] = row
-            mask[i, longest - len(row):] = True
+            ids[i, longest - len(row) :] = row
+            mask[i, longest - len(row) :] = True
         return ids, mask
 
     def unknown_words(self, instruction: str) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vipra_ros import __version__
 from vipra_ros.control import kinematics
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.data import messages
@@ -108,11 +109,17 @@ def record(lane: Lane, job: Job, out: Path) -> bool:
     except BaseException:
         recorder.bag.discard()
         raise
-    recorder.bag.close({
-        "instruction": start.goal.instruction, "task": job.task, "colour": start.goal.colour, "zone": start.goal.zone,
-        "seed": job.seed, "success": outcome.success, "operator": "scripted-expert", "robot": lane.profile.name,
-        "cameras": list(lane.cameras), "random_start": job.random_start, "seconds": outcome.seconds})
+    recorder.bag.close(meta(lane, job, start, outcome.success, outcome.seconds, job.random_start))
     return outcome.success
+
+
+def meta(lane, job: Job, start: tasks.Start, success: bool, seconds: float, random_start: bool) -> dict:
+    """Description of an episode, as the converter reads it."""
+    goal = start.goal
+    return {"instruction": goal.instruction, "task": job.task, "colour": goal.colour, "zone": goal.zone,
+            "seed": job.seed, "success": success, "operator": "scripted-expert", "robot": lane.profile.name,
+            "cameras": list(lane.cameras), "random_start": random_start, "seconds": round(seconds, 3),
+            "version": __version__}
 
 
 def episode_name(job: Job) -> str:
@@ -151,7 +158,7 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
     jobs = [j for j in jobs if not (out / episode_name(j)).exists()]
     if lane == "fci":
         from .fci_lane import run_jobs
-        results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out)
+        results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out, tuple(cameras))
     elif workers > 1:
         # spawn: a forked child would share the parent's GL context
         pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras)))

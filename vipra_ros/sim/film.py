@@ -17,9 +17,7 @@ SIDE = 384
 EXECUTED, AHEAD, WHITE = (255, 210, 0), (170, 170, 255), (255, 255, 255)
 
 
-def draw_plan(
-    image: np.ndarray, camera: Pinhole, profile: RobotProfile, rows: np.ndarray, execute: int
-) -> None:
+def draw_plan(image: np.ndarray, camera: Pinhole, profile: RobotProfile, rows: np.ndarray, execute: int) -> None:
     """Draw where the rows (H, A) of joint positions take the tool onto `image`, in place.
 
     The rows to execute in yellow with a dot each, the rest in lilac. `camera` is that of `image`.
@@ -47,7 +45,5 @@ def side_by_side(left: np.ndarray, right: np.ndarray | None, captions: Sequence[
     top = SIDE - 20 * len(captions) - 6
     frame[top:] //= 3  # a dark strip keeps the text readable over any scene
     for i, text in enumerate(captions):
-        cv2.putText(
-            frame, text, (8, top + 18 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.45, WHITE, 1, cv2.LINE_AA
-        )
+        cv2.putText(frame, text, (8, top + 18 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.45, WHITE, 1, cv2.LINE_AA)
     return frame

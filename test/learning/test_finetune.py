@@ -1,0 +1,120 @@
+"""Fine-tuning end to end at toy size: it learns, resumes as if never killed, and ships a checkpoint that acts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning import finetune
+from vipra_ros.learning.loop import Interrupted
+from vipra_ros.policy.checkpoint import Checkpoint
+from vipra_ros.policy.engine import load_engine
+from vipra_ros.policy.observation import Observation
+
+
+def log(out, kind):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def trained(data, quantiser, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "ft"
+    path = out.parent / "micro.yaml"
+    path.write_text(f"""
+vq: {quantiser}
+draws: 4
+holdout: 0.2
+evaluate_on: 32
+relative_actions: true
+loop: {{steps: 240, batch: 32, lr: 0.01, warmup_steps: 10, evaluate_every: 120, log_every: 5, bf16: false}}
+policy: {{proprio_steps: 1, backbone: {{width: 32, layers: 1, heads: 2, ffn: 64}}}}
+""")
+    finetune.train(data, out, path)
+    return out
+
+
+def test_loss_and_sampled_error_fall(trained):
+    losses = [row["loss"] for row in log(trained, "train")]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+    first, last = log(trained, "eval")
+    assert last["train_chunk_rad"] < min(first["train_chunk_rad"], 0.6 * last["hold_rad"])
+    # Seven pictures do not teach where an eighth dot is; that they are told apart is what counts here.
+    assert last["chunk_rad"] > last["train_chunk_rad"]
+    assert {"first_rad", "go_first_rad", "stay_first_rad", "gripper_wrong", "train_chunk_rad"} <= last.keys()
+    assert (trained / "loss.png").stat().st_size > 1000
+
+
+def test_checkpoint_acts_as_the_evaluation_said(trained, data):
+    checkpoint = Checkpoint.load(trained / "checkpoint")
+    c = checkpoint.config
+    assert (c.rate, c.frame_stride, c.horizon, c.execute_steps, c.relative_actions) == (15.0, 2, 14, 7, True)
+    assert c.joint_names == tuple(f"fr3_joint{i}" for i in range(1, 8))
+    assert "held out" in checkpoint.card
+    engine = load_engine(checkpoint)
+    engine.warm_up()
+    errors, hold = [], []
+    for episode in data.episodes:
+        t = episode.start
+        frames = np.stack([image for _, image in data.frames("front", t, t + 1)] * 2)
+        state = data.numeric("observation.state")[t : t + 1].astype(float)
+        made = engine.infer(Observation(0.0, {"front": frames}, episode.task, state), seed=3).actions
+        truth = data.numeric("action")[np.minimum(t + np.arange(14), t + episode.length - 1)]
+        errors.append(np.abs(made - truth)[:, :7].mean())
+        hold.append(np.abs(state[0] - truth)[:, :7].mean())
+    assert np.mean(errors) < 0.6 * np.mean(hold)
+
+
+def test_killed_and_resumed_equals_uninterrupted(data, preset, tmp_path):
+    whole, cut = tmp_path / "a" / "ft", tmp_path / "b" / "ft"
+    finetune.train(data, whole, preset)
+    original = finetune.run
+    try:
+        for stop in (7, 23):
+            finetune.run = lambda job, config, out, stop=stop: original(job, config, out, lambda s: s.step >= stop)
+            with pytest.raises(Interrupted, match=str(stop)):
+                finetune.train(data, cut, preset)
+    finally:
+        finetune.run = original
+    finetune.train(data, cut, preset)
+    mine, theirs = log(cut, "train"), log(whole, "train")
+    assert [r["step"] for r in mine] == [r["step"] for r in theirs] == list(range(1, 41))
+    assert [r["loss"] for r in mine] == [r["loss"] for r in theirs]
+    assert Checkpoint.load(cut / "checkpoint").hash == Checkpoint.load(whole / "checkpoint").hash
+    # A finished run is not trained further by the same command.
+    finetune.train(data, cut, preset)
+    assert len(log(cut, "train")) == 40
+
+
+def test_init_takes_the_network_over_and_refuses_another_shape(trained, data, tmp_path):
+    preset = trained.parent / "micro.yaml"
+    overrides = {"vq": "", "loop.steps": 1, "loop.lr": 0.0}
+    finetune.train(data, tmp_path / "ft", preset, trained / "checkpoint", overrides)
+    mine, theirs = (Checkpoint.load(p / "checkpoint").policy.state_dict() for p in (tmp_path / "ft", trained))
+    assert all((mine[k] == theirs[k]).all() for k in theirs)
+    for key, value in {"policy.horizon": 10, "frame_stride": 1}.items():
+        with pytest.raises(ConfigError, match=key.split(".")[-1]):
+            finetune.train(data, tmp_path / "x", preset, trained / "checkpoint", overrides | {key: value})
+
+
+@pytest.mark.parametrize(
+    "overrides, word",
+    [
+        ({"policy.grid": 8}, "follows from the data"),
+        ({"vq": ""}, "trained frame quantiser"),
+        ({"loop.steps": 5, "loop.minutes": 5}, "exactly one"),
+        ({"policy.unheard": 1}, "unheard"),
+        ({"vq.path": "x"}, "not a table"),
+        ({"loop.lr": "fast"}, "number"),
+    ],
+)
+def test_mistakes_in_the_configuration_are_named(data, preset, tmp_path, overrides, word):
+    with pytest.raises(ConfigError, match=word):
+        finetune.train(data, tmp_path / "ft", preset, overrides=overrides)
+
+
+def test_state_of_another_configuration_is_refused(data, preset, tmp_path):
+    finetune.train(data, tmp_path / "ft", preset, overrides={"loop.steps": 1})
+    with pytest.raises(ConfigError, match="new output folder"):
+        finetune.train(data, tmp_path / "ft", preset, overrides={"loop.steps": 2, "relative_actions": True})

@@ -1,0 +1,89 @@
+"""The loop's schedule, log and averaging."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning.loop import LoopConfig, State, averaged, learning_rate_scale, run
+
+
+class Line:
+    """y = 3 x, one weight."""
+
+    def __init__(self):
+        self.model = torch.nn.Linear(1, 1, bias=False)
+        self.hidden_matrices = []
+        self.identity = "line"
+        self.exported = []
+
+    def loss(self, generator, progress):
+        x = torch.randn(8, 1, generator=generator)
+        return (self.model(x) - 3 * x).pow(2).mean(), {}
+
+    def after_step(self, generator, step, progress):
+        pass
+
+    def evaluate(self):
+        return {"off": abs(self.model.weight.item() - 3)}
+
+    def export(self, figures, state):
+        self.exported.append((state.step, self.model.weight.item()))
+
+
+def test_learns_logs_and_plots(tmp_path):
+    job = Line()
+    state = run(
+        job,
+        LoopConfig(steps=100, batch=8, lr=0.2, warmup_steps=0, bf16=False, ema=0.9, evaluate_every=40, log_every=10),
+        tmp_path,
+    )
+    assert state.step == 100 and state.samples == 800
+    assert [step for step, _ in job.exported] == [40, 80, 100] and abs(job.exported[-1][1] - 3) < 0.2
+    # The exported weight is the average, the one left in the model is not.
+    assert job.exported[-1][1] != job.model.weight.item()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {"samples_per_s", "grad_norm", "lr_scale", "loss"} <= rows[0].keys() and (tmp_path / "loss.png").exists()
+
+
+def test_budget_in_minutes_ends_and_fits_the_schedule(tmp_path):
+    state = run(Line(), LoopConfig(minutes=0.01, batch=8, lr=0.1, bf16=False, warmup_steps=0, log_every=1), tmp_path)
+    assert 0.6 <= state.seconds < 3.0
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"train"' in line]
+    assert rows[-1]["lr_scale"] < 0.1 < rows[0]["lr_scale"]
+
+
+def test_schedule():
+    config = LoopConfig(steps=100, warmup_steps=10, final_lr=0.1)
+    assert learning_rate_scale(config, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate_scale(config, 50, 0.5) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert learning_rate_scale(config, 100, 1.0) == pytest.approx(0.1)
+    assert learning_rate_scale(LoopConfig(steps=9, schedule="constant", warmup_steps=0), 5, 0.9) == 1.0
+    assert math.isclose(learning_rate_scale(config, 50, 2.0), 0.1)
+
+
+def test_average_stands_in_only_inside_the_with():
+    model = torch.nn.Linear(2, 2)
+    kept = model.weight.detach().clone()
+    with averaged(model, [torch.zeros_like(p) for p in model.parameters()]):
+        assert not model.weight.any()
+    assert torch.equal(model.weight, kept)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    job = Line()
+    torch.nn.init.constant_(job.model.weight, float("nan"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        run(job, LoopConfig(steps=5, bf16=False), tmp_path)
+
+
+def test_one_of_steps_and_minutes():
+    for wrong in (dict(), dict(steps=5, minutes=5.0)):
+        with pytest.raises(ConfigError, match="exactly one"):
+            LoopConfig(**wrong)
+
+
+def test_a_state_is_a_step_a_time_and_a_count():
+    assert vars(State()) == dict(step=0, seconds=0.0, samples=0)

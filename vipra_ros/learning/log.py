@@ -1,0 +1,64 @@
+"""The record of a run: JSON lines, a line on the terminal, and the plot."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+#: s between lines on a terminal and in a file.
+SHOWN_EVERY = (1.0, 15.0)
+POSITION = ("kind", "step", "seconds", "samples")
+
+
+class Log:
+    """Rows of `path`, log.jsonl. Rows after `step`, where a resumed run stands, are dropped.
+
+    end: text behind the step on the terminal, the goal of the run.
+    """
+
+    def __init__(self, path: Path, end: str, step: int):
+        self.path, self.end = path, end
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+        self.rows = [row for row in rows if step and row["step"] <= step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self._shown = 0.0
+
+    def write(self, kind: str, step: int, seconds: float, samples: int, figures: dict[str, float]) -> None:
+        """One row; `kind` is train or eval."""
+        row = dict(zip(POSITION, (kind, step, round(seconds, 2), samples))) | figures
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if kind == "eval":
+            self.plot()
+        now = time.monotonic()
+        if kind == "eval" or now - self._shown > SHOWN_EVERY[not sys.stderr.isatty()]:
+            self._shown = now
+            text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, (int, float)))
+            print(f"[{kind}] step {step}{self.end}, {seconds / 60:.1f} min  {text}", file=sys.stderr, flush=True)
+
+    def plot(self) -> None:
+        """Training loss and the first ten held-out figures against samples, loss.png beside the log."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        train = [row for row in self.rows if row["kind"] == "train"]
+        held = [row for row in self.rows if row["kind"] == "eval"]
+        last = held[-1] if held else {}
+        names = [k for k, v in last.items() if k not in POSITION and isinstance(v, (int, float))]
+        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
+        axes[0].semilogy([r["samples"] for r in train], [max(r["loss"], 1e-12) for r in train], lw=0.7)
+        axes[0].set(title="training loss", xlabel="samples")
+        for name in names[:10]:
+            values = [r.get(name, float("nan")) for r in held]
+            axes[1].plot([r["samples"] for r in held], values, marker=".", label=name)
+        axes[1].set(title="held out", xlabel="samples", yscale="log")
+        if names:
+            axes[1].legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(self.path.with_name("loss.png"), dpi=110)
+        pyplot.close(figure)
