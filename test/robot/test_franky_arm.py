@@ -48,6 +48,9 @@ def server():
 @pytest.fixture
 def arm(server):
     arm = FrankyArm(PROFILE, HOST, "ignore")
+    # The controller's own clock: a simulated one falls behind the wall on a machine short of processors, by 17 %
+    # at worst seen, and then wall time would measure the machine instead of the arm.
+    arm._clock = lambda: arm._robot.state.time.to_sec()
     deadline = time.monotonic() + 3.0
     while np.abs(arm.state().dq).max() > 0.01 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -55,28 +58,16 @@ def arm(server):
     arm.close()
 
 
-def aligned(times, ours, theirs, most=0.06):
-    """Mean over time of the largest joint difference (rad), with the delay (s, up to `most`) that fits best.
-
-    The controller's clock falls behind the wall on a machine that is short of processors.
-    """
-    delays = np.arange(0.0, most, 0.002)
-    moved = [np.column_stack([np.interp(times - d, times, column) for column in ours.T]) for d in delays]
-    return min(np.abs(m - theirs).max(1).mean() for m in moved)
-
-
 def run(core, arm, seconds, each=None, rate=100.0):
-    """The control loop in wall time; returns [(time, commanded by us, q_d, q)]."""
-    log, begin, count = [], time.monotonic(), 0
-    while time.monotonic() - begin < seconds:
-        now = time.monotonic()
+    """The control loop for a while of the arm's clock; returns [(time, commanded by us, q_d, q)]."""
+    log, begin = [], arm._clock()
+    while (now := arm._clock()) - begin < seconds:
         if each:
             each(now)
         state = arm.state()
-        core.tick(time.monotonic(), state)
+        core.tick(state.time, state)
         log.append((state.time, core.reference().at(state.time)[0], state.q_d, state.q))
-        count += 1
-        time.sleep(max(0.0, begin + count / rate - time.monotonic()))
+        time.sleep(1 / rate)
     return log
 
 
@@ -92,10 +83,10 @@ def test_limits_are_clamped_at_connect(arm):
 
 def test_twelve_chunks_of_a_sine_are_tracked(arm):
     core = ExecutorCore(PROFILE, ExecutorSettings(), arm, PreviewHand(), recover_robot=arm.recover)
-    core.tick(time.monotonic(), arm.state())
+    core.tick(arm._clock(), arm.state())
     centre = arm.state().q_d
-    assert core.arm(time.monotonic()).success
-    begin, sent = time.monotonic(), 0
+    assert core.arm(arm._clock()).success
+    begin, sent = arm._clock(), 0
     amplitude = 0.2 * np.array([1, 0, 1, 1, 0, 1, 0])
 
     def path(t):
@@ -115,25 +106,25 @@ def test_twelve_chunks_of_a_sine_are_tracked(arm):
     wanted = np.array([path(t)[:7] for t in times])
     status = core.status
     assert sent == 12 and status.accepted == 12 and status.faults == 0, status.reasons
-    assert aligned(times, wanted, q) < 0.02
-    assert aligned(times, ours, q_d) < 0.005, "franky goes the way that the limiter planned"
+    assert np.abs(q - wanted).max(1).mean() < 0.02
+    assert np.abs(q_d - ours).max(1).mean() < 0.005, "franky goes the way that the limiter planned"
     assert status.limiter_active < 0.1
-    core.stop(time.monotonic())
+    core.stop(arm._clock())
     run(core, arm, 0.6)
     assert core.machine.state is State.IDLE and np.abs(arm.state().dq).max() < 0.02
 
 
 def test_stop_brakes_and_gives_up_control(arm):
     core = ExecutorCore(PROFILE, ExecutorSettings(start_ramp=0.0, start_speed=1.0), arm, PreviewHand())
-    core.tick(time.monotonic(), arm.state())
-    assert core.arm(time.monotonic()).success
+    core.tick(arm._clock(), arm.state())
+    assert core.arm(arm._clock()).success
     start = arm.state().q_d
     rows = np.array([np.append(start + (k + 1) * 0.02 * np.array([1, 0, 0, 0, 0, 0, 1.0]), 1.0) for k in range(14)])
-    chunk = ActionChunk(time.monotonic(), 1, T, rows[:7], rows[7:], joint_names=PROFILE.joint_names)
-    assert core.offer(chunk, time.monotonic())
+    chunk = ActionChunk(arm._clock(), 1, T, rows[:7], rows[7:], joint_names=PROFILE.joint_names)
+    assert core.offer(chunk, arm._clock())
     run(core, arm, 0.3)
     moving = np.abs(arm.state().dq_d).max()
-    asked = time.monotonic()
+    asked = arm._clock()
     core.stop(asked)
     log = run(core, arm, 0.5)
     assert moving > 0.15

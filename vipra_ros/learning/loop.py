@@ -235,7 +235,7 @@ def learning_rate_scale(config: LoopConfig, step: int, progress: float) -> float
 
 
 def _optimisers(job: Job, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon (Jordan et al. 2024) for the hidden matrices when asked; norms, biases and tables do not decay."""
+    """AdamW, and Muon (Jordan et al. 2024) for the hidden matrices when asked; norms, biases, tables do not decay."""
     hidden = {id(p) for p in job.hidden_matrices} if config.muon_lr else set()
     rest = [p for p in job.model.parameters() if p.requires_grad and id(p) not in hidden]
     tables = {id(m.weight) for m in job.model.modules() if isinstance(m, nn.Embedding)}

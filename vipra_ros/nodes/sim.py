@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import json
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import cv2
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
@@ -64,7 +66,7 @@ class SimNode(Node):
         self._clock_out = self.create_publisher(Clock, "/clock", 10) if s.publish_clock else None
         self.create_service(ResetScene, "sim/reset", self._reset)
         self._judge_lock = threading.Lock()
-        self._running = threading.Event()
+        self._running, self._failure = threading.Event(), None
         self._draw = threading.Thread(target=self._draw_loop, name="cameras", daemon=True)
 
     def __enter__(self) -> SimNode:
@@ -111,7 +113,18 @@ class SimNode(Node):
                     "seed": self._seed, "elapsed": round(elapsed, 3)}
         self._outcome_out.publish(String(data=json.dumps(text)))
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What killed the physics or the cameras, if anything."""
+        return self.server.failure or self._failure
+
     def _draw_loop(self) -> None:
+        try:
+            self._draw_until_stopped()
+        except BaseException as error:  # blind is dead: main ends the process
+            self._failure = error
+
+    def _draw_until_stopped(self) -> None:
         eyes = Eyes(self.server.world.model, self.settings.image_size, self.settings.fine_meshes)
         period, due = 1.0 / self.settings.camera_rate, time.monotonic()
         while self._running.is_set():
@@ -156,24 +169,20 @@ class SimNode(Node):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the node until it is told to stop; a dead physics thread ends the process with an error."""
-    rclpy.init(args=args)
+    """Run the node until SIGINT or SIGTERM; a dead physics thread ends the process with an error."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    ending = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.set())
     node = SimNode()
-    code = 0
-    try:
-        with node:
-            while rclpy.ok() and node.server.failure is None:
-                rclpy.spin_once(node, timeout_sec=0.1)
-            if node.server.failure is not None:
-                node.get_logger().fatal(f"physics ended: {node.server.failure!r}")
-                code = 1
-    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        pass
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    if code:
-        raise SystemExit(code)
+    with node:
+        while not ending.is_set() and node.failure is None:
+            rclpy.spin_once(node, timeout_sec=0.1)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    if node.failure is not None:
+        print(f"sim: ended: {type(node.failure).__name__}: {node.failure}", flush=True)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 def load_engine(checkpoint: Checkpoint, kind: str = "torch", threads: int = 0, euler_steps: int = 0) -> Engine:
-    """An engine by name. threads: torch threads of the process, 0 leaves them; euler_steps: 0 takes the checkpoint's."""
+    """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's."""
     if kind != "torch":
         raise CheckpointError(f"engine = {kind!r}: choose 'torch'")
     return TorchEngine(checkpoint, threads, euler_steps)

@@ -73,9 +73,7 @@ class FrankyArm:
             (robot.joint_jerk_limit, p.clamp_jerk, p.jerk),
         ):
             # franky's own maxima are the Panda's; they can only be lowered
-            limit.set(
-                np.minimum.reduce([np.full(JOINTS, clamp), np.asarray(own, float), np.asarray(limit.max)])
-            )
+            limit.set(np.minimum.reduce([np.full(JOINTS, clamp), np.asarray(own, float), np.asarray(limit.max)]))
         robot.set_collision_behavior(list(p.collision_torque), list(p.collision_force))
         if p.load.mass > 0:
             robot.set_load(p.load.mass, list(p.load.centre), list(p.load.inertia))
@@ -92,9 +90,7 @@ class FrankyArm:
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))
         with self._lock:
-            self._robot.move(
-                franky.JointWaypointMotion(points, return_when_finished=False), asynchronous=True
-            )
+            self._robot.move(franky.JointWaypointMotion(points, return_when_finished=False), asynchronous=True)
 
     def stop(self, now: float) -> None:
         """Brake within franky's clamped limits and give up control."""

@@ -30,9 +30,7 @@ class ConnectionSettings:
         choices=("enforce", "ignore"),
     )
     hand: bool = param(True, doc="whether the arm has a hand")
-    connect_timeout: float = param(
-        30.0, doc="how long to wait for the arm at start", unit="s", low=0.0, high=600.0
-    )
+    connect_timeout: float = param(30.0, doc="how long to wait for the arm at start", unit="s", low=0.0, high=600.0)
 
 
 def connect(
