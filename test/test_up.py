@@ -126,6 +126,17 @@ def test_the_end_of_another_process_is_only_reported(run):
     assert r.process.wait(timeout=10) == 143 and r.left() == []
 
 
+def test_nothing_is_left_when_the_manager_itself_is_killed(run):
+    r = run([("executor-1", "calm"), ("policy-2", "calm")], ["executor-1"])
+    r.wait_started()
+    r.process.kill()
+    r.process.wait()
+    until = time.monotonic() + 3.0
+    while r.left() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert r.left() == []
+
+
 def test_the_real_system_starts_and_ends(tmp_path):
     """`vipra up sim`: the simulated controller, the executor connected to it through franky, Ctrl-C."""
     for module in ("rclpy", "franky", "mujoco"):

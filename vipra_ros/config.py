@@ -99,7 +99,8 @@ def share(*parts: str) -> Path:
         path = Path(prefix, "share", "vipra_ros", *parts)
         if prefix and path.exists():
             return path
-    raise ConfigError(f"{'/'.join(parts)} is not in the package; looked beside {candidates[0]} and in AMENT_PREFIX_PATH")
+    name = "/".join(parts)
+    raise ConfigError(f"{name} is not in the package; looked in {candidates[0]} and in AMENT_PREFIX_PATH")
 
 
 def _checked(value: Any, hint: Any, f: dataclasses.Field, where: str) -> Any:

@@ -7,20 +7,41 @@ here are the rules of ending: Ctrl-C sends SIGINT, as a terminal and `ros2 launc
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from honcho import manager as honcho_manager
 from honcho.manager import Manager
 from honcho.printer import Message
+from honcho.process import Popen, Process
 
 from vipra_ros import graph
 
 #: s between SIGINT and SIGKILL. A limited stop of the arm takes less than one; within 3 s all has ended.
 GRACE = 2.0
+
+
+def _end_with_parent(number: int) -> None:
+    """Linux sends this process the signal `number` when its parent is gone, however the parent went."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+class _Process(Process):
+    """A node and honcho's reader of its output. When `vipra up` is killed, the reader goes and the node stops."""
+
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+        self._child_ctor = partial(Popen, preexec_fn=lambda: _end_with_parent(signal.SIGINT))
+
+    def run(self, events=None, ignore_signals=False):
+        _end_with_parent(signal.SIGKILL)
+        super().run(events, ignore_signals)
 
 
 class _Printer:
@@ -46,6 +67,7 @@ class System(Manager):
 
     def __init__(self, required: Sequence[str]):
         super().__init__(printer=_Printer())
+        self._process_ctor = _Process
         self.required = frozenset(required)
         self.failed = ""  # the required process that ended first
 

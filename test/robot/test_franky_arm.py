@@ -111,7 +111,8 @@ def test_twelve_chunks_of_a_sine_are_tracked(arm):
     assert status.limiter_active < 0.1
     core.stop(arm._clock())
     run(core, arm, 0.6)
-    assert core.machine.state is State.IDLE and np.abs(arm.state().dq).max() < 0.02
+    assert core.machine.state is State.IDLE, core.machine.reasons
+    assert np.abs(arm.state().dq).max() < 0.02
 
 
 def test_stop_brakes_and_gives_up_control(arm):

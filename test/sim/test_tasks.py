@@ -41,7 +41,8 @@ def _snapshot(time=0.0, tcp=(0.5, 0.0, 0.3), **cubes):
 @pytest.mark.parametrize(("goal", "yes", "no"), [
     (tasks.Goal("reach", "red", "yellow", ""), _snapshot(tcp=(0.51, 0.01, 0.14)), _snapshot(tcp=(0.51, 0.01, 0.30))),
     (tasks.Goal("lift", "blue", "yellow", ""), _snapshot(blue=(0.5, 0, 0.12)), _snapshot(blue=(0.5, 0, 0.06))),
-    (tasks.Goal("push", "green", "purple", ""), _snapshot(green=(0.5, -0.22, 0.025)), _snapshot(green=(0.5, 0.22, 0.025))),
+    (tasks.Goal("push", "green", "purple", ""), _snapshot(green=(0.5, -0.22, 0.025)),
+     _snapshot(green=(0.5, 0.22, 0.025))),
 ])
 def test_predicates(goal, yes, no):
     assert tasks.achieved(goal, yes)

@@ -12,9 +12,7 @@ from vipra_ros.control.profile import JOINTS, RobotProfile
 ROW_ITERATIONS = 12
 
 
-def absolute(
-    profile: RobotProfile, action_space: str, rows: np.ndarray, base: np.ndarray, skip: int
-) -> np.ndarray:
+def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: np.ndarray, skip: int) -> np.ndarray:
     """Absolute joint positions (H, 7) of action rows (H, A), gripper column ignored.
 
     Args:

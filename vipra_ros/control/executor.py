@@ -36,7 +36,7 @@ HISTORY = 1.0
 #: rad; the home pose counts as reached within.
 HOME_TOLERANCE = 0.01
 #: Waypoints nearer than this share of the row period are left to the next one: the arm is on its way there.
-LEAST_GAP = 0.3
+LEAST_GAP = 0.6
 #: s; a longer motion is handed to the arm again, so that its clock and ours cannot drift apart.
 RESTREAM = 0.5
 _RUNS = (State.ARMED, State.RUNNING, State.HOLD, State.STOPPING)
@@ -95,9 +95,7 @@ class ExecutorCore(Operator):
                 try:
                     verdict = self._take(chunk, now)
                 except Exception as error:  # a defect of ours must stop the arm, not the process
-                    self._fault(
-                        FaultCode.INTERNAL, f"{type(error).__name__}: {error}; report it with the log", now
-                    )
+                    self._fault(FaultCode.INTERNAL, f"{type(error).__name__}: {error}; report it with the log", now)
                     verdict = Verdict(Reason.NOT_READY, self.machine.reasons[-1])
             if not verdict:
                 self.telemetry.last_rejection = str(verdict)
@@ -108,18 +106,12 @@ class ExecutorCore(Operator):
         machine = self.machine
         if machine.state not in (State.ARMED, State.RUNNING) or self._homing:
             what = "on its way home" if self._homing else machine.state.name
-            return Verdict(
-                Reason.NOT_READY, f"the executor is {what}; call executor/arm when it stands still"
-            )
+            return Verdict(Reason.NOT_READY, f"the executor is {what}; call executor/arm when it stands still")
         commit, on_grid = self._commit(now)
         actions, ahead = np.asarray(chunk.actions, float), np.asarray(chunk.lookahead, float)
         rows = np.vstack([actions, ahead]) if ahead.size else actions
         times = chunk.stamp + chunk.step_period * np.arange(1, len(rows) + 1)
-        late = (
-            int(np.sum(times < commit + LEAST_STEP * chunk.step_period))
-            if self.settings.mode == "async"
-            else 0
-        )
+        late = int(np.sum(times < commit + LEAST_STEP * chunk.step_period)) if self.settings.mode == "async" else 0
         if late >= len(actions):
             self.timeline.late += len(actions)
             return Verdict(
@@ -190,9 +182,7 @@ class ExecutorCore(Operator):
             try:
                 self._tick(now, state)
             except Exception as error:
-                self._fault(
-                    FaultCode.INTERNAL, f"{type(error).__name__}: {error}; report it with the log", now
-                )
+                self._fault(FaultCode.INTERNAL, f"{type(error).__name__}: {error}; report it with the log", now)
 
     def _tick(self, now: float, state: RobotState) -> None:
         passed = now - self._tick_time if np.isfinite(self._tick_time) else 0.0
@@ -200,9 +190,7 @@ class ExecutorCore(Operator):
         self.telemetry.ticks.note(now)
         self._look_at_robot(now, state, passed)
         machine = self.machine
-        if machine.state in (State.IDLE, State.FAULT) and not (
-            self._reference and self._reference.moving(now)
-        ):
+        if machine.state in (State.IDLE, State.FAULT) and not (self._reference and self._reference.moving(now)):
             if self._braking:
                 self._braking = False
                 self._send(lambda: self.sink.stop(now), now)
@@ -283,9 +271,7 @@ class ExecutorCore(Operator):
 
     def _stream(self, now: float) -> None:
         period = self.timeline.period if np.isfinite(self.timeline.period) else HOME_PERIOD
-        points = self._reference.waypoints_after(now, LEAST_GAP * period) or self._reference.waypoints_after(
-            now
-        )
+        points = self._reference.waypoints_after(now, LEAST_GAP * period) or self._reference.waypoints_after(now)
         self._streamed = now
         if points:
             self._send(lambda: self.sink.stream(points, now), now)
@@ -333,9 +319,7 @@ class ExecutorCore(Operator):
         try:
             self.sink.stop(now)
         except Exception as error:
-            self.machine.fault(
-                FaultCode.SINK, f"{type(error).__name__}: {error}; use the emergency stop", now
-            )
+            self.machine.fault(FaultCode.SINK, f"{type(error).__name__}: {error}; use the emergency stop", now)
 
     def _follow_measured(self, now: float) -> None:
         if self._state is not None:
@@ -346,9 +330,7 @@ class ExecutorCore(Operator):
         """Where the arm is commanded to be: q_d, unless it is no use (not in control, far off)."""
         q, q_d = np.asarray(self._state.q, float), np.asarray(self._state.q_d, float)
         usable = (
-            q_d.shape == q.shape
-            and np.all(np.isfinite(q_d))
-            and np.abs(q_d - q).max() < self.settings.tracking_limit
+            q_d.shape == q.shape and np.all(np.isfinite(q_d)) and np.abs(q_d - q).max() < self.settings.tracking_limit
         )
         return q_d if usable else q
 

@@ -138,9 +138,7 @@ def pose_error(pose: np.ndarray, goal: np.ndarray) -> np.ndarray:
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
     """Axis times angle (..., 3) of a rotation matrix (..., 3, 3); exact up to and at half a turn."""
     r = np.asarray(rotation, float)
-    axis = 0.5 * np.stack(
-        [r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1
-    )
+    axis = 0.5 * np.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
     sin = np.linalg.norm(axis, axis=-1, keepdims=True)
     cos = 0.5 * (np.trace(r, axis1=-2, axis2=-1)[..., None] - 1.0)
     angle = np.arctan2(sin, cos)

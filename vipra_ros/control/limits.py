@@ -110,9 +110,7 @@ class Limiter:
 
     # --- targets -------------------------------------------------------------------------------------------
 
-    def _targets(
-        self, q0: np.ndarray, q: np.ndarray, dq: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, list[Limited]]:
+    def _targets(self, q0: np.ndarray, q: np.ndarray, dq: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Limited]]:
         """Rows inside position margins and workspace, with velocities that the limits allow there."""
         p = self.profile
         clipped = np.minimum(np.maximum(q, p.lower), p.upper)
@@ -155,13 +153,9 @@ class Limiter:
             speed = np.minimum(speed, VELOCITY_SHARE * np.maximum(0.0, own))
         return speed
 
-    def _row(
-        self, state: State, time: float, q: np.ndarray, dq: np.ndarray, scale: float, flag: Limited
-    ) -> Segment:
+    def _row(self, state: State, time: float, q: np.ndarray, dq: np.ndarray, scale: float, flag: Limited) -> Segment:
         period = time - state.time
-        down, up = (
-            np.maximum(CREEP, np.minimum(scale * self.velocity, x)) for x in self._allowed(state.q, period)
-        )
+        down, up = (np.maximum(CREEP, np.minimum(scale * self.velocity, x)) for x in self._allowed(state.q, period))
         dq = np.minimum(np.maximum(dq, -0.999 * down), 0.999 * up)
         i = self._input
         i.control_interface = ruckig.ControlInterface.Position
@@ -170,10 +164,7 @@ class Limiter:
         i.max_velocity, i.min_velocity, i.minimum_duration = up, -down, period
         trajectory = ruckig.Trajectory(JOINTS)
         try:
-            if (
-                self._all.calculate(i, trajectory) == ruckig.Result.Working
-                and trajectory.duration <= period + 1e-6
-            ):
+            if self._all.calculate(i, trajectory) == ruckig.Result.Working and trajectory.duration <= period + 1e-6:
                 segment = Segment(state.time, time, (trajectory,), flag)
                 if self._holds(state, segment).all():
                     return segment
@@ -282,9 +273,7 @@ class Limiter:
         near = np.any(q - p.lower < self._far) or np.any(p.upper - q < self._far)
         if p.velocity_offset and near:
             slow, fast = p.velocity_bounds(q)
-            good &= np.all(
-                (dq <= np.maximum(0.97 * fast, CREEP)) & (dq >= np.minimum(0.97 * slow, -CREEP)), 0
-            )
+            good &= np.all((dq <= np.maximum(0.97 * fast, CREEP)) & (dq >= np.minimum(0.97 * slow, -CREEP)), 0)
         rest = q[-1] + self._halt(dq[-1], points[-1][2])
         return good & (rest >= low) & (rest <= high)
 

@@ -53,9 +53,7 @@ class Operator:
         with self._lock:
             if not self.machine.can(Event.STOP):
                 self._send(lambda: self.sink.stop(now), now)
-                return Result(
-                    True, f"already in {self.machine.state.name}; the arm was told to stop once more"
-                )
+                return Result(True, f"already in {self.machine.state.name}; the arm was told to stop once more")
             self._stop_for(Event.STOP, now)
             if self.machine.state is State.IDLE:
                 self._send(lambda: self.sink.stop(now), now)
@@ -87,7 +85,7 @@ class Operator:
                 stamp=now,
                 period=HOME_PERIOD,
                 q=rows,
-                gripper=np.zeros(len(rows)),
+                gripper=np.full(len(rows), 1.0 if self.settings.home_gripper == "open" else 0.0),
                 execute=len(rows),
                 chunk_id=-1,
                 task_id=-1,

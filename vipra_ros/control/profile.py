@@ -64,9 +64,7 @@ class RobotProfile:
         (), doc="deceleration of the position-dependent velocity limit", unit="rad/s^2"
     )
     position_margin: float = param(0.05, doc="distance kept from the position limits", unit="rad", low=0.02)
-    clamp_velocity: float = param(
-        2.0, doc="velocity never asked for, whatever the robot allows", unit="rad/s", low=0.1
-    )
+    clamp_velocity: float = param(2.0, doc="velocity never asked for, whatever the robot allows", unit="rad/s", low=0.1)
     clamp_acceleration: float = param(7.0, doc="acceleration never asked for", unit="rad/s^2", low=0.5)
     clamp_jerk: float = param(3500.0, doc="jerk never asked for", unit="rad/s^3", low=100.0)
     dynamics_factor: float = param(
@@ -114,23 +112,15 @@ class RobotProfile:
         ):
             if len(getattr(self, key)) != JOINTS:
                 raise ConfigError(f"{self.name}: {key} has {len(getattr(self, key))} values; give {JOINTS}")
-        if len(self.velocity_offset) not in (0, JOINTS) or len(self.velocity_offset) != len(
-            self.velocity_deceleration
-        ):
-            raise ConfigError(
-                f"{self.name}: velocity_offset and velocity_deceleration need 7 values each, or none"
-            )
+        if len(self.velocity_offset) not in (0, JOINTS) or len(self.velocity_offset) != len(self.velocity_deceleration):
+            raise ConfigError(f"{self.name}: velocity_offset and velocity_deceleration need 7 values each, or none")
         if not np.all(np.less(self.q_min, self.q_max)):
             raise ConfigError(f"{self.name}: q_min must lie below q_max for every joint")
         box = self.workspace
         if len(box.low) != 3 or len(box.high) != 3 or not np.all(np.less(box.low, box.high)):
-            raise ConfigError(
-                f"{self.name}: workspace low {box.low} must lie below high {box.high}, 3 values each"
-            )
+            raise ConfigError(f"{self.name}: workspace low {box.low} must lie below high {box.high}, 3 values each")
         if np.any(self.home_q < self.lower) or np.any(self.home_q > self.upper):
-            raise ConfigError(
-                f"{self.name}: home {self.home} lies beyond the position limits less the margin"
-            )
+            raise ConfigError(f"{self.name}: home {self.home} lies beyond the position limits less the margin")
 
     @cached_property
     def lower(self) -> np.ndarray:
@@ -192,8 +182,7 @@ class RobotProfile:
         for key, values in reported.items():
             if key not in ("q_min", "q_max", "velocity", "acceleration", "jerk"):
                 raise ConfigError(
-                    f"{self.name}: a robot cannot tighten {key!r}; give q_min, q_max, velocity, "
-                    f"acceleration or jerk"
+                    f"{self.name}: a robot cannot tighten {key!r}; give q_min, q_max, velocity, acceleration or jerk"
                 )
             stricter = np.maximum if key == "q_min" else np.minimum
             changes[key] = tuple(float(v) for v in stricter(getattr(self, key), np.asarray(values, float)))

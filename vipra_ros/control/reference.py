@@ -18,8 +18,6 @@ import numpy as np
 
 from vipra_ros.control.chunk import Waypoint
 
-#: s; long segments (stops) are handed on as waypoints no further apart than this.
-WAYPOINT_SPACING = 1 / 15
 #: rad/s and rad/s^2 below which a state counts as rest.
 REST_VELOCITY, REST_ACCELERATION = 1e-6, 1e-3
 
@@ -153,22 +151,12 @@ class Reference:
 
     @property
     def waypoints(self) -> tuple[Waypoint, ...]:
-        """Points for the arm's own generator: the end of every row, and a stop in steps."""
+        """Points for the arm's own generator: the end of every row, and where the stop ends."""
         return self.waypoints_after(-np.inf)
 
     def waypoints_after(self, time: float, least: float = 0.0) -> tuple[Waypoint, ...]:
-        """The waypoints later than `time + least` (s)."""
-        points = []
-        for segment in self.segments:
-            if segment.end <= time + least:
-                continue
-            steps = (
-                1
-                if segment.row
-                else max(1, int(np.ceil((segment.end - segment.start) / WAYPOINT_SPACING - 1e-9)))
-            )
-            for k in range(1, steps + 1):
-                t = segment.end if k == steps else segment.start + k * WAYPOINT_SPACING
-                if t > time + least:
-                    points.append(Waypoint(t, *segment.at(t)))
-        return tuple(points)
+        """The waypoints later than `time + least` (s).
+
+        A stop is one waypoint: towards rest the arm's generator has room to be late, on the way it has not.
+        """
+        return tuple(Waypoint(s.end, *s.at(s.end)) for s in self.segments if s.end > time + least)

@@ -25,9 +25,7 @@ class ExecutorSettings:
         0.01, doc="weights exp(-decay i), i = 0 the oldest, of blending ensemble", low=0.0, high=10.0
     )
     # what a chunk may say
-    action_space: str = param(
-        "joint_position", doc="action space taken; any other is refused", choices=ACTION_SPACES
-    )
+    action_space: str = param("joint_position", doc="action space taken; any other is refused", choices=ACTION_SPACES)
     max_observation_age: float = param(
         1.5, doc="older observations are refused on arrival", unit="s", low=0.01, high=10.0
     )
@@ -39,17 +37,11 @@ class ExecutorSettings:
         low=0.0,
         high=1.0,
     )
-    lease: float = param(
-        3.0, doc="silence after which another policy is served", unit="s", low=0.1, high=60.0
-    )
+    lease: float = param(3.0, doc="silence after which another policy is served", unit="s", low=0.1, high=60.0)
     # limits
     speed: float = param(1.0, doc="share of the profile's velocity limit", low=0.05, high=1.0)
-    start_speed: float = param(
-        0.3, doc="share of the velocity limit at the start of a motion", low=0.05, high=1.0
-    )
-    start_ramp: float = param(
-        0.5, doc="time from start_speed to the full limit", unit="s", low=0.0, high=10.0
-    )
+    start_speed: float = param(0.3, doc="share of the velocity limit at the start of a motion", low=0.05, high=1.0)
+    start_ramp: float = param(0.5, doc="time from start_speed to the full limit", unit="s", low=0.0, high=10.0)
     start_distance: float = param(
         0.5, doc="largest joint distance of the arm from the first target", unit="rad", low=0.01, high=3.0
     )
@@ -59,6 +51,9 @@ class ExecutorSettings:
         choices=("refuse", "blend"),
     )
     home_speed: float = param(0.4, doc="share of the velocity limit on the way home", low=0.05, high=1.0)
+    home_gripper: str = param(
+        "keep", doc="what the hand does on the way home: keep its grip, or open", choices=("keep", "open")
+    )
     # watchdogs, on the monotonic clock
     chunk_timeout: float = param(
         1.5, doc="no accepted chunk for this long: limited stop, then ARMED", unit="s", low=0.05, high=30.0
@@ -70,31 +65,19 @@ class ExecutorSettings:
     overrun_warning: float = param(
         0.05, doc="passes of the loop further apart are counted", unit="s", low=0.001, high=5.0
     )
-    overrun_fault: float = param(
-        0.5, doc="passes of the loop further apart are a fault", unit="s", low=0.01, high=10.0
-    )
+    overrun_fault: float = param(0.5, doc="passes of the loop further apart are a fault", unit="s", low=0.01, high=10.0)
     deadman_timeout: float = param(
         0.0, doc="silence of the dead-man that holds the arm, 0: no dead-man", unit="s", low=0.0, high=5.0
     )
-    tracking_limit: float = param(
-        0.25, doc="largest |commanded - measured| of a joint", unit="rad", low=0.01, high=1.0
-    )
-    tracking_time: float = param(
-        0.1, doc="how long tracking_limit must be exceeded", unit="s", low=0.0, high=2.0
-    )
-    limiter_share: float = param(
-        0.95, doc="share of limited rows that holds the arm, 1: never", low=0.1, high=1.0
-    )
-    limiter_window: float = param(
-        3.0, doc="time over which limiter_share is judged", unit="s", low=0.2, high=60.0
-    )
+    tracking_limit: float = param(0.25, doc="largest |commanded - measured| of a joint", unit="rad", low=0.01, high=1.0)
+    tracking_time: float = param(0.1, doc="how long tracking_limit must be exceeded", unit="s", low=0.0, high=2.0)
+    limiter_share: float = param(0.95, doc="share of limited rows that holds the arm, 1: never", low=0.1, high=1.0)
+    limiter_window: float = param(3.0, doc="time over which limiter_share is judged", unit="s", low=0.2, high=60.0)
     # hand
     gripper_threshold: float = param(
         0.3, doc="the hand changes above +threshold and below -threshold", low=0.0, high=0.99
     )
-    gripper_dwell: float = param(
-        0.5, doc="least time between two changes of the hand", unit="s", low=0.0, high=5.0
-    )
+    gripper_dwell: float = param(0.5, doc="least time between two changes of the hand", unit="s", low=0.0, high=5.0)
 
     def bounds(self) -> Bounds:
         """The part the validator needs."""

@@ -140,9 +140,7 @@ class Validator:
                 return Verdict(Reason.NOT_FINITE, f"{name} is {value}; give a time in s")
         return None
 
-    def _shape(
-        self, chunk: ActionChunk, actions: np.ndarray, ahead: np.ndarray, names: tuple
-    ) -> Verdict | None:
+    def _shape(self, chunk: ActionChunk, actions: np.ndarray, ahead: np.ndarray, names: tuple) -> Verdict | None:
         b, p = self.bounds, self.profile
         if chunk.action_space not in ACTION_SPACES or chunk.action_space != b.action_space:
             return Verdict(
@@ -154,19 +152,14 @@ class Validator:
         if actions.ndim != 2 or actions.shape[1] != width or len(actions) == 0:
             return Verdict(Reason.SHAPE, f"actions have shape {actions.shape}; send (rows >= 1, {width})")
         if ahead.size and (ahead.ndim != 2 or ahead.shape[1] != width):
-            return Verdict(
-                Reason.SHAPE, f"lookahead has shape {ahead.shape}; send (rows, {width}) or nothing"
-            )
+            return Verdict(Reason.SHAPE, f"lookahead has shape {ahead.shape}; send (rows, {width}) or nothing")
         if len(actions) + len(ahead) > b.max_rows:
-            return Verdict(
-                Reason.HORIZON, f"{len(actions) + len(ahead)} rows; at most {b.max_rows} are taken"
-            )
+            return Verdict(Reason.HORIZON, f"{len(actions) + len(ahead)} rows; at most {b.max_rows} are taken")
         expected = () if b.action_space == "ee_delta" else p.joint_names
         if names != expected and not (names == p.joint_names and not expected):
             return Verdict(
                 Reason.JOINT_NAMES,
-                f"{list(names)} came, {p.name} has {list(expected)} in this order; "
-                f"use a checkpoint of this robot",
+                f"{list(names)} came, {p.name} has {list(expected)} in this order; use a checkpoint of this robot",
             )
         if self._form is not None and self._same_holder(chunk) and self._shape_of(chunk) != self._form:
             return Verdict(
@@ -193,9 +186,7 @@ class Validator:
             )
         return None
 
-    def _origin(
-        self, chunk: ActionChunk, number: int, chunk_epoch: int, now: float, epoch: int
-    ) -> Verdict | None:
+    def _origin(self, chunk: ActionChunk, number: int, chunk_epoch: int, now: float, epoch: int) -> Verdict | None:
         if chunk_epoch < epoch:
             return Verdict(
                 Reason.EPOCH,
@@ -211,9 +202,7 @@ class Validator:
                 f"them, the lease ends after {self.bounds.lease} s of silence",
             )
         if number <= self._last_id:
-            return Verdict(
-                Reason.OLD_ID, f"chunk {number} after {self._last_id}; repeated or reordered on the way"
-            )
+            return Verdict(Reason.OLD_ID, f"chunk {number} after {self._last_id}; repeated or reordered on the way")
         return None
 
     def _range(self, actions: np.ndarray, ahead: np.ndarray) -> Verdict | None:

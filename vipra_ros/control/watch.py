@@ -95,9 +95,7 @@ class Watchdogs:
             ]
         return []
 
-    def robot(
-        self, now: float, state: RobotState, reference: Reference | None
-    ) -> list[tuple[FaultCode, str]]:
+    def robot(self, now: float, state: RobotState, reference: Reference | None) -> list[tuple[FaultCode, str]]:
         """The arm: its age, its errors, its distance from the command."""
         s, faults = self.settings, []
         if not usable(state):

@@ -22,9 +22,7 @@ class WorkspaceCheck:
     def inside(self, q0: np.ndarray, q: np.ndarray) -> np.ndarray:
         """The position near `q` with the nearest TCP inside; else from `q0` towards it as far as allowed."""
         p, box = self.profile, self.profile.workspace
-        low = (
-            np.maximum(box.low, [-np.inf, -np.inf, box.floor + box.tcp_clearance]) + WORKSPACE_RESERVE + 1e-4
-        )
+        low = np.maximum(box.low, [-np.inf, -np.inf, box.floor + box.tcp_clearance]) + WORKSPACE_RESERVE + 1e-4
         high = np.asarray(box.high) - WORKSPACE_RESERVE - 1e-4
         moved = q.copy()
         for _ in range(5):
@@ -34,9 +32,7 @@ class WorkspaceCheck:
             if np.abs(lack).max() < 1e-9:
                 break
             matrix = kinematics.jacobian(p, moved)  # keep the orientation, correct the place
-            step = matrix.T @ np.linalg.solve(
-                matrix @ matrix.T + 1e-4 * np.eye(6), np.concatenate([lack, np.zeros(3)])
-            )
+            step = matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(6), np.concatenate([lack, np.zeros(3)]))
             moved = np.clip(moved + np.clip(step, -0.2, 0.2), p.lower, p.upper)
         if self.excess(moved[None])[0] <= SLACK:
             return moved

@@ -106,6 +106,7 @@ class FastLane:
             fps=c.rate,
             cameras=c.cameras,
             size=c.image_size,
+            jpeg=95,  # the policy sees what a camera topic carries
         )
         self.checkpoint.check(self.lane.profile)
         if job.mode == "async":

@@ -12,19 +12,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
-from vipra_ros.config import read_yaml, share
-from vipra_ros.sim import scene
-
 #: s that a system is given to end after an interrupt.
 END_TIMEOUT = 6.0
 #: ROS parameters of the executor. The simulated arm, its cameras and the policy share the cores, so a pause
-#: of the loop is no danger here as it is on an arm of metal.
+#: of the loop is no danger here as it is on an arm of metal; and an episode begins with the hand open.
 PATIENT = """/**/executor:
   ros__parameters:
     overrun_fault: 5.0
     state_timeout: 5.0
+    home_gripper: open
 """
 
 
@@ -52,12 +48,9 @@ class System:
             **arguments,
         }
         self.log = Path(log or Path(tempfile.mkdtemp(prefix="vipra-")) / "system.log")
-        self._files = {
-            "params_file": self.log.with_name("parameters.yaml"),
-            "profile": self.log.with_name("fr3.yaml"),
-        }
-        self._files = {k: v for k, v in self._files.items() if k not in given}
-        given |= {k: str(v) for k, v in self._files.items()}
+        self._parameters = None if "params_file" in given else self.log.with_name("parameters.yaml")
+        if self._parameters:
+            given["params_file"] = str(self._parameters)
         self._command = [
             sys.executable,
             "-m",
@@ -71,11 +64,8 @@ class System:
 
     def __enter__(self) -> System:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if "params_file" in self._files:
-            self._files["params_file"].write_text(PATIENT)
-        if "profile" in self._files:  # home is where the scene's demonstrations and evaluations begin
-            values = {**read_yaml(share("config", "robots", "fr3.yaml")), "home": list(scene.HOME)}
-            self._files["profile"].write_text(yaml.safe_dump(values))
+        if self._parameters:
+            self._parameters.write_text(PATIENT)
         environment = {
             **os.environ,
             "ROS_DOMAIN_ID": str(self.domain),

@@ -17,6 +17,12 @@ import numpy as np
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.profile import JOINTS, RobotProfile
 
+#: s; a waypoint nearer than this is left out: the arm, already under way, goes to the next one.
+LEAST_GAP = 0.03
+#: s by which the first waypoint of a motion is asked for early; over the rows this falls to nothing. A motion takes
+#: over some ms after it was sent. Then the arm is ahead of the plan, and slowing down for a waypoint that has a
+#: velocity may be impossible in its time: the generator turns back and comes again, 0.2 s late. Early costs nothing.
+LEAD = 0.008
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
 
@@ -83,9 +89,12 @@ class FrankyArm:
 
     def stream(self, waypoints: Sequence[Waypoint], now: float) -> None:
         """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
+        now = max(now, self._clock())  # planning took its time, and the machine may have paused us
+        due = [w for w in waypoints if w.time - now > LEAST_GAP] or list(waypoints[-1:])
         points, spent = [], 0
-        for waypoint in waypoints:
-            duration = max(1, round(1000 * (waypoint.time - now)) - spent)
+        for k, waypoint in enumerate(due):
+            lead = LEAD * (1 - k / (len(due) - 1)) if len(due) > 1 else 0.0
+            duration = max(1, round(1000 * (waypoint.time - lead - now)) - spent)
             spent += duration
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))

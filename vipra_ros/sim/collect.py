@@ -56,7 +56,8 @@ class Demonstrator:
         if self._rows is None:
             goal, world = view.start.goal, view.world
             tcp = kinematics.forward(self._lane.profile, view.state.q_d)[:3, 3]
-            way = expert.legs(goal, view.world.snapshot().cubes[goal.colour], world.cube_yaw(goal.colour), tcp, self._rng)
+            cube, yaw = world.snapshot().cubes[goal.colour], world.cube_yaw(goal.colour)
+            way = expert.legs(goal, cube, yaw, tcp, self._rng)
             self._rows = expert.rows(way, tcp, view.state.q_d, period, self._lane.ik)
         first = round(view.time / period)
         rows = self._rows[np.minimum(np.arange(first, first + HORIZON), len(self._rows) - 1)]
@@ -187,7 +188,8 @@ def _report(results: Iterable[tuple[Job, bool]], total: int, wanted: Sequence[st
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     count = {task: [0, 0] for task in wanted}
     began = time.monotonic()
-    columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[rate]}"))
     with Progress(*columns) as progress:
         bar = progress.add_task("collect", total=total, rate="")
         for done, (job, success) in enumerate(results, 1):

@@ -35,7 +35,7 @@ HOMING_SECONDS, OPENING_SECONDS = 20.0, 3.0
 class FciLane:
     """One simulated controller, one executor core driving it through franky."""
 
-    host: str = "127.0.0.18"
+    host: str = "127.0.44.18"
     fps: float = 15.0
     cameras: tuple[str, ...] = scene.CAMERAS
     size: int = 128

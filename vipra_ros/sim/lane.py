@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 
 from vipra_ros.control import kinematics
 from vipra_ros.control.chunk import ActionChunk, RobotState
 from vipra_ros.control.executor import ExecutorCore, ExecutorSettings
 from vipra_ros.control.profile import RobotProfile, load_profile
+from vipra_ros.control.reference import Reference
 
 from . import scene, tasks
 from .lockstep import LockstepWorld
@@ -94,13 +96,15 @@ class Lane:
         fps: frames and decisions are on this grid, Hz.
         cameras: which are drawn.
         size: pixels, square.
+        jpeg: quality of the JPEG each frame goes through, as on a camera topic; 0 leaves it as drawn.
     """
 
     def __init__(self, settings: ExecutorSettings | None = None, *, fps: float = 15.0,
-                 cameras: tuple[str, ...] = ("front",), size: int = 128, profile: RobotProfile | None = None):
+                 cameras: tuple[str, ...] = ("front",), size: int = 128, jpeg: int = 0,
+                 profile: RobotProfile | None = None):
         self.profile = profile or load_profile("fr3")
         self.settings = settings or ExecutorSettings()
-        self.fps, self.cameras = fps, cameras
+        self.fps, self.cameras, self._jpeg = fps, cameras, jpeg
         self.world = LockstepWorld()
         self.eyes = Eyes(self.world.model, size)
 
@@ -138,7 +142,7 @@ class Lane:
         while world.data.time < limit - 1e-6:
             now = world.data.time
             for camera in self.cameras:
-                history[camera] = history[camera][-15:] + [(now, self.eyes.see(world.data, camera).copy())]
+                history[camera] = history[camera][-15:] + [(now, self._look(camera))]
             state = self._state(core, q0)
             view = Scene(now, history, state, hand.opening, start, world)
             if on_frame:
@@ -153,8 +157,8 @@ class Lane:
                     verdict = core.offer(arriving.pop(0)[1], now)
                     outcome.verdicts.append(str(verdict))
                 core.tick(now, self._state(core, q0))
-                reference = core.reference()
-                world.advance(lambda t: q0 if reference is None else reference.at(t)[0], period / TICKS_PER_FRAME)
+                reference = core.reference() or Reference.rest(now, q0)
+                world.advance(reference, period / TICKS_PER_FRAME)
                 state = self._state(core, q0)
                 log.append((world.data.time, state.q_d, state.q, hand.opening))
                 if on_tick:
@@ -168,6 +172,13 @@ class Lane:
         outcome.time, outcome.commanded, outcome.measured, outcome.gripper = (np.array(c) for c in zip(*log))
         outcome.status = core.status
         return outcome
+
+    def _look(self, camera: str) -> np.ndarray:
+        image = self.eyes.see(self.world.data, camera)
+        if not self._jpeg:
+            return image.copy()
+        coded = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, self._jpeg))[1]
+        return cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB)
 
     def _state(self, core: ExecutorCore, q0: np.ndarray) -> RobotState:
         world, reference = self.world, core.reference()

@@ -58,9 +58,9 @@ class LockstepWorld(World):
         self._hand_goal = float(np.clip(width, 0.0, 0.08))
 
     def advance(self, reference, seconds: float) -> None:
-        """Run the physics on, the servos following `reference(t) -> q (7,)` of simulation time."""
+        """Run the physics on, the servos following `reference.at(t)[0]` (7,) rad of simulation time."""
         for _ in range(round(seconds / (SUBSTEPS * PHYSICS_STEP))):
-            self.data.ctrl[self._servo] = reference(self.data.time)
+            self.data.ctrl[self._servo] = reference.at(self.data.time)[0]
             self._hand_force()
             mujoco.mj_step(self.model, self.data, SUBSTEPS)
 

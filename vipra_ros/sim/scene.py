@@ -48,8 +48,9 @@ def build(sim: MujocoSimulator) -> MujocoSimulator:
         ET.SubElement(body, "freejoint", name=f"cube_{colour}")
         ET.SubElement(body, "geom", name=f"cube_{colour}", type="box", size=f"{half} {half} {half}", mass="0.08",
                       rgba=CUBE_RGBA[colour], friction="0.9 0.01 0.0005", condim="4")
-    # Looks down on the whole working area from the far side of the table: a cube is about 13 px wide at 128 px.
-    ET.SubElement(world, "camera", name="front", pos="1.27 0 0.98", xyaxes="0 1 0 -0.735 0 0.678", fovy=str(FOVY["front"]))
+    # Looks down on the whole working area from the far side of the table: a cube is about 11 px wide at 128 px.
+    ET.SubElement(world, "camera", name="front", pos="1.27 0 0.98", xyaxes="0 1 0 -0.735 0 0.678",
+                  fovy=str(FOVY["front"]))
     hand = next(b for b in world.iter("body") if b.get("name") == "robot0_hand")
     ET.SubElement(hand, "camera", name="wrist", pos="0.07 0 0.03", xyaxes="0 1 0 0.95 0 0.31", fovy=str(FOVY["wrist"]))
     return sim
