@@ -20,7 +20,7 @@ def shared(*folders: str) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-robot = ["franky-control>=2.0,<3", "ruckig>=0.19"]
+robot = ["franky-control>=2.0,<3", "ruckig>=0.19", "dynamixel-sdk>=4.1,<5"]
 sim = ["franky-sim>=1.0.4", "mujoco>=3.3", "opencv-python-headless>=4.10", *robot]
 train = ["torch>=2.6", "transformers>=4.53", "tokenizers>=0.21", "safetensors>=0.5", "pyarrow>=18", "av>=14",
          "opencv-python-headless>=4.10", "rosbags>=0.10.4", "matplotlib>=3.9"]

@@ -53,6 +53,11 @@ def test_systems():
     assert list(by_name("sim")) == ["sim", "executor"]
     assert list(by_name("teleop")) == ["sim", "executor", "gello"]
     assert by_name("teleop", record="out/bags")["recorder"].parameters["record"] == "out/bags"
+    policy = by_name("policy", record="out/bags")
+    assert list(policy) == ["sim", "executor", "policy", "recorder"]
+    assert policy["recorder"].parameters == {"record": "out/bags", "use_sim_time": False}
+    assert by_name("teleop", gello="emulated")["gello"].parameters["emulate"] == "sine"
+    assert "emulate" not in by_name("teleop", gello_config="my.yaml")["gello"].parameters
     assert by_name("replay", bag="b")["replay"].parameters["bag"] == "b"
 
 

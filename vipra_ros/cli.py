@@ -21,7 +21,7 @@ from vipra_ros.config import ConfigError, share
 
 TASKS = ("reach", "push", "lift")
 #: What to install when an import fails: module -> extra of setup.py.
-EXTRAS = {"franky": "robot", "ruckig": "robot", "mujoco": "sim", "franky_sim": "sim"}
+EXTRAS = {"franky": "robot", "ruckig": "robot", "dynamixel_sdk": "robot", "mujoco": "sim", "franky_sim": "sim"}
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train")
 EXTRAS |= dict.fromkeys(("pyarrow", "av", "cv2", "rosbags", "matplotlib"), "train")
 ROS_HINT = "use the .venv of `make setup`, or source a ROS 2 with this package built in it"
@@ -74,7 +74,7 @@ def _demo(a: argparse.Namespace) -> int | None:
 
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
-    _room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers)
+    _room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","))
 
 
 def _convert(a: argparse.Namespace) -> None:
@@ -98,6 +98,19 @@ def _eval(a: argparse.Namespace) -> None:
                                     video=a.video, ros=a.ros)
 
 
+def _gello_read(a: argparse.Namespace) -> None:
+    _room("teleop.calibrate:read_main")(a.config, a.port, a.profile)
+
+
+def _gello_calibrate(a: argparse.Namespace) -> None:
+    _room("teleop.calibrate:calibrate_main")(a.config, a.port, a.profile, a.out)
+
+
+GELLO = (
+    arg("--config", default="", metavar="FILE", help="YAML file of the leader arm; default: config/gello.yaml"),
+    arg("--port", default="", help="serial port; default: that of the file"),
+    arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)"),
+)
 CHECKPOINT = arg("--checkpoint", default="models/tiny", metavar="DIR", help="the policy (%(default)s)")
 TRAINING = (
     arg("dataset", metavar="DATASET", help="LeRobot data set, as vipra convert makes it"),
@@ -122,6 +135,11 @@ COMMANDS = (
             (arg("name", help="executor, policy, sim, ..."),
              arg("ros_arguments", nargs=argparse.REMAINDER, metavar="...", help="--ros-args and so on")),
             _node),
+    Command("gello read", "Run", "Show where the joints of the GELLO leader arm are.",
+            "vipra gello read --port /dev/ttyUSB0", GELLO, _gello_read),
+    Command("gello calibrate", "Run", "Find signs, offsets and gripper range of the leader arm step by step.",
+            "vipra gello calibrate gello.yaml --port /dev/ttyUSB0",
+            (arg("out", metavar="OUT", help="YAML file to write"), *GELLO), _gello_calibrate),
     Command("collect", "Data", "Record scripted demonstrations in simulation as rosbag2 episodes.",
             "vipra collect --expert --task all --episodes 100 --seed 0 out/bags",
             (arg("out", metavar="OUT", help="folder for the episodes; what is there already is kept"),
@@ -131,6 +149,7 @@ COMMANDS = (
              arg("--seed", type=int, default=0, help="seed of the first episode (%(default)s)"),
              arg("--lane", default="lockstep", choices=("lockstep", "fci"),
                  help="lockstep: faster than real time; fci: through franky and the simulated controller"),
+             arg("--cameras", default="front,wrist", metavar="A,B", help="cameras recorded (%(default)s)"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _collect),
     Command("convert", "Data", "Make a LeRobot data set from recorded episodes.",
             "vipra convert out/bags out/dataset --fps 15",

@@ -67,7 +67,8 @@ _ROBOT = (
     Argument("robot", "sim", "'sim' starts a simulated arm; else the address of the arm's control unit"),
 )
 _EXECUTOR = (
-    Argument("profile", "", "robot profile, a file of config/robots without its ending", node="executor"),
+    Argument("profile", "", "robot profile, a file of config/robots without its ending",
+             node="executor gello"),
     Argument("realtime_config", "", "enforce needs a real-time kernel; empty: ignore in simulation, else the "
              "executor's own default", choices=("enforce", "ignore"), node="executor"),
     Argument("dry_run", "", "true: limited commands go to a preview topic, the arm is not moved", bool,
@@ -97,7 +98,10 @@ _POLICY = (
     Argument("rate", "", "most chunks per second", float, node="policy"),
 )
 _TELEOP = (
+    Argument("gello", "", "emulated: no leader arm, servos that swing about the home pose", choices=("emulated",)),
     Argument("gello_config", "", "YAML file of the GELLO arm: port, joint signs, offsets", node="gello"),
+)
+_RECORD = (
     Argument("record", "", "folder for the episodes; empty: nothing is recorded", node="recorder"),
 )
 _REPLAY = (
@@ -106,10 +110,10 @@ _REPLAY = (
 
 #: system -> (one sentence, launch arguments, nodes beside the executor)
 SYSTEMS: dict[str, tuple[str, tuple[Argument, ...], tuple[str, ...]]] = {
-    "policy": ("A trained policy drives the arm.", _ROBOT + _POLICY + _EXECUTOR + _SIM + _COMMON,
-               ("policy",)),
+    "policy": ("A trained policy drives the arm.", _ROBOT + _POLICY + _RECORD + _EXECUTOR + _SIM + _COMMON,
+               ("policy", "recorder")),
     "teleop": ("A person drives the arm with a GELLO, and may record.",
-               _ROBOT + _TELEOP + _EXECUTOR + _SIM + _COMMON, ("gello", "recorder")),
+               _ROBOT + _TELEOP + _RECORD + _EXECUTOR + _SIM + _COMMON, ("gello", "recorder")),
     "sim": ("A simulated arm with table and cameras, and its executor.", _EXECUTOR + _SIM + _COMMON, ()),
     "replay": ("A recorded episode drives the arm.", _ROBOT + _REPLAY + _EXECUTOR + _SIM + _COMMON,
                ("replay",)),
@@ -168,6 +172,8 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     if simulated:
         parameters["executor"].setdefault("realtime_config", "ignore")
         parameters["sim"] |= {"host": host, "publish_clock": values["use_sim_time"] == "true"}
+    if values.get("gello"):
+        parameters["gello"]["emulate"] = "sine"
     for name in names:
         if not (Path(__file__).parent / "nodes" / f"{name}.py").exists():
             raise ConfigError(f"{system}: this version has no node {name!r} yet; see CHANGELOG.md")

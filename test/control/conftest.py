@@ -116,7 +116,8 @@ class Rig:
 
     def __post_init__(self):
         self.profile = load_profile("fr3")
-        self.sink, self.hand = PreviewSink(), PreviewHand()
+        self.streamed = []
+        self.sink, self.hand = PreviewSink(self.streamed.append), PreviewHand()
         self.core = ExecutorCore(self.profile, self.settings, self.sink, self.hand)
         self.now, self.samples, self._count, self.ids = self.start, [], 0, 0
         self.q0 = self.profile.home_q if self.q0 is None else self.q0

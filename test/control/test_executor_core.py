@@ -96,9 +96,7 @@ def test_joint_deltas_add_up(make_rig):
     for _ in range(3):
         rows = np.column_stack([np.tile(step, (7, 1)), np.ones(7)])
         assert rig.core.offer(
-            dataclasses.replace(
-                rig.chunk(), action_space="joint_delta", actions=rows, lookahead=np.zeros((0, 8))
-            ),
+            dataclasses.replace(rig.chunk(), action_space="joint_delta", actions=rows, lookahead=np.zeros((0, 8))),
             rig.now,
         )
         rig.run(7 * T, T / 7)
@@ -123,9 +121,7 @@ def test_end_effector_deltas_go_straight(make_rig):
     rig.run(0.5)
     after = kinematics.forward(rig.profile, rig.samples[-1])
     assert after[:3, 3] - before[:3, 3] == pytest.approx(21 * np.array([0.004, 0.006, -0.008]), abs=8e-3)
-    assert kinematics.rotation_vector(after[:3, :3] @ before[:3, :3].T) == pytest.approx(
-        [0, 0, 0.42], abs=1e-2
-    )
+    assert kinematics.rotation_vector(after[:3, :3] @ before[:3, :3].T) == pytest.approx([0, 0, 0.42], abs=1e-2)
     assert rig.wrong() == []
 
 
@@ -189,9 +185,7 @@ def test_a_new_instruction_replaces_the_old_plan(make_rig):
     rig.arm()
     rig.offer(lambda t: HOME + 0.3 * (t - 100) * np.eye(7)[6])
     rig.run(0.2)
-    assert rig.core.offer(
-        dataclasses.replace(rig.chunk(lambda t: HOME), task_id=1, instruction="back"), rig.now
-    )
+    assert rig.core.offer(dataclasses.replace(rig.chunk(lambda t: HOME), task_id=1, instruction="back"), rig.now)
     rig.run(0.1)
     assert rig.core.status.task_id == 1 and rig.core.status.instruction == "back"
     rig.run(0.8)
@@ -209,6 +203,22 @@ def test_the_reference_is_seen_ahead(make_rig):
     assert len(points) >= 8 and np.all(points[-1].dq == pytest.approx(0, abs=1e-9)), "ends at rest"
     for p in points:
         assert p.q == pytest.approx(rig.core.reference().at(p.time)[0], abs=1e-12)
+
+
+def test_an_arm_whose_generator_strays_is_brought_back(make_rig):
+    rig = make_rig()
+    rig.arm()
+    rig.offer(sine)
+    rig.run(0.1)
+    sent = len(rig.streamed)
+    state = rig.state()
+    rig.core.tick(rig.now, dataclasses.replace(state, q_d=state.q_d + 0.003))
+    assert len(rig.streamed) == sent
+    rig.core.tick(rig.now, dataclasses.replace(state, q_d=state.q_d + 0.012))
+    assert len(rig.streamed) == sent + 1, "once"
+    assert rig.streamed[-1][0].time - rig.now > 1.5 * T
+    rig.core.tick(rig.now, dataclasses.replace(state, q_d=state.q_d + 0.012))
+    assert len(rig.streamed) == sent + 1
 
 
 @pytest.mark.parametrize(

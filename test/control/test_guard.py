@@ -74,11 +74,7 @@ def test_faults_latch_with_reasons_until_recovery():
         if event not in (Event.RECOVER, Event.FAULT):
             assert not machine.fire(event, "no way out")
     assert machine.reasons == ("tracking error: far", "robot error: reflex")
-    assert (
-        machine.fire(Event.RECOVER)
-        and machine.state is State.IDLE
-        and machine.faults == machine.reasons == ()
-    )
+    assert machine.fire(Event.RECOVER) and machine.state is State.IDLE and machine.faults == machine.reasons == ()
 
 
 def test_only_the_operator_leaves_hold_and_fault():

@@ -56,10 +56,7 @@ def test_the_ready_pose_is_the_known_one():
 def test_jacobian_is_the_derivative():
     q, step = random_q(1, 2)[0], 1e-6
     numeric = np.stack(
-        [
-            kin.pose_error(kin.forward(PROFILE, q - step * e), kin.forward(PROFILE, q + step * e))
-            for e in np.eye(7)
-        ],
+        [kin.pose_error(kin.forward(PROFILE, q - step * e), kin.forward(PROFILE, q + step * e)) for e in np.eye(7)],
         1,
     ) / (2 * step)
     np.testing.assert_allclose(kin.jacobian(PROFILE, q), numeric, atol=1e-8)

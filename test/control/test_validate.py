@@ -94,9 +94,7 @@ def test_one_policy_at_a_time(other):
     second = chunk(chunk_id=2, **other)
     verdict = validator.check(second, 10.0, 0)
     assert verdict.reason is Reason.LEASE and "p1/abc" in verdict.text
-    assert validator.check(dataclasses.replace(second, chunk_id=1, stamp=13.0), 13.1, 0), (
-        "the lease has ended"
-    )
+    assert validator.check(dataclasses.replace(second, chunk_id=1, stamp=13.0), 13.1, 0), "the lease has ended"
     validator.forget()
     assert validator.check(second, 10.0, 0)
 
@@ -108,9 +106,7 @@ def test_horizon_and_rate_stay():
     assert validator.check(chunk(chunk_id=2, lookahead=np.zeros((0, 8))), 10.0, 0).reason is Reason.HORIZON
 
 
-@pytest.mark.parametrize(
-    "space, width, fine, wild", [("joint_delta", 8, 0.3, 0.6), ("ee_delta", 7, 0.05, 0.2)]
-)
+@pytest.mark.parametrize("space, width, fine, wild", [("joint_delta", 8, 0.3, 0.6), ("ee_delta", 7, 0.05, 0.2)])
 def test_increments_have_ranges_of_their_own(space, width, fine, wild):
     validator = Validator(PROFILE, Bounds(action_space=space))
     rows = np.zeros((7, width))

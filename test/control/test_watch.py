@@ -106,18 +106,14 @@ def test_tracking_error_must_last(make_rig):
     assert rig.core.machine.state is State.RUNNING
     rig.offset = np.array([0, 0, 0, 0.3, 0, 0, 0])
     rig.run(0.12)
-    assert (
-        rig.core.machine.state is State.FAULT and "0.300 rad from its command" in rig.core.status.reasons[-1]
-    )
+    assert rig.core.machine.state is State.FAULT and "0.300 rad from its command" in rig.core.status.reasons[-1]
 
 
 def test_robot_error_and_non_finite_state_are_faults(make_rig):
     rig = running(make_rig)
     rig.error = "joint_reflex"
     rig.tick()
-    assert rig.core.status.reasons == (
-        "robot error: joint_reflex; look at the arm, then call executor/recover",
-    )
+    assert rig.core.status.reasons == ("robot error: joint_reflex; look at the arm, then call executor/recover",)
     assert rig.sink.stops == 1
     rig = running(make_rig)
     rig.core.tick(rig.now, dataclasses.replace(rig.state(), q=np.full(7, np.nan)))

@@ -27,7 +27,7 @@ from vipra_ros.control.sinks import HandSink, MotionSink
 from vipra_ros.control.status import NAN, ExecutorStatus, Telemetry
 from vipra_ros.control.timeline import LEAST_STEP, Timeline
 from vipra_ros.control.validate import ACCEPTED, Reason, Validator, Verdict
-from vipra_ros.control.watch import Watchdogs, usable
+from vipra_ros.control.watch import Watchdogs, strays, usable
 
 __all__ = ["ExecutorCore", "ExecutorSettings", "Result"]
 
@@ -39,6 +39,10 @@ HOME_TOLERANCE = 0.01
 LEAST_GAP = 0.6
 #: s; a longer motion is handed to the arm again, so that its clock and ours cannot drift apart.
 RESTREAM = 0.5
+#: Same, for bringing back an arm that strayed: further away there is time for it.
+FAR_GAP = 1.5
+#: s between two corrections.
+CORRECTION = 0.06
 _RUNS = (State.ARMED, State.RUNNING, State.HOLD, State.STOPPING)
 
 
@@ -206,6 +210,8 @@ class ExecutorCore(Operator):
                 self._replan(now)
             elif self._reference.moving(now) and now - self._streamed > RESTREAM:
                 self._stream(now)
+            elif now - self._streamed > CORRECTION and strays(now, state, self._reference):
+                self._stream(now, FAR_GAP)
             self._drive_hand(now)
             self.timeline.expire(now)
             if self._homing and not self._reference.moving(now):
@@ -269,9 +275,9 @@ class ExecutorCore(Operator):
 
     # --- motions -------------------------------------------------------------------------------------------
 
-    def _stream(self, now: float) -> None:
+    def _stream(self, now: float, gap: float = LEAST_GAP) -> None:
         period = self.timeline.period if np.isfinite(self.timeline.period) else HOME_PERIOD
-        points = self._reference.waypoints_after(now, LEAST_GAP * period) or self._reference.waypoints_after(now)
+        points = self._reference.waypoints_after(now, gap * period) or self._reference.waypoints_after(now)
         self._streamed = now
         if points:
             self._send(lambda: self.sink.stream(points, now), now)

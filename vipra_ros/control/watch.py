@@ -16,6 +16,9 @@ from vipra_ros.control.profile import JOINTS
 from vipra_ros.control.reference import Reference
 from vipra_ros.control.settings import ExecutorSettings
 
+#: rad and s; how far the arm's generator may be from the reference, and how much it may be behind.
+STRAY, STRAY_TIME = 0.004, 0.006
+
 
 class LimiterGuard:
     """Trips when most of the last rows could not be reached: the policy asks for what cannot be done.
@@ -159,3 +162,15 @@ def usable(state: RobotState) -> bool:
     """Whether positions and velocities are seven finite numbers each."""
     q, dq = np.asarray(state.q, float), np.asarray(state.dq, float)
     return q.shape == dq.shape == (JOINTS,) and bool(np.isfinite(q).all() and np.isfinite(dq).all())
+
+
+def strays(now: float, state: RobotState, reference: Reference) -> bool:
+    """Whether the arm's own generator has left the reference and is to be brought back.
+
+    It does when control cycles were lost just before a row: too late to slow down for the next one, it turns
+    back and comes again, 0.2 s later.
+    """
+    if not reference.moving(now) or not usable(state):
+        return False
+    q, dq, _ = reference.at(min(now, state.time))
+    return bool(np.abs(np.asarray(state.q_d, float) - q).max() > STRAY + STRAY_TIME * np.abs(dq).max())

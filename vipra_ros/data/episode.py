@@ -171,6 +171,27 @@ def _grid(
     return start + np.arange(count) * period
 
 
+def load_commands(
+    reader: EpisodeReader,
+    topics: Topics = Topics(),  # noqa: B008 - frozen
+) -> tuple[Track, Track, int]:
+    """Commanded joints and hand of a bag, without its pictures, and the stamp (ns) their times count from.
+
+    Raises:
+        EpisodeError: one of the two is missing, empty or of another type.
+        BagError, MessageError: the bag or a message is damaged.
+    """
+    _expect(reader, {topics.joint_command: messages.JOINT_STATE, topics.gripper_command: messages.FLOAT32})
+    raw: dict[str, list] = {topics.joint_command: [], topics.gripper_command: []}
+    for topic, _, stamp, data in reader.messages(list(raw)):
+        raw[topic].append((stamp, data))
+    zero = messages.header_stamp(raw[topics.joint_command][0][1]) or raw[topics.joint_command][0][0]
+    commanded = _joints(raw[topics.joint_command], topics.joint_command, zero)
+    arm = tuple(n for n in commanded.names if "finger" not in n)
+    gripper = _gripper(raw[topics.gripper_command], topics.gripper_command, zero)
+    return _select(commanded, arm, topics.joint_command), gripper, zero
+
+
 # ------------------------------------------------------------------------------------------ reading
 
 
@@ -181,25 +202,29 @@ def _cameras(reader: EpisodeReader, topics: Topics, wanted: list[str] | None) ->
         raise EpisodeError(
             f"no pictures: {topics.image} is not in the bag, which has {', '.join(sorted(reader.topics))}"
         )
-    need = [topics.joint_states, topics.joint_command, topics.gripper_command, *map(topics.image_of, cameras)]
-    missing = [t for t in need if not reader.counts.get(t)]
-    if missing:
-        raise EpisodeError(
-            f"{missing[0]} is missing or empty; the bag has "
-            f"{', '.join(sorted(t for t, n in reader.counts.items() if n))}"
-        )
     expected = {
         topics.joint_states: messages.JOINT_STATE,
         topics.joint_command: messages.JOINT_STATE,
         topics.gripper_command: messages.FLOAT32,
     }
     expected.update({topics.image_of(c): messages.COMPRESSED_IMAGE for c in cameras})
+    _expect(reader, expected)
+    return cameras
+
+
+def _expect(reader: EpisodeReader, expected: dict[str, str]) -> None:
+    """EpisodeError unless the bag has messages of these topics, of these types."""
+    missing = [t for t in expected if not reader.counts.get(t)]
+    if missing:
+        raise EpisodeError(
+            f"{missing[0]} is missing or empty; the bag has "
+            f"{', '.join(sorted(t for t, n in reader.counts.items() if n))}"
+        )
     for topic, msgtype in expected.items():
         if reader.topics[topic] != msgtype:
             raise EpisodeError(
                 f"{topic} is a {reader.topics[topic]}, a {msgtype} was expected; map the topic"
             )
-    return cameras
 
 
 def _collect(reader: EpisodeReader, topics: Topics, cameras: list[str]):

@@ -52,6 +52,13 @@ def full_type(msgtype: str) -> str:
     return f"{parts[0]}/msg/{parts[1]}" if len(parts) == 2 else msgtype
 
 
+@lru_cache(maxsize=256)
+def has_header(msgtype: str) -> bool:
+    """Whether messages of a registered type begin with a std_msgs/Header, so that `header_stamp` reads them."""
+    fields = typestore().fielddefs[full_type(msgtype)][1]
+    return bool(fields) and fields[0][1][1] == "std_msgs/msg/Header"
+
+
 def serialize(message: Any, msgtype: str) -> bytes:
     """CDR of a typestore message object (any of the registered types)."""
     return bytes(typestore().serialize_cdr(message, full_type(msgtype)))

@@ -9,7 +9,7 @@ zero in raw space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Demonstrations:
     kinds: list[str]
     usable: np.ndarray
     action_space: str = "joint_position"
+    _early: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def chunks(self, index: np.ndarray, horizon: int) -> np.ndarray:
         """Raw actions (b, horizon, a) of the examples at frames `index`."""
@@ -56,9 +57,24 @@ class Demonstrations:
         """Frames index + offsets (b, n), not before the episode's start; offsets are <= 0."""
         return np.maximum(index[:, None] + offsets, self.first[index][:, None])
 
-    def draw(self, generator: torch.Generator, count: int) -> np.ndarray:
-        """`count` random frames, uniform over frames."""
-        return self.usable[torch.randint(len(self.usable), (count,), generator=generator).numpy()]
+    def draw(self, generator: torch.Generator, count: int, early_share: float = 0.0,
+             early_frames: int = 8) -> np.ndarray:
+        """`count` random frames: a share from the first frames of the episodes, the rest uniform over all.
+
+        Once the arm is on its way, its motion betrays the target and a policy learns to follow itself; only at
+        the beginning does it have to look.
+        """
+        early = round(early_share * count)
+        drawn = self.usable[torch.randint(len(self.usable), (count - early,), generator=generator).numpy()]
+        if early:
+            begin = self._beginnings(early_frames)
+            drawn = np.concatenate([drawn, begin[torch.randint(len(begin), (early,), generator=generator).numpy()]])
+        return drawn
+
+    def _beginnings(self, frames: int) -> np.ndarray:
+        if self._early is None or self._early[0] != frames:
+            self._early = frames, self.usable[self.usable - self.first[self.usable] < frames]
+        return self._early[1]
 
     def spread(self, count: int) -> np.ndarray:
         """`count` frames evenly over the split, the same ones every time."""

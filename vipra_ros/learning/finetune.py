@@ -54,6 +54,9 @@ class Finetune:
     relative_actions: bool = param(False, doc="predict joints relative to the measured ones (beyond the paper)")
     proprio_noise: float = param(0.0, doc="noise on given joints while training", unit="std", low=0.0)
     proprio_dropout: float = param(0.0, doc="share of observations whose joints are blanked", low=0.0, high=1.0)
+    early_share: float = param(0.0, doc="share of a batch from the beginnings of episodes, where the target is decided "
+                               "(beyond the paper)", low=0.0, high=1.0)
+    early_frames: int = param(8, doc="frames that count as the beginning", low=1)
     draws: int = param(4, doc="(noise, time) pairs per observation and step", low=1)
     euler_steps: int = param(10, doc="integration steps of the sampler", low=1)
     holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one per task", low=0.0, high=0.5)
@@ -94,7 +97,7 @@ class FinetuneJob:
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Flow-matching loss of one batch, `draws` pairs per observation."""
         c = self.config
-        prefix, actions, _ = self.example(self.data, self.data.draw(generator, c.loop.batch))
+        prefix, actions, _ = self.example(self.data, self._draw(generator))
         if prefix.proprio is not None and c.proprio_noise:
             prefix.proprio = prefix.proprio + c.proprio_noise * torch.randn(prefix.proprio.shape, generator=generator)
         if prefix.proprio is not None and c.proprio_dropout:
@@ -103,6 +106,10 @@ class FinetuneJob:
         t = flow.sample_time((len(actions), c.draws), generator)
         noise = torch.randn(len(actions), c.draws, *actions.shape[1:], generator=generator)
         return self.model.loss(prefix, actions, noise, t).mean(), {}
+
+    def _draw(self, generator: torch.Generator) -> np.ndarray:
+        c = self.config
+        return self.data.draw(generator, c.loop.batch, c.early_share, c.early_frames)
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Nothing to do."""

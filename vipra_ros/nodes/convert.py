@@ -42,6 +42,28 @@ def chunk(message: ActionChunkMessage, stamp: float) -> ActionChunk:
     )
 
 
+def chunk_message(source: ActionChunk, stamp: Time) -> ActionChunkMessage:
+    """The chunk as a message; `stamp` is its stamp on the ROS clock."""
+    message = ActionChunkMessage(
+        chunk_id=source.chunk_id,
+        policy_id=source.policy_id,
+        task_id=source.task_id,
+        epoch=source.epoch,
+        instruction=source.instruction,
+        checkpoint=source.checkpoint,
+        action_space=source.action_space,
+        joint_names=list(source.joint_names),
+        step_period=source.step_period,
+        horizon=source.horizon,
+        execute_steps=len(source.actions),
+        action_size=source.actions.shape[1],
+        actions=source.actions.ravel().tolist(),
+        lookahead=source.lookahead.ravel().tolist(),
+    )
+    message.header.stamp = stamp
+    return message
+
+
 def joints(names: Sequence[str], q: np.ndarray, dq: np.ndarray, stamp: Time) -> JointState:
     """Positions (rad) and velocities (rad/s) of the joints `names`."""
     message = JointState(name=list(names), position=q.tolist(), velocity=dq.tolist())

@@ -256,6 +256,7 @@ def main(args: list[str] | None = None) -> None:
             pass
     failure = node.failure
     executor.shutdown(timeout_sec=1.0)
+    spinner.join(timeout=2.0)  # a thread left inside rclpy when the interpreter ends would abort the process
     node.destroy_node()
     rclpy.try_shutdown()
     if failure is not None:

@@ -1,0 +1,191 @@
+"""The recorder node as a process of its own, fed by publishers like those of a robot."""
+
+import array
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy")
+pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
+
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, JointState  # noqa: E402
+from std_msgs.msg import Float32, String  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
+
+from vipra_ros.data import messages  # noqa: E402
+from vipra_ros.data.bags import EpisodeReader, find_bags  # noqa: E402
+from vipra_ros.data.episode import load_episode  # noqa: E402
+from vipra_ros.data.resample import Resampling  # noqa: E402
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+ARM = [f"fr3_joint{i + 1}" for i in range(7)]
+PICTURE = "camera/{}/image_raw/compressed"
+
+
+class Robot:
+    """Two cameras at 30 Hz, joints at 60 Hz, latched words, hand and status; and an operator."""
+
+    def __init__(self, domain):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = node = rclpy.create_node("robot", context=self.context)
+        self.began, self.sent, self.status = time.monotonic(), {}, {}
+        self.images = {c: node.create_publisher(CompressedImage, PICTURE.format(c), qos_profile_sensor_data)
+                       for c in ("front", "wrist")}
+        self.infos = {c: node.create_publisher(CameraInfo, f"camera/{c}/camera_info", qos_profile_sensor_data)
+                      for c in self.images}
+        self.joints = node.create_publisher(JointState, "joint_states", 10)
+        self.commands = node.create_publisher(JointState, "executor/joint_command", 10)
+        self.hand = node.create_publisher(Float32, "executor/gripper_command", LATCHED)
+        self.state = node.create_publisher(ExecutorStatus, "executor/status", LATCHED)
+        self.words = node.create_publisher(String, "policy/instruction", LATCHED)
+        self.chunk = node.create_publisher(ActionChunk, "policy/chunk", 1)
+        self.hand.publish(Float32(data=1.0))
+        self.state.publish(ExecutorStatus(state_text="IDLE", robot="fr3 at nowhere"))
+        self.words.publish(String(data="lift the réd cube"))
+        node.create_subscription(String, "recorder/status", self.on_status, LATCHED)
+        self.clients = {n: node.create_client(Trigger, f"recorder/{n}")
+                        for n in ("start", "success", "failure", "discard")}
+        node.create_timer(1 / 30, self.see)
+        node.create_timer(1 / 60, self.feel)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(node)
+        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self.thread.start()
+
+    def on_status(self, message):
+        self.status = json.loads(message.data)
+
+    def see(self):
+        stamp = self.node.get_clock().now()
+        for camera, publisher in self.images.items():
+            number = self.sent.setdefault(camera, [])
+            image = np.full((48, 48, 3), len(number) % 200, np.uint8)
+            jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+            message = CompressedImage(format="jpeg", data=array.array("B", jpeg))
+            message.header.stamp = stamp.to_msg()
+            number.append((stamp.nanoseconds, jpeg))
+            publisher.publish(message)
+            self.infos[camera].publish(CameraInfo(header=message.header, width=48, height=48))
+
+    def feel(self):
+        now = self.node.get_clock().now()
+        t = time.monotonic() - self.began
+        q = (0.3 * np.sin(t + np.arange(7))).tolist()
+        for publisher, names, position in ((self.joints, [*ARM, "fr3_finger_joint1"], [*q, 0.04]),
+                                           (self.commands, ARM, q)):
+            message = JointState(name=names, position=position, velocity=[0.0] * len(position))
+            message.header.stamp = now.to_msg()
+            publisher.publish(message)
+
+    def call(self, name):
+        assert self.clients[name].wait_for_service(15.0)
+        future = self.clients[name].call_async(Trigger.Request())
+        self.wait(future.done, 5.0)
+        return future.result()
+
+    def wait(self, condition, seconds=10.0):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"not in {seconds} s; last status: {self.status}")
+
+    def close(self):
+        self.executor.shutdown()
+        self.thread.join(timeout=2.0)
+        self.node.destroy_node()
+        self.context.shutdown()
+
+
+def start(domain, **parameters):
+    arguments = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vipra_ros.nodes.recorder", "--ros-args", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_what_was_published_is_in_the_bag_and_becomes_an_episode(tmp_path, unused_ros_domain):
+    robot = Robot(unused_ros_domain)
+    process = start(unused_ros_domain, record=str(tmp_path / "bags"), operator="me")
+    try:
+        robot.wait(lambda: robot.status, 20.0)
+        assert robot.status["state"] == "IDLE" and not robot.call("success").success
+        time.sleep(0.7)  # the pre-roll fills
+        called = robot.node.get_clock().now().nanoseconds
+        answer = robot.call("start")
+        assert answer.success and "nothing yet" not in answer.message, answer.message
+        time.sleep(1.0)
+        robot.hand.publish(Float32(data=-1.0))
+        robot.chunk.publish(ActionChunk(chunk_id=5, instruction="lift"))
+        time.sleep(1.0)
+        robot.wait(lambda: robot.status["state"] == "RECORDING" and robot.status["counts"][PICTURE.format("front")])
+        ended = robot.node.get_clock().now().nanoseconds
+        assert robot.call("success").success
+        robot.wait(lambda: robot.status["state"] == "IDLE" and robot.status["last"])
+        assert robot.call("start").success
+        time.sleep(0.3)
+        assert robot.call("discard").success
+        assert robot.call("start").success  # still under way at the end
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=10.0)
+    finally:
+        process.kill()
+        robot.close()
+    assert process.returncode == 0 and "Traceback" not in output, output
+    bags = find_bags([tmp_path / "bags"])
+    assert len(bags) == 2 and "thrown away" in output
+    with EpisodeReader(bags[0]) as reader:
+        meta = reader.meta()
+        assert meta["success"] is True and meta["operator"] == "me" and meta["robot"] == "fr3 at nowhere"
+        assert meta["cameras"] == ["front", "wrist"]
+        stored = {}
+        for topic, _, stamp, raw in reader.messages():
+            stored.setdefault(topic, []).append((stamp, raw))
+        for camera in ("front", "wrist"):
+            images = {messages.header_stamp(raw): bytes(messages.image_data(raw))
+                      for _, raw in stored[PICTURE.format(camera)]}
+            sent = dict(robot.sent[camera])
+            assert all(sent[s] == jpeg for s, jpeg in images.items())
+            due = [s for s in sent if called < s < ended - 10**8]
+            assert len(set(due) - set(images)) <= 0.1 * len(due)  # best effort, on a busy machine
+            assert 0.2e9 < called - min(images) < 0.8e9  # pre-roll
+            assert len(stored[f"camera/{camera}/camera_info"]) > 0.8 * len(images)
+        assert [messages.read_float32(raw) for _, raw in stored["executor/gripper_command"]] == [1.0, -1.0]
+        assert [messages.read_string(raw) for _, raw in stored["policy/instruction"]] == ["lift the réd cube"]
+        chunk = messages.deserialize(stored["policy/chunk"][0][1], messages.ACTION_CHUNK)
+        assert chunk.chunk_id == 5 and "executor/status" in stored
+        assert meta["reception"]["joint_states"]["received"] == len(stored["joint_states"])
+        lenient = Resampling(joint_gap=0.5, image_age=0.5)
+        episode = load_episode(reader, lenient)
+        assert episode.instruction == "lift the réd cube" and 30 <= len(episode) <= 45
+        assert list(episode.joint_names) == ARM and {1.0, -1.0} == set(episode.action[:, 7])
+        # the command of the next frame is the command of this one, a period later
+        assert np.abs(episode.action[:-1, :7] - episode.state[1:, :7]).max() < 0.02
+    with EpisodeReader(bags[1]) as reader:
+        assert "success" not in reader.meta()
+        assert any("ended with the recorder" in f for f in reader.meta()["flags"])
+
+
+def test_a_wrong_parameter_is_one_line(tmp_path, unused_ros_domain):
+    process = start(unused_ros_domain, record=str(tmp_path), topics="[joint_states, left/tactile]")
+    output, _ = process.communicate(timeout=20.0)
+    assert process.returncode == 1 and "write left/tactile=package/msg/Type" in output and "Traceback" not in output

@@ -1,0 +1,73 @@
+"""Calibration against emulated servos whose assembly it does not know."""
+
+import functools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("dynamixel_sdk")
+
+from vipra_ros.config import ConfigError
+from vipra_ros.control.profile import load_profile
+from vipra_ros.teleop import calibrate as calibrate_module
+from vipra_ros.teleop.bus import ServoBus
+from vipra_ros.teleop.calibrate import calibrate, calibrate_main, read_main, write
+from vipra_ros.teleop.emulate import emulated
+from vipra_ros.teleop.gello import GelloConfig, Tracker, load_gello
+
+PROFILE = load_profile("fr3")
+TRUE = GelloConfig("x", (1, -1, 1, 1, -1, 1, -1), (0.3, 5.0, 3.1, 6.2, 1.0, 4.7, 0.01), 7, True, (2.9, 1.7))
+GUESS = GelloConfig("x", (1,) * 7, (0.0,) * 7)
+
+
+class Person:
+    """Does what is asked; the leader is where `q` and `opening` say."""
+
+    def __init__(self, clumsy=False):
+        self.q, self.opening, self.clumsy = PROFILE.home_q + 0.05, 1.0, clumsy
+
+    def ask(self, text):
+        if "counts up" in text:
+            self.q[int(text.split(":")[0].split()[-1]) - 1 if not self.clumsy else 3] += 0.5
+        elif "home pose" in text:
+            self.q = PROFILE.home_q.copy()
+        elif "trigger" in text:
+            self.opening = 0.0 if "closed" in text else 1.0
+
+
+def test_what_is_found_reads_every_pose_as_the_true_arm_does(tmp_path):
+    person = Person()
+    with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
+        servos.baudrate = 0
+        with ServoBus(servos.port, TRUE.servo_ids, patience=0.25) as bus:
+            found = calibrate(bus, GUESS, PROFILE, person.ask)
+            assert found.joint_signs == TRUE.joint_signs
+            write(found, tmp_path / "my" / "gello.yaml")
+            found = load_gello(tmp_path / "my" / "gello.yaml")
+            for _ in range(5):
+                person.q = np.random.default_rng(1).uniform(PROFILE.lower, PROFILE.upper)
+                person.opening = 0.3
+                q, opening = Tracker(found, PROFILE.q_min, PROFILE.q_max).update(bus.read().ticks)
+                np.testing.assert_allclose(q, person.q, atol=0.005)
+                assert opening == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_wrong_joint_is_said_and_nothing_is_written():
+    person = Person(clumsy=True)
+    with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
+        servos.baudrate = 0
+        with ServoBus(servos.port, TRUE.servo_ids, patience=0.25) as bus:
+            with pytest.raises(ConfigError, match="joint 1 moved by .* another by 0.50; turn this one alone"):
+                calibrate(bus, GUESS, PROFILE, person.ask)
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(calibrate_module, "ServoBus", functools.partial(ServoBus, patience=0.25))
+    person, out = Person(), str(tmp_path / "gello.yaml")
+    with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
+        servos.baudrate = 0
+        calibrate_main("", servos.port, "fr3", out, person.ask)
+        read_main(out, "", "fr3")
+    said = capsys.readouterr().out
+    assert f"use gello_config:={out}" in said and "gripper 100 % open" in said
+    assert said.count("+0.00") + said.count("-0.00") >= 7
