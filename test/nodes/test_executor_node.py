@@ -25,6 +25,8 @@ from vipra_ros.control.profile import load_profile  # noqa: E402
 
 T = 1 / 15
 PROFILE = load_profile("fr3")
+#: The watchdogs have tests of their own, with a clock that a machine short of processors cannot starve.
+PATIENT = dict(overrun_fault="10.0", state_timeout="5.0", tracking_limit="1.0")
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -141,7 +143,7 @@ def client(unused_ros_domain):
 
 
 def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
-    process = start(unused_ros_domain, dry_run="true", chunk_timeout="0.6")
+    process = start(unused_ros_domain, dry_run="true", chunk_timeout="0.6", **PATIENT)
     try:
         client.wait(lambda: client.heard["executor/status"])
         assert client.status.state == ExecutorStatus.IDLE and client.status.dry_run
@@ -228,9 +230,7 @@ def test_a_real_franky_arm_moves_and_sigterm_brakes_it(client, unused_ros_domain
     listener = threading.Thread(
         target=lambda: seen.extend(tuple(map(float, line.split())) for line in world.stdout), daemon=True
     )
-    # The watchdogs have tests of their own, with a clock that nobody can starve.
-    patient = dict(overrun_fault="10.0", state_timeout="5.0", tracking_limit="1.0")
-    process = start(unused_ros_domain, host=host, realtime_config="ignore", arm_on_start="true", **patient)
+    process = start(unused_ros_domain, host=host, realtime_config="ignore", arm_on_start="true", **PATIENT)
     try:
         listener.start()
         client.wait(lambda: client.heard["executor/status"] and client.status.state == ExecutorStatus.ARMED)

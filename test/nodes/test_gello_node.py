@@ -124,12 +124,15 @@ def test_leader_to_follower_with_emulated_servos(listener):
         listener.wait(lambda: "executor/arm" in listener.said["text"] if listener.said["state"] else False)
         assert not listener.heard["policy/chunk"]
         assert listener.call("arm")
-        listener.wait(lambda: listener.said["state"] == "following" and listener.said["lag_p50"] is not None)
-        status = listener.heard["executor/status"][-1]
-        assert status.state == ExecutorStatus.RUNNING and status.accepted > 30
-        moved = np.ptp([m.position[0] for m in listener.heard["joint_states"]])
-        assert moved > 0.1
-        assert 0.05 < listener.said["lag_p50"] < 0.3
+
+        def follows():  # how well is a matter of test/teleop/test_follow.py: here the cores may be busy
+            status = listener.heard["executor/status"][-1]
+            moved = np.ptp([m.position[0] for m in listener.heard["joint_states"]])
+            running = status.state == ExecutorStatus.RUNNING and status.accepted > 30 and moved > 0.1
+            return running and listener.said["state"] == "following" and listener.said["lag_p50"]
+
+        listener.wait(follows, 40.0)
+        assert 0.0 < listener.said["lag_p50"] < 1.0
         chunk = listener.heard["policy/chunk"][-1]
         assert (chunk.checkpoint, chunk.horizon, chunk.execute_steps, chunk.action_size) == ("gello", 4, 4, 8)
     finally:
