@@ -109,7 +109,7 @@ class PolicyNode(Node):
             ExecutorStatus,
             "executor/status",
             LATCHED,
-            lambda m: self.loop.executor(m.state, m.epoch, m.queue, m.obs_to_action_p95),
+            lambda m: self.loop.executor(m.state, m.epoch, m.queue),
         )
         self._subscribe(JointState, "joint_states", qos_profile_sensor_data, self._joints)
         self._told = self.create_guard_condition(self._status)

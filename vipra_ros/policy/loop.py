@@ -185,8 +185,8 @@ class PolicyLoop:
             if self._history is not None:
                 self._history.moved(vector[:-1])
 
-    def executor(self, state: int, epoch: int, queue: int, delay: float = math.nan) -> None:
-        """The executor said how it is; `delay` is its 95th percentile from observation to action, s."""
+    def executor(self, state: int, epoch: int, queue: int) -> None:
+        """The executor said how it is."""
         with self._wake:
             moment, before = time.monotonic(), self._executor
             self._executor, self._executor_seen = (state, epoch, queue), moment
@@ -195,8 +195,6 @@ class PolicyLoop:
             elif self._empty_since is None and moment - self._published_at > SETTLE:
                 self._empty_since = self._now()
             armed = state in READY and (before is None or before[0] not in READY)
-            if self._scheduler:
-                self._scheduler.delay = delay
             if self._scheduler and (armed or before is not None and before[1] != epoch):
                 self._scheduler.reset()
             self._wake.notify_all()

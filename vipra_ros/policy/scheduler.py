@@ -4,14 +4,14 @@ Pure: times in s on the clock of the camera stamps go in, a due time comes out. 
 evaluation share it.
 
 `async`: a chunk answers an observation at t0 and carries rows until t0 + execute * period. The next one has
-to arrive `margin` rows before they run out, and it arrives one latency after its own observation (95th
-percentile from observation to publication, or to the first action where the executor tells), so that one is
-due at
+to arrive `margin` rows before they run out, and it arrives one latency after its own observation (median
+from observation to publication), so that one is due at
 
     t0 + (execute - ceil(latency / period) - margin) * period,
 
-at least one row later. `sync`: the next observation is taken when the executor has run out of rows; the arm
-stands still while the policy thinks.
+at least one row later, and no sooner than `LEAST_GAP` latencies: a machine kept at full load by its own
+policy answers later, asks to be asked sooner, and ends in a spiral. `sync`: the next observation is taken
+when the executor has run out of rows; the arm stands still while the policy thinks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ MODES = ("async", "sync")
 WINDOW = 64
 
 
+#: Least time between two observations, in latencies; a third of the processor is left to everything else.
+LEAST_GAP = 1.5
+
+
 def replan_steps(execute: int, latency: float, period: float, margin: int = 1) -> int:
     """Rows between two observations in `async` mode; at least 1.
 
@@ -35,7 +39,8 @@ def replan_steps(execute: int, latency: float, period: float, margin: int = 1) -
         period: s between rows.
         margin: rows that are still queued when the next chunk arrives.
     """
-    return max(1, execute - math.ceil(latency / period - 1e-9) - margin)
+    wanted = execute - math.ceil(latency / period - 1e-9) - margin
+    return max(1, wanted, math.ceil(LEAST_GAP * latency / period - 1e-9))
 
 
 class Latency:
@@ -76,9 +81,6 @@ class Scheduler:
             )
         self.execute, self.period, self.mode, self.rate, self.margin = execute, period, mode, rate, margin
         self.latency = Latency()
-        #: s from observation to action as the executor measured it (95th percentile), NaN before it has: on a
-        #: busy machine a chunk is under way, and waits for its turn, as long as it took to compute.
-        self.delay = math.nan
         self._last: float | None = None
 
     def reset(self) -> None:
@@ -96,8 +98,8 @@ class Scheduler:
         paced = self._last + 1.0 / self.rate if self.rate else -math.inf
         if self.mode == "sync":
             return math.inf if queue_empty_since is None else max(queue_empty_since, paced)
-        known = [s for s in (self.latency.percentile(95), self.delay) if math.isfinite(s)]
-        rows = replan_steps(self.execute, max(known, default=0.0), self.period, self.margin)
+        latency = self.latency.percentile(50)
+        rows = replan_steps(self.execute, 0.0 if math.isnan(latency) else latency, self.period, self.margin)
         return max(self._last + rows * self.period, paced)
 
     def published(self, stamp: float, latency: float) -> None:

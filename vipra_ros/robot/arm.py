@@ -117,7 +117,9 @@ class FrankyArm:
             try:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
-                self._failure = self._failure or str(error).strip().splitlines()[0]
+                said = str(error).strip().splitlines()[0]
+                # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words.
+                self._failure = self._failure or ("" if "preempted" in said else said)
             try:
                 state, control, errors = robot.state, robot.is_in_control, robot.has_errors
             except Exception as error:
