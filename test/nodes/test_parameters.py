@@ -46,10 +46,8 @@ class Required:
 
 
 @pytest.fixture
-def node():
+def node(unused_ros_domain):
     """Make real nodes with given command lines."""
-    os.environ["ROS_DOMAIN_ID"] = str(os.getpid() % 100 + 1)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     made = []
 
     def make(*parameters, params_file=None):
