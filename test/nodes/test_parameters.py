@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
