@@ -122,7 +122,7 @@ TRAINING = (
 COMMANDS = (
     Command("demo", "Run", "A trained policy does a task it is told in words, on the simulated arm.",
             "vipra demo --task push --seed 7",
-            (CHECKPOINT, arg("--task", default="push", choices=TASKS, help="task (%(default)s)"),
+            (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="task (%(default)s)"),
              arg("--seed", type=int, default=1000, help="random start of the scene (%(default)s)"),
              arg("--out", default="out/demo", metavar="DIR", help="for video, plot (%(default)s)")), _demo),
     Command("up", "Run", "Start the nodes of a system: policy, teleop, sim or replay.",
