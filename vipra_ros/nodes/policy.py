@@ -26,6 +26,7 @@ from vipra_ros.config import ConfigError, param
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
+from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
 from vipra_ros.policy.observation import HistorySettings
@@ -197,24 +198,8 @@ class PolicyNode(Node):
     # --- messages out --------------------------------------------------------------------------------------
 
     def _publish(self, chunk: ActionChunk) -> None:
-        message = ChunkMessage(
-            chunk_id=chunk.chunk_id,
-            policy_id=chunk.policy_id,
-            task_id=chunk.task_id,
-            epoch=chunk.epoch,
-            instruction=chunk.instruction,
-            checkpoint=chunk.checkpoint,
-            action_space=chunk.action_space,
-            joint_names=list(chunk.joint_names),
-            step_period=chunk.step_period,
-            horizon=chunk.horizon,
-            execute_steps=len(chunk.actions),
-            action_size=chunk.actions.shape[1],
-            actions=chunk.actions.ravel().tolist(),
-            lookahead=chunk.lookahead.ravel().tolist(),
-        )
-        message.header.stamp = Time(nanoseconds=self._origin + round(chunk.stamp * 1e9)).to_msg()
-        self._chunk_out.publish(message)
+        stamp = Time(nanoseconds=self._origin + round(chunk.stamp * 1e9)).to_msg()
+        self._chunk_out.publish(convert.chunk_message(chunk, stamp))
 
     def _tell(self) -> None:
         """The loop changed its phase, in whatever thread: publish from the node's own."""
