@@ -74,7 +74,8 @@ def _demo(a: argparse.Namespace) -> int | None:
 
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
-    _room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","))
+    _room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
+                                   after=_shipped(a.after) if a.after else "")
 
 
 def _convert(a: argparse.Namespace) -> None:
@@ -150,6 +151,8 @@ COMMANDS = (
              arg("--lane", default="lockstep", choices=("lockstep", "fci"),
                  help="lockstep: faster than real time; fci: through franky and the simulated controller"),
              arg("--cameras", default="front,wrist", metavar="A,B", help="cameras recorded (%(default)s)"),
+             arg("--after", default="", metavar="CHECKPOINT",
+                 help="this policy acts first and the expert takes over from wherever it has got to"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _collect),
     Command("convert", "Data", "Make a LeRobot data set from recorded episodes.",
             "vipra convert out/bags out/dataset --fps 15",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .lane import Lane, Scene
 HORIZON, EXECUTE = 14, 7
 #: Decisions of the demonstrator follow the policy's rhythm; the state at 60 Hz, thinned to 30 Hz in the bag.
 STATE_EVERY = 2
+EXPERT = "scripted-expert"
 FINGER = "fr3_finger_joint1"
 #: Bags are stamped from this day on: simulation time starts at 0 and a stamp of 0 means "none" to many tools.
 EPOCH_NS = 1_700_000_000_000_000_000
@@ -50,20 +51,22 @@ class Demonstrator:
     def __init__(self, lane: Lane, seed: int, varied: bool):
         self._lane, self._rng = lane, np.random.default_rng([seed, 77]) if varied else None
         self._rows: np.ndarray | None = None
+        self._begin = 0.0
 
     def __call__(self, view: Scene) -> ActionChunk:
         period = 1.0 / self._lane.fps
         if self._rows is None:
-            goal, world = view.start.goal, view.world
-            tcp = kinematics.forward(self._lane.profile, view.state.q_d)[:3, 3]
+            goal, world, self._begin = view.start.goal, view.world, view.time
+            tool = kinematics.forward(self._lane.profile, view.state.q_d)
+            turned = float(np.arctan2(tool[1, 0], tool[0, 0]))
             cube, yaw = world.snapshot().cubes[goal.colour], world.cube_yaw(goal.colour)
-            way = expert.legs(goal, cube, yaw, tcp, self._rng)
-            self._rows = expert.rows(way, tcp, view.state.q_d, period, self._lane.ik)
-        first = round(view.time / period)
+            way = expert.legs(goal, cube, yaw, tool[:3, 3], self._rng, view.state.gripper_width)
+            self._rows = expert.rows(way, tool[:3, 3], view.state.q_d, period, self._lane.ik, turned)
+        first = round((view.time - self._begin) / period)
         rows = self._rows[np.minimum(np.arange(first, first + HORIZON), len(self._rows) - 1)]
         return ActionChunk(stamp=view.time, chunk_id=0, step_period=period, actions=rows[:EXECUTE],
                            lookahead=rows[EXECUTE:], joint_names=self._lane.profile.joint_names,
-                           instruction=view.start.goal.instruction, checkpoint="scripted-expert")
+                           instruction=view.start.goal.instruction, checkpoint=EXPERT)
 
 
 class Recorder:
@@ -102,7 +105,7 @@ class Recorder:
 def record(lane: Lane, job: Job, out: Path) -> bool:
     """Demonstrate one start and write it as an episode bag; True when the task succeeded."""
     start = tasks.sample_start(job.task, job.seed)
-    q0 = _random_pose(lane, start, job.seed) if job.random_start else np.array(scene.HOME)
+    q0 = start_pose(lane, start, job.seed) if job.random_start else np.array(scene.HOME)
     demonstrator, recorder = Demonstrator(lane, job.seed, varied=True), Recorder(out, episode_name(job), lane, start)
     try:
         outcome = lane.run(start, demonstrator, q0=q0, replan=EXECUTE, on_frame=recorder.frame,
@@ -118,7 +121,7 @@ def meta(lane, job: Job, start: tasks.Start, success: bool, seconds: float, rand
     """Description of an episode, as the converter reads it."""
     goal = start.goal
     return {"instruction": goal.instruction, "task": job.task, "colour": goal.colour, "zone": goal.zone,
-            "seed": job.seed, "success": success, "operator": "scripted-expert", "robot": lane.profile.name,
+            "seed": job.seed, "success": success, "operator": EXPERT, "robot": lane.profile.name,
             "cameras": list(lane.cameras), "random_start": random_start, "seconds": round(seconds, 3),
             "version": __version__}
 
@@ -128,7 +131,7 @@ def episode_name(job: Job) -> str:
     return f"{job.task}-{job.seed:06d}"
 
 
-def _random_pose(lane: Lane, start: tasks.Start, seed: int) -> np.ndarray:
+def start_pose(lane: Lane, start: tasks.Start, seed: int) -> np.ndarray:
     """The home pose, half the time; else the start's own tool position: states away from the beaten track."""
     rng = np.random.default_rng([seed, 5])
     home = np.array(scene.HOME)
@@ -140,8 +143,13 @@ def _random_pose(lane: Lane, start: tasks.Start, seed: int) -> np.ndarray:
 
 
 def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes: int = 100, seed: int = 0,
-            lane: str = "lockstep", workers: int = 1, cameras: Sequence[str] = scene.CAMERAS) -> dict[str, list[int]]:
+            lane: str = "lockstep", workers: int = 1, cameras: Sequence[str] = scene.CAMERAS,
+            after: str = "") -> dict[str, list[int]]:
     """Record `episodes` demonstrations of each task into `out`, seeds from `seed` on; resumes a partial folder.
+
+    Args:
+        after: checkpoint of a policy that acts first, for a random time, before the expert takes over and is
+            recorded (`takeover.py`); an episode that the policy finishes by itself leaves no bag.
 
     Returns:
         task -> [successes, attempts] of this run.
@@ -157,31 +165,38 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
     for job in jobs[: len(tasks_wanted)]:
         tasks.sample_start(job.task, job.seed)  # an unknown task is said before anything starts
     jobs = [j for j in jobs if not (out / episode_name(j)).exists()]
+    if lane == "fci" and after:
+        raise ValueError("a policy can act first in the lockstep lane only; drop --after or take --lane lockstep")
     if lane == "fci":
         from .fci_lane import run_jobs
         results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out, tuple(cameras))
     elif workers > 1:
         # spawn: a forked child would share the parent's GL context
-        pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras)))
+        pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras), after))
         results = pool.imap_unordered(_work, jobs, chunksize=4)
     else:
-        _begin(out, tuple(cameras))
+        _begin(out, tuple(cameras), after)
         results = map(_work, jobs)
     return _report(results, len(jobs), tasks_wanted)
 
 
-_lane: Lane | None = None
-_out: Path | None = None
+_record: Callable[[Job], bool | None] | None = None
 
 
-def _begin(out: Path, cameras: tuple[str, ...]) -> None:
-    global _lane, _out
+def _begin(out: Path, cameras: tuple[str, ...], after: str) -> None:
+    global _record
     cv2.setNumThreads(1)
-    _lane, _out = Lane(cameras=cameras), out
+    lane = Lane(cameras=cameras)
+    if after:
+        from .takeover import Takeover
+        policy_first = Takeover(lane, after)
+        _record = lambda job: policy_first.record(job, out)  # noqa: E731
+    else:
+        _record = lambda job: record(lane, job, out)  # noqa: E731
 
 
-def _work(job: Job) -> tuple[Job, bool]:
-    return job, record(_lane, job, _out)
+def _work(job: Job) -> tuple[Job, bool | None]:
+    return job, _record(job)
 
 
 def _report(results: Iterable[tuple[Job, bool]], total: int, wanted: Sequence[str]) -> dict[str, list[int]]:
@@ -193,7 +208,7 @@ def _report(results: Iterable[tuple[Job, bool]], total: int, wanted: Sequence[st
     with Progress(*columns) as progress:
         bar = progress.add_task("collect", total=total, rate="")
         for done, (job, success) in enumerate(results, 1):
-            count[job.task][0] += success
-            count[job.task][1] += 1
+            count[job.task][0] += bool(success)
+            count[job.task][1] += success is not None
             progress.update(bar, advance=1, rate=f"{done / (time.monotonic() - began):.1f}/s")
     return count

@@ -83,7 +83,7 @@ def sample_start(task: str, seed: int) -> Start:
             break
     yaw = rng.uniform(-0.12, 0.12, 3)
     cubes = {c: (float(x), float(y), float(a)) for c, (x, y), a in zip(COLOURS, xy, yaw)}
-    tcp = (rng.uniform(0.36, 0.60), rng.uniform(-0.20, 0.20), rng.uniform(0.16, 0.42))
+    tcp = (rng.uniform(0.36, 0.60), rng.uniform(-0.20, 0.20), rng.uniform(0.09, 0.42))
     return Start(goal, cubes, tuple(map(float, tcp)))
 
 
