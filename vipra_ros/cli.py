@@ -79,8 +79,12 @@ def _collect(a: argparse.Namespace) -> None:
 
 
 def _convert(a: argparse.Namespace) -> None:
+    changes = {"topics": _room("data.mapping:load_map")(a.topics)} if a.topics else {}
+    changes |= {k: v for k, v in (("action_space", a.actions), ("profile", a.profile)) if v}
+    changes |= {"refuse": tuple(a.refuse.split(","))} if a.refuse else {}
+    settings = _room("data.work:load_settings")(a.settings, **changes)
     _room("data.convert:convert")([Path(b) for b in a.bags], Path(a.out), fps=a.fps, resume=a.resume,
-                                  workers=a.workers)
+                                  workers=a.workers, settings=settings)
 
 
 def _train_vq(a: argparse.Namespace) -> None:
@@ -158,7 +162,14 @@ COMMANDS = (
             "vipra convert out/bags out/dataset --fps 15",
             (arg("bags", nargs="+", metavar="BAGS", help="rosbag2 episodes, or folders of them"),
              arg("out", metavar="OUT", help="folder of the data set"),
-             arg("--fps", type=float, default=15.0, help="rate of the data set, Hz (%(default)s)"),
+             arg("--fps", type=float, help="rate of the data set, Hz (15, or that of --settings)"),
+             arg("--topics", default="", metavar="MAP", help="what is what in foreign bags: YAML file, or a name in "
+                 "config/topics"),
+             arg("--actions", choices=("joint_position", "joint_delta", "ee_delta"), help="meaning of the action "
+                 "columns (joint_position)"),
+             arg("--profile", default="", help="robot profile, for ee_delta (fr3)"),
+             arg("--refuse", default="", metavar="A,B", help="findings that leave an episode out, e.g. frozen,jump"),
+             arg("--settings", default="", metavar="FILE", help="YAML of all settings; config/convert.yaml explains"),
              arg("--resume", action="store_true", help="go on where an interrupted conversion stopped"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _convert),
     Command("train vq", "Learn", "Train the quantiser that turns camera images into tokens.",

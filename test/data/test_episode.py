@@ -38,7 +38,7 @@ def test_values_are_those_of_the_functions_recorded(record):
 
 @pytest.mark.parametrize("cache", [0, 10**9])
 def test_pictures_come_in_order_cached_or_read_again(record, monkeypatch, cache):
-    monkeypatch.setattr("vipra_ros.data.episode._CACHE_BYTES", cache)
+    monkeypatch.setattr("vipra_ros.data.gathering.CACHE_BYTES", cache)
     path = record("a", seconds=1.0, rate=10.0)
     with EpisodeReader(path) as bag:
         episode = load_episode(bag, Resampling(fps=15.0, image_age=0.2))
@@ -102,6 +102,9 @@ def test_a_good_episode_has_no_flags(record):
         ("constant", dict(q=lambda t: joints(t) * (np.arange(7) != 3))),
         ("jump", dict(q=lambda t: joints(t) + (0.2 if t > 1.0 else 0.0))),
         ("tracking", dict(q_cmd=lambda t: joints(t)[::-1])),
+        ("lag", dict(q_cmd=lambda t: joints(t + 0.4), seconds=4.0)),
+        ("lag", dict(q_cmd=lambda t: joints(t - 0.1), seconds=4.0)),
+        ("gap", dict(drop=lambda topic, t: topic == "joint_states" and 0.5 < t < 0.59)),
         ("rate", dict(rate=10.0)),
         ("lost", dict(drop=lambda topic, t: "front" in topic and round(t * 30) % 10 == 7)),
         ("jitter", dict(when=lambda k: (k + (0.45 if k % 2 else 0.0)) / 30)),
@@ -111,7 +114,7 @@ def test_a_good_episode_has_no_flags(record):
 def test_flags(record, code, changes):
     found = codes(record("a", **changes))
     assert code in found
-    assert found <= {code, "lost", "tracking", "constant"}, "nothing else is wrong"
+    assert found <= {code, "lost", "tracking", "constant", "lag"}, "nothing else is wrong"
 
 
 def test_stamps_that_step_back_are_flagged_and_left_out(record, tmp_path):

@@ -12,6 +12,8 @@ import numpy as np
 
 from vipra_ros.control.chunk import GRIPPER_CONVENTION
 from vipra_ros.data.lerobot import DatasetError, DatasetWriter
+from vipra_ros.data.looks import Looks
+from vipra_ros.data.page import render
 from vipra_ros.data.report import Report
 from vipra_ros.data.work import ConvertSettings
 
@@ -27,6 +29,7 @@ class Assembly:
         self._path, self._settings, self._report = path, settings, report
         self._writer: DatasetWriter | None = None
         self._first: dict[str, Any] = {}
+        self._looks = Looks()
 
     def take(self, bag: Path, found: tuple[Path, dict[str, Any]]) -> None:
         folder, result = found
@@ -34,7 +37,8 @@ class Assembly:
             "episode_index": None
         }
         entry |= {k: result["meta"].get(k) for k in ("task", "colour", "seed", "success")}
-        self._report.video_seconds += result["video_seconds"]
+        entry |= {"instruction": result.get("instruction"), "figures": result["figures"]}
+        self._report.account(result)
         if result["status"] == "converted":
             try:
                 entry["episode_index"] = self._add(folder, result)
@@ -42,9 +46,10 @@ class Assembly:
             except Exception as error:  # a result that does not fit, or was damaged on disk
                 entry |= {"status": "broken", "reason": f"{error}", "frames": 0}
         self._report.episodes.append(entry)
+        self._looks.take(len(self._report.episodes) - 1, entry, folder)
 
     def _add(self, folder: Path, result: dict[str, Any]) -> int:
-        layout = {"joints": result["joints"], "sizes": result["sizes"]}
+        layout = {k: result[k] for k in ("joints", "actions", "sizes")}
         if self._writer is None:
             self._open(layout, result["meta"])
         for what, value in layout.items():
@@ -71,20 +76,28 @@ class Assembly:
         return self._writer.add(numeric, videos, result["instruction"], histograms, extra)
 
     def _open(self, layout: dict[str, Any], meta: dict[str, Any]) -> None:
-        names = [*layout["joints"], "gripper"]
-        vector = {"dtype": "float32", "shape": [len(names)], "names": names}
+        state, action = (
+            {"dtype": "float32", "shape": [len(names)], "names": names}
+            for names in ([*layout["joints"], "gripper"], layout["actions"])
+        )
         stamp = {"dtype": "int64", "shape": [1], "names": None}
-        features = {"observation.state": vector, "action": vector, "stamp_ns": stamp}
+        features = {"observation.state": state, "action": action, "stamp_ns": stamp}
         features |= {f"stamp_ns.{c}": stamp for c in layout["sizes"]}
         s = self._settings
         notes = {
             "gripper": GRIPPER_CONVENTION,
-            "action_space": "joint_position",
+            "action_space": s.action_space,
             "action_time": "row i is reached at timestamp[i] + 1/fps",
+            "command": s.topics.command.topic or "measured joints one period later",
+            "gripper_command": s.topics.gripper_command.topic or "measured opening one period later",
+            "gripper_state": s.topics.gripper_state.topic or "gripper command in force",
             "stamp_ns": "grid time on the recording's clock; stamp_ns.CAMERA: when that frame was exposed",
             "resampling": asdict(s.resampling),
+            "topics": asdict(s.topics),
             "codec": asdict(s.codec),
         }
+        if s.action_space == "ee_delta":
+            notes |= {"profile": s.profile, "frame": "TCP in the base frame; metres and rotation vectors per step"}
         self._first = layout
         self._writer = DatasetWriter(
             self._path,
@@ -103,6 +116,8 @@ class Assembly:
                 f"none of {len(bags)} bags could be used; {Path(first['bag']).name}: {first['reason']}"
             )
         self._writer.close()
+        page = render(self._report, self._looks, asdict(self._settings), self._writer.summary())
+        (self._path / "meta" / "report.html").write_text(page, encoding="utf-8")
         (self._path / "meta" / "report.json").write_text(
             json.dumps(self._report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -174,14 +174,14 @@ def _fsync(path: Path) -> None:
 
 
 class EpisodeReader:
-    """Reads one bag: ours, or any rosbag2 directory (MCAP or sqlite3) with the same topics.
+    """Reads one bag: ours, or any rosbag2 (MCAP or sqlite3).
 
     Args:
-        path: the bag's directory.
+        path: the bag's directory, or a single .mcap or .db3 file.
         namespace: ROS namespace to read; its prefix is taken off the topic names.
 
     Attributes:
-        topics: relative topic name -> message type.
+        topics: relative topic name -> message type. connections: rosbags' own, with embedded definitions.
         counts: relative topic name -> messages.
     """
 
@@ -197,13 +197,13 @@ class EpisodeReader:
                 f"{self.path} cannot be read as a rosbag2 ({error}); "
                 "it was cut or is no bag: try `ros2 bag reindex`, or leave it out"
             ) from error
-        self._connections = {
-            c.topic.removeprefix(self._prefix): c
-            for c in self._bag.connections
-            if c.topic.startswith(self._prefix) or not c.topic.startswith("/")
-        }
-        self.topics = {name: c.msgtype for name, c in self._connections.items()}
-        self.counts = {name: c.msgcount for name, c in self._connections.items()}
+        self.connections = list(self._bag.connections)
+        self._connections: dict[str, list] = {}  # several where publishers differ in their QoS
+        for c in self.connections:
+            if c.topic.startswith(self._prefix) or not c.topic.startswith("/"):
+                self._connections.setdefault(c.topic.removeprefix(self._prefix), []).append(c)
+        self.topics = {name: messages.full_type(c[0].msgtype) for name, c in self._connections.items()}
+        self.counts = {name: sum(one.msgcount for one in c) for name, c in self._connections.items()}
 
     @property
     def start_ns(self) -> int:
@@ -235,8 +235,8 @@ class EpisodeReader:
         names = list(self._connections) if topics is None else [t for t in topics if t in self._connections]
         if not names:
             return
-        wanted = [self._connections[n] for n in names]
-        by_topic = {c.topic: name for name, c in zip(names, wanted, strict=True)}
+        wanted = [c for n in names for c in self._connections[n]]
+        by_topic = {c.topic: name for name in names for c in self._connections[name]}
         try:
             for connection, stamp, raw in self._bag.messages(wanted):
                 yield by_topic[connection.topic], connection.msgtype, stamp, raw
@@ -266,6 +266,8 @@ def _storage(path: Path) -> tuple[Path, dict[str, str]]:
     A single plain MCAP file is opened itself: it describes itself, and parsing metadata.yaml in Python costs
     as long as reading a short episode; libyaml takes a twentieth.
     """
+    if path.is_file():
+        return path, {}
     file = path / "metadata.yaml"
     info = yaml.load(file.read_text(encoding="utf-8"), Loader=_YAML)["rosbag2_bagfile_information"]
     custom = info.get("custom_data") or {}
@@ -276,12 +278,12 @@ def _storage(path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def find_bags(paths: Sequence[Path]) -> list[Path]:
-    """Bags below `paths` (a bag, or folders of bags), sorted, unfinished recordings left out."""
+    """Bags below `paths` (a bag, a .mcap or .db3 file, or folders of bags), sorted, unfinished recordings left out."""
     found = []
     for path in map(Path, paths):
         if not path.exists():
             raise BagError(f"{path}: no such folder; give a bag or a folder of bags")
-        if (path / "metadata.yaml").exists():
+        if (path / "metadata.yaml").exists() or path.is_file():
             found.append(path)
             continue
         for folder, names, files in os.walk(path):

@@ -12,9 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from vipra_ros.config import param
-from vipra_ros.data import messages
+from vipra_ros.data import measure, messages
 from vipra_ros.data.episode import Episode
+from vipra_ros.data.measure import at
 from vipra_ros.data.resample import Track, hold
+
+#: Every finding: what it means, what to do.
+CODES = {
+    "clock": ("stamps go backwards or repeat", "check the clock of the driver that stamps"),
+    "rate": ("a stream is slower than the data set", "convert at a lower fps"),
+    "gap": ("a stream paused, within what interpolation bridges", "check the network and the load of the recorder"),
+    "lost": ("pictures are missing", "check bandwidth and disk; use compressed pictures"),
+    "jitter": ("pictures come irregularly", "fix the exposure time; check the load"),
+    "skew": ("a camera and the joints do not show the same moment", "let the driver stamp the exposure; one clock"),
+    "lag": ("the arm follows its command too late, or too early", "check the control path and the mapped command"),
+    "still": ("the arm does not move", "leave it out"),
+    "constant": ("a joint is commanded but does not move", "check encoder and joint order"),
+    "jump": ("a joint moves faster than joints can", "lost messages or a switched source"),
+    "tracking": ("the arm is far from its command", "collision, wrong joint order, or two arms"),
+    "polarity": ("the gripper moves against its command", "swap open and closed in the topic map"),
+    "frozen": ("a camera repeats a picture while the arm moves", "check the camera"),
+    "unlabelled": ("success is not recorded", "label the episode"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,11 @@ class Limits:
     jitter: float = param(
         0.25, doc="95th percentile of a step's distance from whole steps, in steps", low=0.0
     )
+    gap: float = param(0.05, doc="longest pause of a stream of joints", unit="s", low=0.0)
+    lag: float = param(0.3, doc="longest believable delay from command to motion", unit="s", low=0.0)
+    lead: float = param(0.04, doc="the arm may seem ahead of its command by this", unit="s", low=0.0)
+    skew: float = param(0.1, doc="largest shift between a camera and the joints", unit="s", low=0.0)
+    sure: float = param(0.6, doc="a time shift counts from this correlation on", low=0.0, high=1.0)
     lost: float = param(0.02, doc="fraction of pictures missing by their stamps", low=0.0, high=1.0)
 
 
@@ -45,6 +69,7 @@ def check(episode: Episode, limits: Limits = Limits()) -> list[Flag]:
     flags = [
         *_clocks(episode),
         *_rates(episode, limits),
+        *_shifts(episode, limits),
         *_joints(episode, limits),
         *_gripper(episode, limits),
     ]
@@ -109,10 +134,29 @@ def _rates(episode: Episode, limits: Limits) -> list[Flag]:
                 Flag("jitter", f"camera {camera}: steps vary by {jitter:.0%} of {median * 1e3:.0f} ms")
             )
     for name, track in (("joint_states", episode.measured), ("executor/joint_command", episode.commanded)):
-        median = float(np.median(np.diff(track.time)))
+        steps = np.diff(track.time)
+        median, worst = float(np.median(steps)), int(steps.argmax())
+        if steps[worst] > max(limits.gap, 3 * median):
+            flags.append(Flag("gap", f"{name}: nothing for {steps[worst]:.3f} s at {track.time[worst]:.2f} s"))
         if 1.0 / median < episode.fps:
             flags.append(
                 Flag("rate", f"{name}: {1.0 / median:.1f} Hz, below the {episode.fps:g} Hz of the data set")
+            )
+    return flags
+
+
+def _shifts(episode: Episode, limits: Limits) -> list[Flag]:
+    flags = []
+    late = measure.lag(episode.commanded, episode.measured)
+    if late is not None and late[1] >= limits.sure and not -limits.lead <= late[0] <= limits.lag:
+        flags.append(
+            Flag("lag", f"the arm follows its command by {late[0] * 1e3:.0f} ms (correlation {late[1]:.2f})")
+        )
+    for camera in episode.image_ns:
+        apart = episode.delay.get(camera, 0.0) - episode.delay.get("joints", 0.0)
+        if abs(apart) > limits.skew:
+            flags.append(
+                Flag("skew", f"camera {camera} took {apart * 1e3:+.0f} ms longer than the joints from stamp to receipt")
             )
     return flags
 
@@ -135,8 +179,11 @@ def _joints(episode: Episode, limits: Limits) -> list[Flag]:
                 )
             )
     for name, track in (("measured", episode.measured), ("commanded", episode.commanded)):
-        flags += _jumps(name, track, limits.max_speed)
-    error = np.abs(episode.commanded.value - _at(episode.measured, episode.commanded.time))
+        if name == "measured" or track is not episode.measured:
+            flags += _jumps(name, track, limits.max_speed)
+    if episode.commanded is episode.measured:
+        return flags
+    error = np.abs(episode.commanded.value - at(episode.measured, episode.commanded.time))
     inside = (episode.commanded.time >= episode.measured.time[0]) & (
         episode.commanded.time <= episode.measured.time[-1]
     )
@@ -171,10 +218,6 @@ def _jumps(name: str, track: Track, max_speed: float) -> list[Flag]:
     ]
 
 
-def _at(track: Track, times: np.ndarray) -> np.ndarray:
-    return np.column_stack([np.interp(times, track.time, column) for column in track.value.T])
-
-
 def _gripper(episode: Episode, limits: Limits) -> list[Flag]:
     """Polarity: a while after "open" the hand must be wider than a while after "close"."""
     grid = (episode.stamp_ns - episode.zero_ns) / messages.NS
@@ -183,7 +226,7 @@ def _gripper(episode: Episode, limits: Limits) -> list[Flag]:
         return []
     asked = hold(episode.gripper, settled - limits.gripper_delay)[:, 0]
     steady = asked == hold(episode.gripper, settled)[:, 0]
-    opening = _at(episode.opening, settled)[:, 0]
+    opening = at(episode.opening, settled)[:, 0]
     wide, narrow = opening[steady & (asked > 0)], opening[steady & (asked < 0)]
     if len(wide) > 1 and len(narrow) > 1 and wide.mean() < narrow.mean() - 0.02:
         return [
@@ -230,5 +273,41 @@ class FrozenCheck:
                 "frozen",
                 f"camera {self._camera}: the same picture from frame {self._where[0]} to "
                 f"{self._where[1]} while a joint moved by {self._worst:.2f} rad; check the camera",
+            )
+        ]
+
+
+class SkewCheck:
+    """Compares the change between a camera's pictures with the motion of the arm. Feed it frames in order."""
+
+    def __init__(self, camera: str, episode: Episode, limits: Limits = Limits()):
+        self._camera, self._episode, self._limits = camera, episode, limits
+        self._change = np.zeros(len(episode))
+        self._last: np.ndarray | None = None
+        self.found: tuple[float, float, float] | None = None
+
+    def add(self, index: int, image: np.ndarray) -> None:
+        """Take in the RGB picture of frame `index`: every eighth pixel tells enough."""
+        step = max(1, min(image.shape[:2]) // 60)
+        small = image[::step, ::step].astype(np.int16)
+        if self._last is not None and self._last.shape == small.shape:
+            self._change[index] = np.abs(small - self._last).mean()
+        self._last = small
+
+    def flags(self) -> list[Flag]:
+        """The finding, if there is one; the shift itself is `found`."""
+        e, limits = self._episode, self._limits
+        exposed = (e.image_ns[self._camera][e.picks[self._camera]] - e.zero_ns) / messages.NS
+        self.found = measure.skew(self._change, exposed, e.measured)
+        if self.found is None:
+            return []
+        where, r, unshifted = self.found
+        if abs(where) <= limits.skew or r < limits.sure or r - unshifted < 0.1:
+            return []
+        return [
+            Flag(
+                "skew",
+                f"camera {self._camera} shows the arm {abs(where) * 1e3:.0f} ms {'later' if where > 0 else 'earlier'} "
+                f"than its stamps say (correlation {r:.2f}, {unshifted:.2f} without shift)",
             )
         ]

@@ -33,7 +33,7 @@ __all__ = ["ConvertError", "ConvertSettings", "Report", "convert", "convert_epis
 def convert(
     bags: Sequence[Path] | Path,
     out: Path,
-    fps: float = 15.0,
+    fps: float | None = None,
     resume: bool = False,
     workers: int = 1,
     settings: ConvertSettings | None = None,
@@ -45,7 +45,7 @@ def convert(
     Args:
         bags: bags or folders of bags, searched in order of their names.
         out: folder of the data set; must not exist yet.
-        fps: rate of the data set, Hz (wins over `settings.resampling.fps`).
+        fps: rate of the data set, Hz; that of `settings.resampling` when None.
         resume: go on from an interrupted conversion; a finished one of the same bags is left as it is.
         workers: processes; 1 works in this one.
         progress: show a bar on a terminal. quiet: print no summary.
@@ -55,7 +55,8 @@ def convert(
     """
     began = time.monotonic()
     settings = settings or ConvertSettings()
-    settings = replace(settings, resampling=replace(settings.resampling, fps=float(fps)))
+    if fps is not None:
+        settings = replace(settings, resampling=replace(settings.resampling, fps=float(fps)))
     out = Path(out)
     found = find_bags([bags] if isinstance(bags, (str, Path)) else list(bags))
     if not found:
@@ -75,7 +76,7 @@ def convert(
     shutil.rmtree(stage / "dataset", ignore_errors=True)
     stage.mkdir(parents=True, exist_ok=True)
 
-    report = Report(out)
+    report = Report(out, fps=settings.resampling.fps)
     assembly = Assembly(stage / "dataset", settings, report)
     with _bar(len(found), progress) as advance:
         for bag, result in _results(found, stage, settings, workers):
@@ -139,6 +140,8 @@ def _alone(bag: Path, folder: Path, settings: ConvertSettings) -> dict[str, Any]
             return pool.submit(convert_episode, bag, folder, settings).result()
         except BrokenExecutor:
             return blank(bag) | {
+                "seconds": 0.0,
+                "rss_mb": 0.0,
                 "reason": "the process working on it died (out of memory, or a crash in a decoder)"
             }
 
@@ -184,7 +187,8 @@ def _finished(out: Path, bags: Iterable[Path]) -> Report | None:
     values = json.loads(path.read_text(encoding="utf-8"))
     if [e["bag"] for e in values["episodes"]] != [str(b) for b in bags]:
         return None
-    return Report(out, values["episodes"], values["seconds"], values["video_seconds"], values["frames"])
+    same = ("episodes", "seconds", "video_seconds", "encode_seconds", "frames")
+    return Report(out, **{k: values[k] for k in same})
 
 
 def _folder_name(bag: Path) -> str:

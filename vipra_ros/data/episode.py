@@ -3,24 +3,26 @@
 The grid starts at the first picture for which everything else is known and steps by 1 / fps. At grid time t_i
     state[i]  = measured joints at t_i, then the gripper's opening in [-1, 1] (from the finger's position)
     action[i] = commanded joints at t_i + 1/fps, then the gripper command in force then (+1 open, -1 closed)
-so action row i is to be REACHED one period after observation i, as `control.chunk.ActionChunk` has it.
+so action row i is to be REACHED one period after observation i, as `control.chunk.ActionChunk` has it. In an
+action space of increments the row is what leads from the command at t_i to that one (`spaces`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from vipra_ros.data import messages
+from vipra_ros.control.profile import RobotProfile
+from vipra_ros.data import messages, pictures
 from vipra_ros.data.bags import EpisodeReader
+from vipra_ros.data.gathering import Gathered, gather
+from vipra_ros.data.mapping import Hand, Joints, TopicMap
 from vipra_ros.data.resample import EpisodeError, Resampling, Track, hold, interpolate, nearest_before
-from vipra_ros.data.topics import Topics
-
-_CACHE_BYTES = 64 * 2**20  # pictures of an episode up to this size are kept; a longer one is read twice
-_CLOCK_SKEW_NS = 5 * messages.NS  # transport takes milliseconds: more means stamps of two clocks
+from vipra_ros.data.spaces import increments
 
 
 @dataclass
@@ -35,7 +37,10 @@ class Episode:
         state, action: float32 (N, J + 1).
         picks: camera -> int64 (N,), number of the picture that stands for frame i.
         image_ns: camera -> int64 (M,), stamps of all pictures, as recorded.
-        measured, commanded, gripper, opening: the streams behind it (for checks and plots).
+        measured, commanded, gripper, opening: the streams behind it (for checks and plots); what was not
+            recorded is the stream that stands for it.
+        delay: stream -> s, median time from a message's stamp to its receipt, of those that are stamped.
+        action_names: columns of `action`.
     """
 
     meta: dict[str, Any]
@@ -52,105 +57,120 @@ class Episode:
     commanded: Track
     gripper: Track
     opening: Track
+    delay: dict[str, float]
+    action_names: tuple[str, ...]
     _reader: EpisodeReader
-    _topics: Topics
-    _cache: dict[str, list[bytes]] | None = field(default=None, repr=False)
+    _gathered: Gathered = field(repr=False)
+    _formats: dict[str, pictures.RawFormat | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.stamp_ns)
 
     def pictures(self) -> Iterator[tuple[str, int, memoryview]]:
-        """Stream (camera, frame index, encoded picture); frames of one camera come in order."""
-        for camera, number, raw in self._images():
+        """Stream (camera, frame index, bytes of the picture); frames of one camera come in order."""
+        types = self._gathered.types
+        for camera, number, msgtype, raw in self._images():
             data = None
             first, last = np.searchsorted(self.picks[camera], [number, number + 1])
             for i in range(first, last):  # a picture can stand for two frames, or for none
-                data = messages.image_data(raw) if data is None else data
+                if data is None:
+                    data, self._formats[camera] = pictures.payload(raw, msgtype, types)
                 yield camera, i, data
 
-    def _images(self) -> Iterator[tuple[str, int, bytes]]:
-        if self._cache is not None:
-            for camera in self.picks:
-                for number, raw in enumerate(self._cache[camera]):
-                    yield camera, number, raw
+    def decode(self, camera: str, index: int, data: memoryview | bytes) -> np.ndarray:
+        """uint8 RGB (H, W, 3) of what `pictures` yielded last for this camera."""
+        what = f"camera {camera}: picture of frame {index}"
+        return pictures.decode(data, self._formats.get(camera), what)
+
+    def _images(self) -> Iterator[tuple[str, int, str, bytes]]:
+        by_topic = {t: c for c, t in self._gathered.cameras.items()}
+        if self._gathered.cache is not None:
+            for topic, camera in by_topic.items():
+                for number, raw in enumerate(self._gathered.cache[camera]):
+                    yield camera, number, self._reader.topics[topic], raw
             return
-        by_topic = {self._topics.image_of(c): c for c in self.picks}
         numbers = dict.fromkeys(self.picks, 0)
-        for topic, _, _, raw in self._reader.messages(list(by_topic)):
+        for topic, msgtype, _, raw in self._reader.messages(list(by_topic)):
             camera = by_topic[topic]
-            yield camera, numbers[camera], raw
+            yield camera, numbers[camera], msgtype, raw
             numbers[camera] += 1
 
 
 def load_episode(
     reader: EpisodeReader,
     resampling: Resampling,
-    topics: Topics = Topics(),  # noqa: B008 - frozen
+    topics: TopicMap = TopicMap(),  # noqa: B008 - frozen
     cameras: list[str] | None = None,
+    action_space: str = "joint_position",
+    profile: RobotProfile | None = None,
 ) -> Episode:
     """Read and resample one bag.
 
     Args:
+        topics: what the bag's topics mean.
         cameras: those to use; all that are in the bag when None.
+        action_space: one of `control.chunk.ACTION_SPACES`. profile: of the robot, for ee_delta.
 
     Raises:
         EpisodeError: a topic is missing or empty, a gap is wider than allowed, the episode is too short.
         BagError, MessageError: the bag or a message is damaged.
     """
-    cameras = _cameras(reader, topics, cameras)
-    raw, images, cache = _collect(reader, topics, cameras)
-    instruction, meta = _instruction(reader, raw.pop(topics.instruction), topics)
-    zero = min(v[0] for v in images.values())
+    found = gather(reader, topics, cameras)
+    zero = int(min(v[0] for v in found.images.values()))
+    measured, commanded, opening, gripper = _tracks(found, topics, zero)
 
-    measured = _joints(raw[topics.joint_states], topics.joint_states, zero)
-    commanded = _joints(raw[topics.joint_command], topics.joint_command, zero)
-    arm = tuple(n for n in commanded.names if "finger" not in n)
-    commanded = _select(commanded, arm, topics.joint_command)
-    opening = _opening(measured, topics.joint_states, resampling.max_width)
-    measured = _select(measured, arm, topics.joint_states)
-    gripper = _gripper(raw[topics.gripper_command], topics.gripper_command, zero)
-
-    image_time = {c: (np.array(images[c]) - zero) / messages.NS for c in cameras}
-    times = _grid(image_time, measured, commanded, gripper, resampling)
+    image_time = {c: (stamps - zero) / messages.NS for c, stamps in found.images.items()}
+    absolute = action_space == "joint_position"
+    times = _grid(image_time, measured, commanded, gripper, opening, resampling, absolute)
     period, gap = 1.0 / resampling.fps, resampling.joint_gap
-    state = np.column_stack(
-        [
-            interpolate(measured, times, gap, topics.joint_states),
-            interpolate(opening, times, gap, topics.joint_states),
-        ]
-    )
-    action = np.column_stack(
-        [interpolate(commanded, times + period, gap, topics.joint_command), hold(gripper, times + period)]
-    )
+    if opening is gripper:
+        wide = hold(gripper, times)
+    else:
+        wide = interpolate(opening, times, resampling.hand_gap, "gripper")
+    state = np.column_stack([interpolate(measured, times, gap, topics.joints.topic), wide])
+    name = topics.command.topic or topics.joints.topic
+    body = interpolate(commanded, times + period, gap, name)
+    names = commanded.names
+    if not absolute:
+        body, names = increments(interpolate(commanded, times, gap, name), body, action_space, names, profile)
+    action = np.column_stack([body, hold(gripper, times + period)])
     return Episode(
-        meta=meta,
-        instruction=instruction,
-        joint_names=arm,
+        meta=found.meta,
+        instruction=found.instruction,
+        joint_names=commanded.names,
         zero_ns=zero,
         fps=resampling.fps,
         stamp_ns=zero + np.rint(times * messages.NS).astype(np.int64),
         state=state.astype(np.float32),
         action=action.astype(np.float32),
-        picks={c: nearest_before(image_time[c], times, resampling, c) for c in cameras},
-        image_ns={c: np.array(images[c], np.int64) for c in cameras},
+        picks={c: nearest_before(t, times, resampling, c) for c, t in image_time.items()},
+        image_ns=found.images,
         measured=measured,
         commanded=commanded,
         gripper=gripper,
         opening=opening,
+        delay=found.delay,
+        action_names=(*names, "gripper"),
         _reader=reader,
-        _topics=topics,
-        _cache=cache,
+        _gathered=found,
     )
 
 
 def _grid(
-    image_time, measured: Track, commanded: Track, gripper: Track, resampling: Resampling
+    image_time,
+    measured: Track,
+    commanded: Track,
+    gripper: Track,
+    opening: Track,
+    resampling: Resampling,
+    absolute: bool,
 ) -> np.ndarray:
     """Times of the frames, s: from the first picture with all else known to the last with an action."""
     period = 1.0 / resampling.fps
     ready = max(
         measured.time[0],
-        commanded.time[0] - period,
+        opening.time[0],
+        commanded.time[0] - (period if absolute else 0.0),  # increments start from the command in force
         gripper.time[0] - period,
         *(t.min() for t in image_time.values()),
     )
@@ -159,6 +179,7 @@ def _grid(
     start = max(ready, anchor[0]) if len(anchor) else np.inf
     stop = min(
         measured.time[-1],
+        np.inf if opening is gripper else opening.time[-1],
         commanded.time[-1] - period,
         *(t.max() + min(period, resampling.image_age) for t in image_time.values()),
     )
@@ -173,7 +194,7 @@ def _grid(
 
 def load_commands(
     reader: EpisodeReader,
-    topics: Topics = Topics(),  # noqa: B008 - frozen
+    topics: TopicMap = TopicMap(),  # noqa: B008 - frozen
 ) -> tuple[Track, Track, int]:
     """Commanded joints and hand of a bag, without its pictures, and the stamp (ns) their times count from.
 
@@ -181,109 +202,51 @@ def load_commands(
         EpisodeError: one of the two is missing, empty or of another type.
         BagError, MessageError: the bag or a message is damaged.
     """
-    _expect(reader, {topics.joint_command: messages.JOINT_STATE, topics.gripper_command: messages.FLOAT32})
-    raw: dict[str, list] = {topics.joint_command: [], topics.gripper_command: []}
-    for topic, _, stamp, data in reader.messages(list(raw)):
-        raw[topic].append((stamp, data))
-    zero = messages.header_stamp(raw[topics.joint_command][0][1]) or raw[topics.joint_command][0][0]
-    commanded = _joints(raw[topics.joint_command], topics.joint_command, zero)
-    arm = tuple(n for n in commanded.names if "finger" not in n)
-    gripper = _gripper(raw[topics.gripper_command], topics.gripper_command, zero)
-    return _select(commanded, arm, topics.joint_command), gripper, zero
+    found = gather(reader, topics, [], commands_only=True)
+    zero = int(found.tables["command"][1][0])
+    gripper = _hand(found, "gripper_command", topics.gripper_command, zero)
+    return _joints(found, "command", topics.command, zero), gripper, zero
 
 
-# ------------------------------------------------------------------------------------------ reading
+def _tracks(found: Gathered, topics: TopicMap, zero: int) -> tuple[Track, Track, Track, Track]:
+    """Measured and commanded joints, measured opening and commanded hand; one that is not recorded is its twin."""
+    measured = _joints(found, "joints", topics.joints, zero)
+    if topics.command.topic:
+        commanded = _joints(found, "command", topics.command, zero)
+        measured = _select(measured, commanded.names, topics.joints.topic)
+    else:
+        measured = commanded = _arm(measured, topics.joints)
+    hands = [
+        _hand(found, role, source, zero) if source.topic else None
+        for role, source in (("gripper_state", topics.gripper_state), ("gripper_command", topics.gripper_command))
+    ]
+    return measured, commanded, hands[0] or hands[1], hands[1] or hands[0]
 
 
-def _cameras(reader: EpisodeReader, topics: Topics, wanted: list[str] | None) -> list[str]:
-    present = topics.cameras_in([t for t, n in reader.counts.items() if n])
-    cameras = present if wanted is None else list(wanted)
-    if not cameras:
-        raise EpisodeError(
-            f"no pictures: {topics.image} is not in the bag, which has {', '.join(sorted(reader.topics))}"
-        )
-    expected = {
-        topics.joint_states: messages.JOINT_STATE,
-        topics.joint_command: messages.JOINT_STATE,
-        topics.gripper_command: messages.FLOAT32,
-    }
-    expected.update({topics.image_of(c): messages.COMPRESSED_IMAGE for c in cameras})
-    _expect(reader, expected)
-    return cameras
+def _joints(found: Gathered, role: str, source: Joints, zero: int) -> Track:
+    names, stamps, _, values = found.tables[role]
+    names = tuple(source.rename.get(n, n) for n in names)
+    track = _track((stamps - zero) / messages.NS, values, names, source.topic)
+    return _arm(track, source) if role == "command" else track
 
 
-def _expect(reader: EpisodeReader, expected: dict[str, str]) -> None:
-    """EpisodeError unless the bag has messages of these topics, of these types."""
-    missing = [t for t in expected if not reader.counts.get(t)]
-    if missing:
-        raise EpisodeError(
-            f"{missing[0]} is missing or empty; the bag has "
-            f"{', '.join(sorted(t for t, n in reader.counts.items() if n))}"
-        )
-    for topic, msgtype in expected.items():
-        if reader.topics[topic] != msgtype:
-            raise EpisodeError(
-                f"{topic} is a {reader.topics[topic]}, a {msgtype} was expected; map the topic"
-            )
-
-
-def _collect(reader: EpisodeReader, topics: Topics, cameras: list[str]):
-    """One pass: (stamp, bytes) of small topics, stamps of the pictures, and the pictures if they are few."""
-    raw: dict[str, list] = {
-        t: [] for t in (topics.joint_states, topics.joint_command, topics.gripper_command, topics.instruction)
-    }
-    by_topic = {topics.image_of(c): c for c in cameras}
-    images: dict[str, list[int]] = {c: [] for c in cameras}
-    cache: dict[str, list[bytes]] | None = {c: [] for c in cameras}
-    size = 0
-    for topic, _, stamp, data in reader.messages([*raw, *by_topic]):
-        camera = by_topic.get(topic)
-        if camera is None:
-            raw[topic].append((stamp, data))
-            continue
-        exposed = messages.header_stamp(data) or stamp
-        if abs(stamp - exposed) > _CLOCK_SKEW_NS:
-            raise EpisodeError(
-                f"{topic}: stamped {(stamp - exposed) / messages.NS:.1f} s before it was recorded: two "
-                "clocks; record with the clock that stamps (use_sim_time), or synchronise the hosts"
-            )
-        images[camera].append(exposed)
-        size += len(data)
-        if cache is not None:
-            cache[camera].append(data)
-            if size > _CACHE_BYTES:
-                cache = None
-    return raw, images, cache
-
-
-def _instruction(reader: EpisodeReader, said: list, topics: Topics) -> tuple[str, dict[str, Any]]:
-    meta = reader.meta()
-    text = meta.get("instruction") or (messages.read_string(said[-1][1]) if said else "")
-    if not isinstance(text, str) or not text.strip():
-        raise EpisodeError(f"no instruction in {topics.meta} or {topics.instruction}; relabel the episode")
-    return text.strip(), meta
-
-
-def _joints(raw: list, topic: str, zero: int) -> Track:
-    names, stamps, values = messages.joint_table([data for _, data in raw])
-    received = np.array([stamp for stamp, _ in raw], np.int64)
-    if not stamps.any():  # no header stamps: the time of receipt is all there is
-        stamps = received
-    if np.abs(received - stamps).max() > _CLOCK_SKEW_NS:
-        raise EpisodeError(
-            f"{topic}: stamped {np.abs(received - stamps).max() / messages.NS:.1f} s away from when it "
-            "was recorded: two clocks; record with the clock that stamps, or synchronise the hosts"
-        )
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        raise EpisodeError(
-            f"{topic}: message {np.flatnonzero(bad)[0]} holds a value that is not finite; "
-            "leave the episode out"
-        )
-    return _track((stamps - zero) / messages.NS, values, names, topic)
+def _arm(track: Track, source: Joints) -> Track:
+    """The arm's joints: those named in the map, else all but fingers, by number where each name ends in one."""
+    names = tuple(source.rename.get(n, n) for n in source.names)
+    if not names:
+        names = tuple(n for n in track.names if "finger" not in n and "gripper" not in n)
+        numbers = [re.search(r"(\d+)$", n) for n in names]
+        if all(numbers) and len({m.group() for m in numbers}) == len(names):
+            names = tuple(n for _, n in sorted((int(m.group()), n) for m, n in zip(numbers, names, strict=True)))
+    return _select(track, names, source.topic)
 
 
 def _track(time: np.ndarray, value: np.ndarray, names: tuple[str, ...], topic: str) -> Track:
+    bad = ~np.isfinite(value).all(axis=1)
+    if bad.any():
+        raise EpisodeError(
+            f"{topic}: message {np.flatnonzero(bad)[0]} holds a value that is not finite; leave the episode out"
+        )
     newest = np.maximum.accumulate(time)
     keep = np.concatenate([[True], time[1:] > newest[:-1]])
     back = newest - time
@@ -298,32 +261,33 @@ def _select(track: Track, names: tuple[str, ...], topic: str) -> Track:
     missing = [n for n in names if n not in track.names]
     if missing or not names:
         raise EpisodeError(
-            f"{topic} has no joint {missing[0] if missing else 'of an arm'!r}; it has "
-            f"{', '.join(track.names)}"
+            f"{topic} has no joint {missing[0] if missing else 'of an arm'!r}; it has {', '.join(track.names)}"
         )
     columns = [track.names.index(n) for n in names]
     return Track(track.time, track.value[:, columns], names, track.back_steps, track.worst_back_step)
 
 
-def _opening(track: Track, topic: str, max_width: float) -> Track:
-    fingers = [i for i, n in enumerate(track.names) if "finger" in n]
-    if not fingers:
+def _hand(found: Gathered, role: str, source: Hand, zero: int) -> Track:
+    """The hand's number as +1 open, -1 closed."""
+    names, stamps, _, values = found.tables[role]
+    column = 0
+    if source.joint or len(names) > 1:
+        wanted = [source.joint] if source.joint else [n for n in names if "finger" in n or "gripper" in n][:1]
+        if not wanted or wanted[0] not in names:
+            raise EpisodeError(
+                f"{source.topic} has no {source.joint or 'finger'} joint, so the gripper's opening is unknown; it has "
+                f"{', '.join(names)}"
+            )
+        column = names.index(wanted[0])
+    value = (values[:, column] - source.closed) / (source.open - source.closed) * 2.0 - 1.0
+    wrong = ~(np.abs(value) <= 1.0 + 1e-6)
+    if wrong.any() and not (source.clip and np.isfinite(value).all()):
         raise EpisodeError(
-            f"{topic} has no finger joint, so the gripper's opening is unknown; it has "
-            f"{', '.join(track.names)}"
+            f"{source.topic} = {values[wrong, column][0]:g}: must be from {source.closed:g} (closed) to "
+            f"{source.open:g} (open); say in the topic map which values mean open and closed"
         )
-    width = 2.0 * track.value[:, fingers[:1]]  # each finger moves by half the width
-    return Track(track.time, (width / max_width * 2.0 - 1.0).clip(-1.0, 1.0), ("gripper",))
-
-
-def _gripper(raw: list, topic: str, zero: int) -> Track:
-    value = np.array([[messages.read_float32(data)] for _, data in raw])
-    wrong = ~(np.abs(value[:, 0]) <= 1.0 + 1e-6)
-    if wrong.any():
-        raise EpisodeError(
-            f"{topic} = {value[wrong][0, 0]:g}: must be from -1 (closed) to +1 (open); "
-            "convert widths or percentages first"
-        )
-    time = np.array([(stamp - zero) / messages.NS for stamp, _ in raw])
-    order = np.argsort(time, kind="stable")
+    time, value = (stamps - zero) / messages.NS, value[:, None].clip(-1.0, 1.0)
+    if role == "gripper_state":
+        return _track(time, value, ("gripper",), source.topic)
+    order = np.argsort(time, kind="stable")  # of two commands at one time the later one is in force
     return Track(time[order], value[order], ("gripper",))

@@ -8,6 +8,7 @@ caller renames.
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,6 +107,7 @@ class DatasetWriter:
             for c in cameras
         }
         self._tasks: dict[str, int] = {}
+        self._task_counts: collections.Counter[str] = collections.Counter()
         self._rows: list[dict[str, Any]] = []  # of episodes not written yet
         self._episodes = 0
         self._episode_table: pq.ParquetWriter | None = None
@@ -176,6 +178,7 @@ class DatasetWriter:
         row |= dict.fromkeys(EXTRA_COLUMNS) | dict(extra or {})
         self._rows.append(row)
         self._episodes += 1
+        self._task_counts[task] += 1
         if len(self._rows) >= _EPISODES:
             self._flush_episodes()
         self._total += count
@@ -200,6 +203,11 @@ class DatasetWriter:
         stats = {k: {n: v.tolist() for n, v in values.items()} for k, values in stats.items()}
         _write_json(meta / "stats.json", stats)
         _write_json(meta / "info.json", self._info())
+
+    def summary(self) -> dict[str, Any]:
+        """Statistics of the numeric features so far, and episodes per task."""
+        stats = {k: s.result() for k, s in self._statistics.items()}
+        return {"statistics": stats, "features": self._numeric, "tasks": dict(self._task_counts)}
 
     def abort(self) -> None:
         """Close the files, whatever is in them."""

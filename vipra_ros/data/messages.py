@@ -64,14 +64,14 @@ def serialize(message: Any, msgtype: str) -> bytes:
     return bytes(typestore().serialize_cdr(message, full_type(msgtype)))
 
 
-def deserialize(raw: bytes, msgtype: str) -> Any:
-    """Typestore object from CDR.
+def deserialize(raw: bytes, msgtype: str, store: Any = None) -> Any:
+    """Typestore object from CDR; `store` knows types that are not ours.
 
     Raises:
         MessageError: the bytes do not hold such a message.
     """
     little = _order(raw) == "<"
-    store = typestore()
+    store = store or typestore()
     try:
         definition = store.get_msgdef(full_type(msgtype))
         read = definition.deserialize_cdr_le if little else definition.deserialize_cdr_be

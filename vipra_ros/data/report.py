@@ -16,7 +16,18 @@ class Report:
     episodes: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     video_seconds: float = 0.0  # processor time of decoding pictures and encoding video, over all workers
+    encode_seconds: float = 0.0  # of that, encoding alone
     frames: int = 0
+    fps: float = 0.0
+    times: list[float] = field(default_factory=list)  # s of each bag, those of earlier runs too
+    rss_mb: float = 0.0  # most memory of one worker
+
+    def account(self, result: dict[str, Any]) -> None:
+        """Add what one bag has cost."""
+        self.video_seconds += result["video_seconds"]
+        self.encode_seconds += result["encode_seconds"]
+        self.times.append(result["seconds"])
+        self.rss_mb = max(self.rss_mb, result["rss_mb"])
 
     def count(self, status: str) -> int:
         """Bags with this status."""
@@ -35,6 +46,7 @@ class Report:
             "frames": self.frames,
             "seconds": round(self.seconds, 2),
             "video_seconds": round(self.video_seconds, 2),
+            "encode_seconds": round(self.encode_seconds, 2),
             "flags": self.flags(),
             "episodes": self.episodes,
         }
@@ -45,6 +57,8 @@ class Report:
             f"{self.path} in {self.seconds:.1f} s (failed {self.count('failed')}, "
             f"refused {self.count('refused')}, broken {self.count('broken')})"
         ]
+        page = self.path / "meta" / "report.html"
+        lines += [f"  report: {page}"] if page.exists() else []
         lines += [
             f"  flag {code}: {n} episodes" for code, n in sorted(self.flags().items(), key=lambda x: -x[1])
         ]

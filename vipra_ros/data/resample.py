@@ -29,7 +29,7 @@ class Resampling:
         0.002, doc="a picture this little after a frame's time counts as on time", unit="s", low=0.0
     )
     joint_gap: float = param(0.1, doc="widest gap joints are interpolated across", unit="s", low=0.0)
-    max_width: float = param(0.08, doc="gripper width that is fully open", unit="m", low=0.001)
+    hand_gap: float = param(0.5, doc="widest gap the gripper's opening is interpolated across", unit="s", low=0.0)
     min_frames: int = param(4, doc="shortest episode worth keeping", low=2)
 
 
