@@ -87,6 +87,11 @@ def _convert(a: argparse.Namespace) -> None:
                                   workers=a.workers, settings=settings)
 
 
+def _bench_data(a: argparse.Namespace) -> None:
+    episodes, lengths = ([kind(v) for v in text.split(",")] for kind, text in ((int, a.episodes), (float, a.lengths)))
+    _room("data.bench:bench")(a.seconds, episodes, lengths, a.workers, a.seed, a.json)
+
+
 def _train_vq(a: argparse.Namespace) -> None:
     preset = Path(a.preset) if a.preset.endswith((".yaml", ".yml")) else \
         share("config", "learning", a.preset, "vq.yaml")
@@ -172,6 +177,14 @@ COMMANDS = (
              arg("--settings", default="", metavar="FILE", help="YAML of all settings; config/convert.yaml explains"),
              arg("--resume", action="store_true", help="go on where an interrupted conversion stopped"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _convert),
+    Command("bench data", "Data", "Measure speed and memory of the conversion on this machine.",
+            "vipra bench data --workers 2 --json out/bench_data.json",
+            (arg("--seconds", type=float, default=20.0, help="length of an episode, s (%(default)s)"),
+             arg("--episodes", default="10,40", metavar="N,N", help="measured with so many (%(default)s)"),
+             arg("--lengths", default="20,120", metavar="S,S", help="bags whose memory is measured, s (%(default)s)"),
+             arg("--workers", type=int, default=2, metavar="N", help="processes (%(default)s)"),
+             arg("--seed", type=int, default=0, help="of the pictures (%(default)s)"),
+             arg("--json", metavar="FILE", help="write the figures here")), _bench_data),
     Command("train vq", "Learn", "Train the quantiser that turns camera images into tokens.",
             "vipra train vq out/dataset out/vq --set loop.minutes=30", TRAINING, _train_vq),
     Command("train finetune", "Learn", "Train the policy on demonstrations.",

@@ -59,7 +59,7 @@ def render(report: Report, looks: Looks, settings: dict[str, Any], summary: dict
         _findings(report),
         _dataset(report, summary),
         "<h2>Bags</h2>",
-        _bags(report, looks),
+        _bags(report, looks, settings["limits"]["sure"]),
         "<h2>Episodes</h2>",
         _note(looks),
         *(_episode(number, report.episodes[number], look) for number, look in looks.shown.items()),
@@ -123,14 +123,14 @@ def _dataset(report: Report, summary: dict[str, Any]) -> str:
     )
 
 
-def _bags(report: Report, looks: Looks) -> str:
+def _bags(report: Report, looks: Looks, sure: float) -> str:
     rows = []
     for number, e in enumerate(report.episodes[:1000]):
         f = e["figures"]
         name = escape(Path(e["bag"]).name)
         link = f'<a href="#e{number}">{name}</a>' if number in looks.shown else name
         codes = "".join(f'<span class="chip flag">{escape(c)}</span>' for c in sorted({x["code"] for x in e["flags"]}))
-        skew = ", ".join(f"{v['s'] * 1e3:+.0f}" for v in f.get("skew", {}).values())
+        skew = ", ".join(f"{v['s'] * 1e3:+.0f}" for v in f.get("skew", {}).values() if v["r"] >= sure)
         hz = ", ".join(f"{s['hz']:g}" for s in f.get("streams", {}).values() if s["hz"])
         rows.append(
             f'<tr><td>{link}</td><td><span class="chip {e["status"]}">{e["status"]}</span></td>'
@@ -149,7 +149,8 @@ def _bags(report: Report, looks: Looks) -> str:
 
 def _note(looks: Looks) -> str:
     left = f" {looks.left_out} more are not shown; their figures are in report.json." if looks.left_out else ""
-    return f'<div class="soft" style="margin-bottom:10px">Measured joints solid, commanded dashed.{left}</div>'
+    text = "Measured joints solid, commanded dashed; of pictures the longest interval in each stretch."
+    return f'<div class="soft" style="margin-bottom:10px">{text}{left}</div>'
 
 
 def _episode(number: int, entry: dict[str, Any], look: dict[str, Any]) -> str:

@@ -170,6 +170,8 @@ def numbers(message: Any, field: str, topic: str) -> tuple[tuple[str, ...], list
     if not field and hasattr(value, "data"):
         value = value.data
     try:
+        if isinstance(value, str):
+            raise TypeError  # "0.1" is a text, whatever it says
         return (), [float(v) for v in np.atleast_1d(np.asarray(value, np.float64))]
     except (TypeError, ValueError):
         raise MessageError(

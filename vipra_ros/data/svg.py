@@ -11,13 +11,13 @@ COLOURS = ("#3366cc", "#dc7a1e", "#2f9e5b", "#c8385a", "#7d55c7", "#8a6d3b", "#0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 8, 20, 18  # px around the axes
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values within [low, high]."""
     span = max(high - low, 1e-9)
     step = 10.0 ** np.floor(np.log10(span / count))
     step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= count)
     first = np.ceil(low / step - 1e-9) * step
-    return [float(v) for v in np.arange(first, high + 1e-9 * span, step)]
+    return [round(float(v), 12) + 0.0 for v in np.arange(first, high + 1e-9 * span, step)]  # + 0.0: no -0
 
 
 def lines(

@@ -114,7 +114,8 @@ def convert_episode(bag: Path, folder: Path, settings: ConvertSettings) -> dict[
         Exception
     ) as error:  # whatever a damaged bag provokes in the libraries below: this bag is out, not the rest
         named = type(error).__module__.startswith("vipra_ros")
-        result["reason"] = str(error) if named else f"{type(error).__name__}: {error}"
+        text = " ".join(str(error).split())  # parsers below answer in several lines
+        result["reason"] = text if named else f"{type(error).__name__}: {text}"
     result["seconds"] = round(time.monotonic() - began, 4)
     result["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)  # highest so far
     (partial / "result.json").write_text(json.dumps(result), encoding="utf-8")
