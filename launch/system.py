@@ -16,7 +16,7 @@ def _nodes(context: LaunchContext, system: str) -> list[Node]:
         ros_arguments=["--log-level", p.log_level], additional_env=p.environment, output="screen",
         emulate_tty=True,
         sigterm_timeout="1.5", sigkill_timeout="1.0",  # seconds after Ctrl-C: everything has ended within 3 s
-        on_exit=Shutdown(reason=f"{p.executable} ended") if p.required else None,
+        on_exit=Shutdown(reason=f"{p.executable} ended") if p.required or p.finishes else None,
     ) for p in graph.processes(system, given)]
 
 

@@ -15,7 +15,7 @@ def every_node_exists(monkeypatch, tmp_path):
     """The graph of every system, whether this version has all its nodes or not."""
     nodes = tmp_path / "nodes"
     nodes.mkdir()
-    for name in ("sim", "executor", "policy", "gello", "recorder", "replay"):
+    for name in ("sim", "executor", "policy", "gello", "demonstrator", "recorder", "replay"):
         (nodes / f"{name}.py").touch()
     monkeypatch.setattr(graph, "__file__", str(tmp_path / "graph.py"))
 
@@ -61,6 +61,26 @@ def test_systems():
     assert by_name("replay", bag="b")["replay"].parameters["bag"] == "b"
 
 
+def test_the_expert_has_the_port_that_gello_opens_and_ends_the_system():
+    found = by_name("teleop", gello="emulated", expert="push", seed="7", episodes="3", sim_host="127.0.0.9")
+    assert list(found) == ["sim", "executor", "gello", "recorder", "demonstrator"]
+    demonstrator, gello = found["demonstrator"], found["gello"].parameters
+    assert demonstrator.finishes and demonstrator.parameters["episodes"] == 3
+    assert gello["com_port"] == demonstrator.parameters["com_port"] and "127.0.0.9" in gello["com_port"]
+    assert "emulate" not in gello and found["recorder"].parameters["record"] == "out/teleop"
+    assert found["sim"].parameters["task"] == "push" and found["sim"].parameters["seed"] == 7
+    assert not any(p.finishes for name, p in found.items() if name != "demonstrator")
+
+
+def test_two_arms_by_namespace_share_nothing():
+    left = by_name("teleop", gello="emulated", expert="push", namespace="left", sim_host="127.0.0.11", record="l")
+    right = by_name("teleop", gello="emulated", expert="push", namespace="right", sim_host="127.0.0.12", record="r")
+    for name, process in left.items():
+        assert process.namespace == "left" and right[name].namespace == "right"
+        for key in {"host", "com_port", "record"} & set(process.parameters):
+            assert process.parameters[key] != right[name].parameters[key]
+
+
 def test_what_is_not_given_is_left_to_the_node():
     assert by_name("policy")["policy"].parameters == {"use_sim_time": False}
     policy = by_name("policy", checkpoint="c", instruction="lift the red cube", rate="2")["policy"].parameters
@@ -91,6 +111,11 @@ def test_ros_arguments(tmp_path):
     ("policy", {"robot": "172.16.0.2", "task": "lift"}, "task:=lift is for robot:=sim only"),
     ("policy", {"params_file": "/nowhere.yaml"}, "no such file"),
     ("replay", {}, "add bag:=FOLDER"),
+    ("teleop", {"expert": "push"}, "needs robot:=sim and gello:=emulated"),
+    ("teleop", {"expert": "push", "gello": "emulated", "robot": "172.16.0.2"}, "needs robot:=sim"),
+    ("teleop", {"expert": "push", "gello": "emulated", "task": "lift"}, "leave task out"),
+    ("teleop", {"expert": "push", "gello": "emulated", "com_port": "/dev/x"}, "brings a port of its own"),
+    ("teleop", {"episodes": "2"}, "add expert:=push"),
     ("fly", {}, "known systems: policy, teleop, sim, replay"),
 ])
 def test_errors_name_the_value_and_the_remedy(system, given, said):

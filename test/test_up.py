@@ -27,13 +27,13 @@ sys.exit(int(sys.argv[2]))
 class Run:
     """A `System` of dummy processes in a process of its own."""
 
-    def __init__(self, folder, processes, required):
+    def __init__(self, folder, processes, required, finishing):
         child = folder / "child.py"
         child.write_text(CHILD)
         code = textwrap.dedent(f"""
             import shlex, sys
             from vipra_ros.up import System
-            system = System({required!r})
+            system = System({required!r}, {finishing!r})
             for name, manner in {processes!r}:
                 system.add_process(name, shlex.join(["exec", sys.executable, {str(child)!r}, name, manner]))
             sys.exit(system.run())
@@ -66,8 +66,8 @@ class Run:
 def run(tmp_path):
     runs = []
 
-    def start(processes, required=()):
-        runs.append(Run(tmp_path, processes, required))
+    def start(processes, required=(), finishing=()):
+        runs.append(Run(tmp_path, processes, required, finishing))
         return runs[-1]
 
     yield start
@@ -115,6 +115,13 @@ def test_the_end_of_a_needed_process_ends_the_system(run):
 def test_a_needed_process_that_ends_well_is_still_the_end(run):
     r = run([("sim-1", "0"), ("executor-2", "calm")], ["sim-1", "executor-2"])
     assert r.process.wait(timeout=20) == 1 and r.left() == []
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_when_the_job_is_done_all_end_with_its_status(run, status):
+    r = run([("executor-1", "calm"), ("demonstrator-2", str(status))], ["executor-1"], ["demonstrator-2"])
+    assert r.process.wait(timeout=20) == status and r.left() == []
+    assert "demonstrator-2 has done its work: ending all processes" in r.log.read_text()
 
 
 def test_the_end_of_another_process_is_only_reported(run):

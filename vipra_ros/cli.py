@@ -116,6 +116,10 @@ def _gello_calibrate(a: argparse.Namespace) -> None:
     _room("teleop.calibrate:calibrate_main")(a.config, a.port, a.profile, a.out)
 
 
+def _gello_emulate(a: argparse.Namespace) -> None:
+    _room("teleop.emulator:emulate_main")(a.config, a.arm, a.port, a.profile, a.motion, a.seed, a.fault, a.seconds)
+
+
 GELLO = (
     arg("--config", default="", metavar="FILE", help="YAML file of the leader arm; default: config/gello.yaml"),
     arg("--port", default="", help="serial port; default: that of the file"),
@@ -150,6 +154,19 @@ COMMANDS = (
     Command("gello calibrate", "Run", "Find signs, offsets and gripper range of the leader arm step by step.",
             "vipra gello calibrate gello.yaml --port /dev/ttyUSB0",
             (arg("out", metavar="OUT", help="YAML file to write"), *GELLO), _gello_calibrate),
+    Command("gello emulate", "Run", "Servos without an arm, at a serial port that any GELLO driver may open.",
+            "vipra gello emulate --motion sine --fault '10 unplug' --fault '13 plug'",
+            (arg("--motion", default="sine", metavar="M",
+                 help="home, sine, a YAML script, a bag, or the expert's reach, push, lift (%(default)s)"),
+             arg("--seed", type=int, default=1000, help="scene of the expert (%(default)s)"),
+             arg("--fault", action="append", default=[], metavar="'[S] WORDS'",
+                 help="after S seconds: missing N, spoilt N, overheated N, garbage, unplug, ...; repeatable"),
+             arg("--seconds", type=float, default=0.0, help="end after this time; 0: at Ctrl-C"),
+             arg("--port", default="", help="path at which the port is to appear; default: a new one"),
+             arg("--config", default="", metavar="FILE", help="YAML file of the leader arm to be"),
+             arg("--arm", default="", help="section of that file, when it describes several"),
+             arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)")),
+            _gello_emulate),
     Command("collect", "Data", "Record scripted demonstrations in simulation as rosbag2 episodes.",
             "vipra collect --expert --task all --episodes 100 --seed 0 out/bags",
             (arg("out", metavar="OUT", help="folder for the episodes; what is there already is kept"),

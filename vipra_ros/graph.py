@@ -8,6 +8,7 @@ This module knows no ROS; it needs the standard library only.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,13 +40,15 @@ class Process:
     Attributes:
         executable: module of vipra_ros.nodes, program in lib/vipra_ros, and the node's name.
         parameters: ROS parameters, with the types the node declares; they win over `params_file`.
-        required: its end ends the whole system.
+        required: its end ends the whole system, as a failure.
+        finishes: its end ends the whole system, with its own exit status.
         environment: variables added to the environment.
     """
 
     executable: str
     parameters: dict[str, bool | int | float | str]
     required: bool = False
+    finishes: bool = False
     namespace: str = ""
     params_file: str = ""
     log_level: str = "info"
@@ -68,7 +71,7 @@ _ROBOT = (
 )
 _EXECUTOR = (
     Argument("profile", "", "robot profile, a file of config/robots without its ending",
-             node="executor gello"),
+             node="executor gello demonstrator"),
     Argument("realtime_config", "", "enforce needs a real-time kernel; empty: ignore in simulation, else the "
              "executor's own default", choices=("enforce", "ignore"), node="executor"),
     Argument("dry_run", "", "true: limited commands go to a preview topic, the arm is not moved", bool,
@@ -99,7 +102,15 @@ _POLICY = (
 )
 _TELEOP = (
     Argument("gello", "", "emulated: no leader arm, servos that swing about the home pose", choices=("emulated",)),
-    Argument("gello_config", "", "YAML file of the GELLO arm: port, joint signs, offsets", node="gello"),
+    Argument("gello_config", "", "YAML file of the GELLO arm: port, joint signs, offsets",
+             node="gello demonstrator"),
+    Argument("gello_arm", "", "section of that file; empty: the one with our namespace, or the only one",
+             node="gello demonstrator"),
+    Argument("com_port", "", "serial port of the GELLO; empty: that of gello_config", node="gello"),
+    Argument("expert", "", "a scripted expert moves the emulated GELLO: it demonstrates this task in the "
+             "simulated scene, recorded into record, or out/teleop", choices=("reach", "push", "lift")),
+    Argument("episodes", "", "demonstrations of the expert, each with the next seed; then the system ends", int,
+             node="demonstrator"),
 )
 _RECORD = (
     Argument("record", "", "folder for the episodes; empty: nothing is recorded", node="recorder"),
@@ -120,6 +131,8 @@ SYSTEMS: dict[str, tuple[str, tuple[Argument, ...], tuple[str, ...]]] = {
 }
 #: The system has no meaning without these: when one ends, all end.
 REQUIRED = ("executor", "sim")
+#: They have one job: when it is done, all end.
+FINISHING = ("demonstrator",)
 
 
 def arguments(system: str) -> tuple[Argument, ...]:
@@ -147,11 +160,26 @@ def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
         wrong = next((a.name for a in _SIM if values[a.name] != a.default), None)
         if wrong:
             raise ConfigError(f"{system}: {wrong}:={values[wrong]} is for robot:=sim only; leave it out")
+    if values.get("expert"):
+        _check_expert(values)
+    elif values.get("episodes"):
+        raise ConfigError(f"{system}: episodes:={values['episodes']} is for the expert; add expert:=push")
     if values["params_file"] and not Path(values["params_file"]).is_file():
         raise ConfigError(f"{system}: params_file:={values['params_file']}: no such file")
     if system == "replay" and not values["bag"]:
         raise ConfigError("replay: no episode given; add bag:=FOLDER")
     return values
+
+
+def _check_expert(values: dict[str, str]) -> None:
+    """The expert knows the simulated scene alone, and needs servos that it can move."""
+    if values["robot"] != "sim" or values["gello"] != "emulated":
+        raise ConfigError(f"teleop: expert:={values['expert']} needs robot:=sim and gello:=emulated")
+    if values["com_port"]:
+        raise ConfigError(f"teleop: com_port:={values['com_port']}: expert brings a port of its own; leave it out")
+    if values["task"] not in ("", values["expert"]):
+        raise ConfigError(f"teleop: task:={values['task']} and expert:={values['expert']}; leave task out")
+    values["task"], values["record"] = values["expert"], values["record"] or "out/teleop"
 
 
 def processes(system: str, given: dict[str, str]) -> list[Process]:
@@ -164,6 +192,7 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     simulated = values.get("robot", "sim") == "sim"
     names = ["sim"] * simulated + ["executor"]
     names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
+    names += ["demonstrator"] * bool(values.get("expert"))
     parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
                          if {name, "*"} & set(a.node.split()) and values[a.name]} for name in names}
     host = values["sim_host"] if simulated else values["robot"]
@@ -172,12 +201,18 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     if simulated:
         parameters["executor"].setdefault("realtime_config", "ignore")
         parameters["sim"] |= {"host": host, "publish_clock": values["use_sim_time"] == "true"}
-    if values.get("gello"):
+    if values.get("expert"):
+        # One port a robot, as there is one address; both sides learn it here.
+        port = str(Path(tempfile.gettempdir(), f"gello-{values['sim_host']}"))
+        parameters["demonstrator"]["com_port"] = port
+        parameters["gello"] |= {"com_port": port, "retry": 0.5}
+    elif values.get("gello"):
         parameters["gello"]["emulate"] = "sine"
     for name in names:
         if not (Path(__file__).parent / "nodes" / f"{name}.py").exists():
             raise ConfigError(f"{system}: this version has no node {name!r} yet; see CHANGELOG.md")
-    return [Process(name, parameters[name], required=name in REQUIRED, namespace=values["namespace"],
+    return [Process(name, parameters[name], required=name in REQUIRED, finishes=name in FINISHING,
+                    namespace=values["namespace"],
                     params_file=values["params_file"], log_level=values["log_level"], environment=ENVIRONMENT)
             for name in names]
 

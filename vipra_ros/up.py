@@ -62,14 +62,15 @@ class System(Manager):
     """Processes that live and die together.
 
     Args:
-        required: names of the processes whose end ends all.
+        required: names of the processes whose end ends all, as a failure.
+        finishing: names of those whose end ends all, with their exit status.
     """
 
-    def __init__(self, required: Sequence[str]):
+    def __init__(self, required: Sequence[str], finishing: Sequence[str] = ()):
         super().__init__(printer=_Printer())
         self._process_ctor = _Process
-        self.required = frozenset(required)
-        self.failed = ""  # the required process that ended first
+        self.required, self.finishing = frozenset(required), frozenset(finishing)
+        self.failed = self.finished = ""  # the required, or finishing, process that ended first
 
     def run(self) -> int:
         """Start all, wait for the end of all; the exit status for the shell (130 after Ctrl-C)."""
@@ -79,11 +80,13 @@ class System(Manager):
         if self.failed:
             code = self._processes[self.failed]["returncode"]
             return 128 - code if code < 0 else code or 1  # a signal as shells count it; no end is a good one
+        if self.finished:
+            return abs(self._processes[self.finished]["returncode"])
         return self.returncode or 0
 
     def _any_stopped(self) -> bool:
         """honcho asks in every turn; True begins the end of all: SIGINT now, SIGKILL after GRACE."""
-        return self._terminating or bool(self.failed)
+        return self._terminating or bool(self.failed or self.finished)
 
     def _killall(self, force: bool = False) -> None:
         """Signal every process group that is left; one not begun yet is met in a later turn."""
@@ -116,7 +119,12 @@ class System(Manager):
             self._printer.say("INFO", name, f"process has finished {detail}")
         else:
             self._printer.say("ERROR", name, f"process has died {detail}: {process['obj'].cmd}")
-        if name in self.required and not (self._terminating or self.failed):
+        if self._terminating or self.failed or self.finished:
+            return
+        if name in self.finishing:
+            self.finished = name
+            self._printer.say("INFO", "up", f"{name} has done its work: ending all processes")
+        if name in self.required:
             self.failed = name
             self._printer.say("ERROR", "up", f"the system needs {name}: ending all processes")
 
@@ -125,7 +133,10 @@ def up(system: str, given: dict[str, str]) -> int:
     """Run `system` of vipra_ros.graph until Ctrl-C or the end of a node it needs; the exit status."""
     processes = graph.processes(system, given)
     names = {p.executable: f"{p.executable}-{number}" for number, p in enumerate(processes, start=1)}
-    running = System([names[p.executable] for p in processes if p.required])
+    running = System(
+        [names[p.executable] for p in processes if p.required],
+        [names[p.executable] for p in processes if p.finishes],
+    )
     for p in processes:
         command = [sys.executable, "-m", "vipra_ros.cli", "node", p.executable, "--ros-args"]
         running.add_process(names[p.executable], shlex.join(["exec", *command, *p.ros_arguments()]),

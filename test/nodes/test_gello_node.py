@@ -24,8 +24,9 @@ from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
 from vipra_ros.config import share  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
-from vipra_ros.teleop.emulate import emulated, motion  # noqa: E402
+from vipra_ros.teleop.emulate import emulated  # noqa: E402
 from vipra_ros.teleop.gello import load_gello  # noqa: E402
+from vipra_ros.teleop.motions import motion  # noqa: E402
 
 PROFILE = load_profile("fr3")
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)

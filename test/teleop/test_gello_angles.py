@@ -127,6 +127,7 @@ def test_frankas_own_files_are_read(tmp_path):
     assert config.port == "/dev/serial/by-id/usb-FTDI_left" and config.servo_ids == (1, 2, 3, 4, 5, 6, 7, 8)
     path.write_text(FRANKA + FRANKA.replace("LEFT", "RIGHT").replace("left", "right"))
     assert load_gello(path, "RIGHT").com_port == "usb-FTDI_right"
+    assert load_gello(path, namespace="/right").com_port == "usb-FTDI_right"
     with pytest.raises(ConfigError, match="choose one of LEFT, RIGHT"):
         load_gello(path)
     path.write_text(FRANKA.replace("enable: [0", "enable: [1"))

@@ -35,9 +35,10 @@ from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.teleop.bus import BusError, Reading, ServoBus, latency_advice
-from vipra_ros.teleop.emulate import emulated, motion
+from vipra_ros.teleop.emulate import emulated
 from vipra_ros.teleop.follow import Follow, FollowSettings, Phase
 from vipra_ros.teleop.gello import Tracker, load_gello
+from vipra_ros.teleop.motions import motion
 
 LATEST = QoSProfile(depth=1)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -50,7 +51,7 @@ class GelloNodeSettings:
     """Parameters of the node, beside FollowSettings."""
 
     gello_config: str = param("", doc="YAML file of the leader arm; empty: the shipped config/gello.yaml")
-    gello_arm: str = param("", doc="section of that file, when it describes several arms")
+    gello_arm: str = param("", doc="section of that file; empty: the one with our namespace, or the only one")
     com_port: str = param("", doc="serial port of the leader; empty: that of the file")
     profile: str = param("fr3", doc="robot profile of the follower")
     emulate: str = param(
@@ -67,7 +68,7 @@ class GelloNode(Node):
         super().__init__("gello")
         self.settings = s = declare(self, GelloNodeSettings)
         self.profile = load_profile(s.profile)
-        config = load_gello(s.gello_config or share("config", "gello.yaml"), s.gello_arm)
+        config = load_gello(s.gello_config or share("config", "gello.yaml"), s.gello_arm, self.get_namespace())
         if config.num_arm_joints != len(self.profile.joint_names):
             raise ConfigError(
                 f"num_arm_joints = {config.num_arm_joints}: {self.profile.name} has {len(self.profile.joint_names)}"

@@ -18,19 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from vipra_ros.teleop.bus import HARDWARE_ERROR, TICKS_PER_TURN, VELOCITY_UNIT
 from vipra_ros.teleop.gello import GelloConfig, ticks_of
+from vipra_ros.teleop.motions import Motion
 
 HEADER = b"\xff\xff\xfd"
 BROADCAST = 0xFE
 PING, READ, WRITE, STATUS, SYNC_READ, SYNC_WRITE = 0x01, 0x02, 0x03, 0x55, 0x82, 0x83
 MODEL_XL330_M288 = 1200
 TORQUE, CURRENT, VELOCITY, POSITION = 64, 126, 128, 132
-SINE_AMPLITUDE, SINE_PERIOD = 0.15, 5.0  # rad, s
-#: s between two changes of the emulated gripper in the `sine` motion.
-GRIP_PERIOD = 10.0
 
 
 def _crc_table() -> list[int]:
@@ -104,16 +100,19 @@ class ServoEmulator:
         ticks: s since the start -> positions (n,) in ticks, one per servo.
         ids: the servos.
         baudrate: answers take the time their bytes need at this rate; 0: none.
+        port: path of the port; empty: one in a folder of its own.
     """
 
-    def __init__(self, ticks: Callable[[float], Sequence[float]], ids: Sequence[int], baudrate: int = 0):
+    def __init__(
+        self, ticks: Callable[[float], Sequence[float]], ids: Sequence[int], baudrate: int = 0, port: str = ""
+    ):
         self.ticks, self.ids, self.baudrate = ticks, tuple(ids), baudrate
         self.faults = Faults()
         self.torque = dict.fromkeys(self.ids, 1)  # a servo left on by somebody: the driver has to switch it off
         self.turns = dict.fromkeys(self.ids, 0)  # whole turns in the register, lost at a power cycle
-        self._folder = tempfile.TemporaryDirectory(prefix="gello-")
+        self._folder = None if port else tempfile.TemporaryDirectory(prefix="gello-")
         #: The path that stays the same when the cable is plugged in again, as those of /dev/serial/by-id.
-        self.port = str(Path(self._folder.name, "port"))
+        self.port = port or str(Path(self._folder.name, "port"))
         self._start, self._master, self._slave = time.monotonic(), -1, -1
         self._running, self._thread = threading.Event(), None
 
@@ -123,12 +122,22 @@ class ServoEmulator:
 
     def __exit__(self, *exc: object) -> None:
         self.unplug()
-        self._folder.cleanup()
+        if self._folder:
+            self._folder.cleanup()
+
+    @property
+    def now(self) -> float:
+        """s since the start: what the motion is asked for."""
+        return time.monotonic() - self._start
 
     def plug(self) -> None:
-        """The cable is in."""
+        """The cable is in. OSError when the port's path is taken by something that is no left-over of ours."""
+        if self._thread is not None:
+            return
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
+        if os.path.islink(self.port):  # of an emulator that was killed
+            os.unlink(self.port)
         os.symlink(os.ttyname(self._slave), self.port)
         self._running.set()
         self._thread = threading.Thread(target=self._serve, name="servos", daemon=True)
@@ -147,7 +156,7 @@ class ServoEmulator:
 
     def power_cycle(self) -> None:
         """Servos forget whole turns: the register is 0 to 4095 again."""
-        now = self.ticks(time.monotonic() - self._start)
+        now = self.ticks(self.now)
         self.turns = {i: -math.floor(t / TICKS_PER_TURN) for i, t in zip(self.ids, now)}
 
     # --- the wire ------------------------------------------------------------------------------------------
@@ -202,7 +211,7 @@ class ServoEmulator:
     def _memory(self, servo: int) -> bytes:
         if servo not in self.ids:
             return b""
-        now, k = time.monotonic() - self._start, self.ids.index(servo)
+        now, k = self.now, self.ids.index(servo)
         here, before = self.ticks(now)[k], self.ticks(now - 0.01)[k]
         memory = bytearray(256)
         memory[TORQUE] = self.torque[servo]
@@ -214,27 +223,6 @@ class ServoEmulator:
         return bytes(memory)
 
 
-def motion(kind: str, home: Sequence[float]) -> Callable[[float], tuple[np.ndarray, float]]:
-    """s -> (joint angles (7,) in rad, opening of the gripper in [0, 1]).
-
-    Args:
-        kind: "home" stays there; "sine" swings about it, slowly on four joints, and grips now and then.
-        home: rad (7,).
-    """
-    rest = np.asarray(home, float)
-    if kind == "home":
-        return lambda t: (rest, 1.0)
-    if kind != "sine":
-        raise ValueError(f"motion {kind!r}: choose home or sine")
-    share = np.array([1.0, 0.0, 0.0, 0.6, 0.0, 0.8, 1.0])
-
-    def sine(t: float) -> tuple[np.ndarray, float]:
-        swing = SINE_AMPLITUDE * math.sin(2 * math.pi * t / SINE_PERIOD)
-        return rest + swing * share, float(int(t / GRIP_PERIOD) % 2 == 0)
-
-    return sine
-
-
-def emulated(config: GelloConfig, where: Callable[[float], tuple[np.ndarray, float]]) -> ServoEmulator:
+def emulated(config: GelloConfig, where: Motion, port: str = "") -> ServoEmulator:
     """The leader arm that `config` describes, held at `where(t)` (rad (n,), opening)."""
-    return ServoEmulator(lambda t: ticks_of(config, *where(max(t, 0.0))), config.servo_ids, config.baudrate)
+    return ServoEmulator(lambda t: ticks_of(config, *where(max(t, 0.0))), config.servo_ids, config.baudrate, port)

@@ -79,8 +79,8 @@ class Follow:
         self.period = 1.0 / settings.rate
         self.phase, self.text = Phase.LOST, "no reading of the leader yet"
         self.sent = 0
-        self._samples: deque[tuple[float, np.ndarray]] = deque(maxlen=16)
-        self._opening, self._duration = 1.0, 0.0
+        self._samples: deque[tuple[float, np.ndarray, float]] = deque(maxlen=16)  # time, joints, opening
+        self._duration = 0.0
         self._follower: tuple[float, np.ndarray] | None = None
         self._executor: tuple[float, ExecutorState, int] | None = None
         self._offset, self._engaged_at, self._task = np.zeros(len(profile.joint_names)), 0.0, 0
@@ -92,15 +92,15 @@ class Follow:
         """The leader: joints (7,) in rad, opening in [0, 1]; `duration` of the read in s."""
         if self._samples and time - self._samples[-1][0] > self.settings.largest_gap:
             self.lost(f"the leader was silent for {time - self._samples[-1][0]:.2f} s; align it again")
-        self._samples.append((time, np.asarray(q, float)))
-        self._opening, self._duration = float(opening), duration
+        self._samples.append((time, np.asarray(q, float), float(opening)))
+        self._duration = duration
 
     def follower(self, time: float, q: np.ndarray) -> None:
         """The arm's measured joints (7,) in rad."""
         self._follower = (time, np.asarray(q, float))
         settled = self.phase is Phase.FOLLOWING and time > self._engaged_at + self.settings.engage_time + SETTLING
         if settled and len(self._samples) > 1:
-            (t0, q0), (t1, q1) = self._samples[-2], self._samples[-1]
+            (t0, q0, _), (t1, q1, _) = self._samples[-2], self._samples[-1]
             velocity = (q1 - q0) / (t1 - t0)
             fast = float(velocity @ velocity)
             if fast > MOVING**2:
@@ -130,9 +130,9 @@ class Follow:
             if self.phase is not Phase.LOST or self._samples:
                 self._set(Phase.WAITING, obstacle)
             return None
-        stamp, leader = self._samples[-1]
+        stamp, leader, _ = self._samples[-1]
         _, state, epoch = self._executor
-        rows = self._rows(stamp)
+        rows, openings = self._rows(stamp)
         if self.phase is not Phase.FOLLOWING or state is ExecutorState.ARMED:
             off = misalignment(self.profile.joint_names, leader, self._follower[1], self.settings.align_threshold)
             if off:
@@ -156,7 +156,7 @@ class Follow:
             stamp=stamp,
             chunk_id=self.sent,
             step_period=self.period,
-            actions=np.column_stack([rows, np.full(len(rows), 2 * self._opening - 1)]),
+            actions=np.column_stack([rows, 2 * openings - 1]),
             lookahead=np.zeros((0, rows.shape[1] + 1)),
             joint_names=self.profile.joint_names,
             task_id=self._task,
@@ -165,15 +165,17 @@ class Follow:
             policy_id=self.policy_id,
         )
 
-    def _rows(self, stamp: float) -> np.ndarray:
-        """Rows (lag_steps + 1, 7): where the leader was, `lag_steps` periods before each row is due."""
+    def _rows(self, stamp: float) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (lag_steps + 1, 7) and openings: those of the leader `lag_steps` periods before each row is due."""
         count = self.settings.lag_steps + 1
         times = stamp + self.period * (np.arange(1, count + 1) - self.settings.lag_steps)
-        t, q = np.array([s[0] for s in self._samples]), np.array([s[1] for s in self._samples])
+        t, q, opening = (np.array(x) for x in zip(*self._samples))
         if len(t) > 1:
             ahead = q[-1] + (q[-1] - q[-2]) / (t[-1] - t[-2]) * self.period
             t, q = np.append(t, t[-1] + self.period), np.vstack([q, ahead])
-        return np.column_stack([np.interp(times, t, q[:, j]) for j in range(q.shape[1])])
+            opening = np.append(opening, opening[-1])
+        rows = np.column_stack([np.interp(times, t, q[:, j]) for j in range(q.shape[1])])
+        return rows, np.interp(times, t, opening)
 
     def _obstacle(self, now: float) -> str:
         """Why nothing can be sent, whatever the leader does; empty when there is nothing."""

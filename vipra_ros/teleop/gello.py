@@ -65,11 +65,12 @@ class GelloConfig:
         return self.com_port if "/" in self.com_port else f"/dev/serial/by-id/{self.com_port}"
 
 
-def load_gello(path: str | Path, arm: str = "") -> GelloConfig:
+def load_gello(path: str | Path, arm: str = "", namespace: str = "") -> GelloConfig:
     """Read a file with the keys at its top, or with one section per arm as Franka's have.
 
     Args:
         arm: the section, when there are several.
+        namespace: of the node; with `arm` empty the section whose key `namespace` is the same.
 
     Raises:
         ConfigError: a key or value cannot be used.
@@ -77,6 +78,8 @@ def load_gello(path: str | Path, arm: str = "") -> GelloConfig:
     values = read_yaml(path)
     sections = {k: v for k, v in values.items() if isinstance(v, dict)}
     if sections and len(sections) == len(values):
+        mine = [k for k, v in sections.items() if v.get("namespace") == (namespace.strip("/") or None)]
+        arm = arm or (mine[0] if len(mine) == 1 else "")
         if arm and arm not in sections or not arm and len(sections) > 1:
             raise ConfigError(f"{path}: arm {arm!r} is not in it; choose one of {', '.join(sections)}")
         values = sections[arm or next(iter(sections))]
