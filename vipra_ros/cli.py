@@ -23,6 +23,7 @@ TASKS = ("reach", "push", "lift")
 #: What to install when an import fails: module -> extra of setup.py.
 EXTRAS = {"franky": "robot", "ruckig": "robot", "dynamixel_sdk": "robot", "mujoco": "sim", "franky_sim": "sim"}
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train")
+EXTRAS |= {"ray": "ray"}
 EXTRAS |= dict.fromkeys(("pyarrow", "av", "cv2", "rosbags", "matplotlib"), "train")
 ROS_HINT = "use the .venv of `make setup`, or source a ROS 2 with this package built in it"
 
@@ -84,7 +85,7 @@ def _convert(a: argparse.Namespace) -> None:
     changes |= {"refuse": tuple(a.refuse.split(","))} if a.refuse else {}
     settings = _room("data.work:load_settings")(a.settings, **changes)
     _room("data.convert:convert")([Path(b) for b in a.bags], Path(a.out), fps=a.fps, resume=a.resume,
-                                  workers=a.workers, settings=settings)
+                                  workers=a.workers, settings=settings, ray=a.ray)
 
 
 def _bench_data(a: argparse.Namespace) -> None:
@@ -191,6 +192,7 @@ COMMANDS = (
                  "columns (joint_position)"),
              arg("--profile", default="", help="robot profile, for ee_delta (fr3)"),
              arg("--refuse", default="", metavar="A,B", help="findings that leave an episode out, e.g. frozen,jump"),
+             arg("--ray", default="", metavar="ADDRESS", help="work on this Ray cluster (auto, HOST:PORT, local)"),
              arg("--settings", default="", metavar="FILE", help="YAML of all settings; config/convert.yaml explains"),
              arg("--resume", action="store_true", help="go on where an interrupted conversion stopped"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _convert),

@@ -39,6 +39,7 @@ def convert(
     settings: ConvertSettings | None = None,
     progress: bool = True,
     quiet: bool = False,
+    ray: str = "",
 ) -> Report:
     """Convert episode bags (or folders of them) into a LeRobot data set at `out`.
 
@@ -49,6 +50,7 @@ def convert(
         resume: go on from an interrupted conversion; a finished one of the same bags is left as it is.
         workers: processes; 1 works in this one.
         progress: show a bar on a terminal. quiet: print no summary.
+        ray: address of a Ray cluster that does the work instead; `workers` does not count then.
 
     Raises:
         ConvertError: `out` exists, there are no bags, or none of them could be used.
@@ -79,7 +81,7 @@ def convert(
     report = Report(out, fps=settings.resampling.fps)
     assembly = Assembly(stage / "dataset", settings, report)
     with _bar(len(found), progress) as advance:
-        for bag, result in _results(found, stage, settings, workers):
+        for bag, result in _results(found, stage, settings, workers, ray):
             assembly.take(bag, result)
             advance(report)
     report.seconds = time.monotonic() - began
@@ -92,11 +94,16 @@ def convert(
 
 
 def _results(
-    bags: Sequence[Path], stage: Path, settings: ConvertSettings, workers: int
+    bags: Sequence[Path], stage: Path, settings: ConvertSettings, workers: int, ray: str
 ) -> Iterator[tuple[Path, tuple[Path, dict[str, Any]]]]:
     """(bag, (folder, result)) in the order of the bags; few per worker are ahead of the assembly."""
     jobs = [(bag, stage / "episodes" / _folder_name(bag)) for bag in bags]
     (stage / "episodes").mkdir(exist_ok=True)
+    if ray:
+        from vipra_ros.data import cluster
+
+        yield from cluster.results(jobs, settings, ray)
+        return
     if workers == 1:
         for bag, folder in jobs:
             yield bag, (folder, convert_episode(bag, folder, settings))
