@@ -79,6 +79,11 @@ def _collect(a: argparse.Namespace) -> None:
                                    after=_shipped(a.after) if a.after else "")
 
 
+def _to(path: str) -> Callable[[argparse.Namespace], int | None]:
+    """Runs the function at `path` with the arguments of the command by their names."""
+    return lambda a: _room(path)(**{k: v for k, v in vars(a).items() if k not in ("run", "debug")})
+
+
 def _convert(a: argparse.Namespace) -> None:
     changes = {"topics": _room("data.mapping:load_map")(a.topics)} if a.topics else {}
     changes |= {k: v for k, v in (("action_space", a.actions), ("profile", a.profile)) if v}
@@ -181,6 +186,20 @@ COMMANDS = (
              arg("--after", default="", metavar="CHECKPOINT",
                  help="this policy acts first and the expert takes over from wherever it has got to"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _collect),
+    Command("keys", "Data", "Start, label and throw away episodes of a running recorder with single keys.",
+            "vipra keys",
+            (arg("--namespace", default="", metavar="NAME", help="namespace of the recorder"),), _to("nodes.keys:run")),
+    Command("bags info", "Data", "What recorded episodes hold, and what is wrong with them.",
+            "vipra bags info out/bags",
+            (arg("bags", nargs="+", metavar="BAGS", help="episodes, or folders of them"),), _to("data.bag_info:main")),
+    Command("bags repair", "Data", "Make readable what a killed recorder or a full disk left behind.",
+            "vipra bags repair out/bags",
+            (arg("folder", metavar="FOLDER", help="folder of episodes"),), _to("data.repair:main")),
+    Command("bags relabel", "Data", "Give a finished episode another instruction or label.",
+            "vipra bags relabel out/bags/20260101-120000 --instruction 'lift the red cube' --success yes",
+            (arg("bag", metavar="BAG", help="the episode"),
+             arg("--instruction", metavar="TEXT", help="what it shows"),
+             arg("--success", choices=("yes", "no"), help="whether it succeeded")), _to("data.relabel:main")),
     Command("convert", "Data", "Make a LeRobot data set from recorded episodes.",
             "vipra convert out/bags out/dataset --fps 15",
             (arg("bags", nargs="+", metavar="BAGS", help="rosbag2 episodes, or folders of them"),

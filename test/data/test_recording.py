@@ -1,20 +1,19 @@
 """Recording with a fake clock: pre-roll, labels, losses, full disks, a process killed in the middle."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 
+from vipra_ros.data import disk
 from vipra_ros.data import messages as m
 from vipra_ros.data.bags import EpisodeReader, find_bags
+from vipra_ros.data.disk import MB
+from vipra_ros.data.preroll import Message as Kept
+from vipra_ros.data.preroll import PreRoll
 from vipra_ros.data.reception import Demands, Meter, judge
-from vipra_ros.data.recording import MB, PreRoll, Recorder, RecordingSettings
-from vipra_ros.data.recording import Message as Kept
+from vipra_ros.data.recording import Recorder, RecordingSettings
 
 NS = m.NS
 T0 = 1_700_000_000 * NS
@@ -29,12 +28,12 @@ class Bench:
     """A recorder whose writing thread is stepped by hand."""
 
     def __init__(self, root, free=10**12, **settings):
-        self.free, self.said, self.changes = free, [], 0
+        self.free, self.said, self.shown, self.changes = free, [], [], 0
         self.recorder = Recorder(
             root, RecordingSettings(**settings), Demands(seconds=0.2), joints=(JOINTS,), needed=(HAND,),
             describe=lambda said: {"instruction": m.read_string(said[WORDS]) if WORDS in said else "",
                                    "robot": "fr3"},
-            say=lambda severity, text: self.said.append((severity, text)),
+            say=lambda severity, text: self.said.append((severity, text)), show=self.shown.append,
             changed=self.changed, free=lambda root: self.free,
         )
 
@@ -108,6 +107,62 @@ def test_losses_are_counted_flagged_and_kept_in_the_bag(tmp_path):
     assert "executor/gripper_command: nothing received" in text and "no instruction" in text
     assert bench.recorder.status()["last"]["flags"] == meta["flags"]
     assert sum(severity == "warning" for severity, _ in bench.said) == len(meta["flags"])
+
+
+def test_the_table_marks_what_is_bad_and_fits_a_terminal(tmp_path):
+    bench = Bench(tmp_path, pre_roll=0.0)
+    bench.at(0.0, "start")
+    bench.hand(0.0, 1.0)
+    bench.words(0.0, "lift")
+    for i in range(60):
+        picture = m.compressed_image(T0 + i * NS // 30, "front", bytes(100))
+        bench.recorder.take("camera/front/image_raw/compressed", m.COMPRESSED_IMAGE, picture, T0 + i * NS // 30)
+    bench.joints(0.0, 2.0, drop=lambda t: 1.0 <= t < 1.3)
+    bench.at(2.0, "finish", True)
+    bench.recorder.step()
+    (text,) = bench.shown
+    assert max(map(len, text.splitlines())) <= 66
+    rows = {line.lstrip("! ").split()[0]: line for line in text.splitlines()}
+    assert rows["joint_states"].startswith("!") and rows["joint_states"].split()[2:5] == ["170", "200", "30"]
+    assert not rows["front"].startswith("!") and "front image" in rows["front"] and " 30.0 " in rows["front"]
+    assert "! joint_states: gap of 0.310 s" in text and "gap of 0.310" in text.splitlines()[-2]
+
+
+def test_relabel_before_and_after_the_end(tmp_path):
+    bench = Bench(tmp_path, pre_roll=0.0, compress=True)
+    assert not bench.recorder.relabel("lift").success and not bench.recorder.relabel("  ").success
+    bench.at(0.0, "start")
+    bench.hand(0.0, 1.0)
+    bench.words(0.0, "lift the red cube")
+    bench.joints(0.0, 3.0)
+    assert bench.recorder.relabel("hebe den grünen Würfel").success
+    bench.at(3.0, "finish", True)
+    bench.recorder.step()
+    (bag,) = find_bags([tmp_path])
+    before, found = contents(bag)
+    assert before["instruction"] == "hebe den grünen Würfel" and before["success"] is True
+    assert bench.recorder.relabel("push").success
+    bench.recorder.step()
+    meta, after = contents(bag)
+    assert meta["instruction"] == bench.recorder.status()["last"]["instruction"] == "push"
+    assert meta["relabelled"] == [{"instruction": "hebe den grünen Würfel", "success": True}]
+    strip = [x for x in found if x[0] != "episode/meta"]
+    assert strip == [x for x in after if x[0] != "episode/meta"] and len(after) == len(found)
+    with EpisodeReader(bag) as reader:
+        assert reader.compressed
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_a_disk_too_slow_for_the_topics_is_said_before_the_start(tmp_path):
+    bench = Bench(tmp_path, speed_test=1)
+    bench.recorder.try_disk()
+    assert bench.said[-1][0] == "info" and "MB/s" in bench.said[-1][1] and list(tmp_path.iterdir()) == []
+    bench.recorder._speed = 30 * MB  # a memory card
+    for i in range(30):
+        bench.recorder.take("camera/front/image_raw", m.COMPRESSED_IMAGE, bytes(921_600), T0 + i * NS // 60)
+    refused = bench.at(0.5, "start")
+    assert not refused.success and "the topics bring 5" in refused.message and "took 30 MB/s" in refused.message
+    assert disk.refusal(tmp_path, 10 * MB, 0, 20.0 * MB, 30.0 * MB) == ""
 
 
 def test_commands_out_of_turn_are_refused_with_the_remedy(tmp_path):
@@ -220,23 +275,3 @@ def test_a_thread_writes_while_another_takes(tmp_path):
     assert not thread.is_alive()
     bags = find_bags([tmp_path])
     assert [len(contents(b)[1]) for b in bags] == [502, 503, 503]  # the hand was open before, too
-
-
-def test_a_killed_process_leaves_finished_episodes_and_the_open_one_aside(tmp_path):
-    code = f"""
-import sys, time
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_recording import Bench
-from pathlib import Path
-bench = Bench(Path({str(tmp_path)!r}), pre_roll=0.0)
-bench.at(0.0, "start"); bench.joints(0.0, 1.0); bench.at(1.0, "finish", True)
-bench.at(2.0, "start"); bench.joints(2.0, 30.0); bench.recorder.step()
-print("ready", flush=True); time.sleep(30)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10.0)
-    bags = find_bags([tmp_path])
-    assert [b.name for b in bags] == ["20231114-221320"] and len(contents(bags[0])[1]) == 101
-    assert len(list((tmp_path / ".partial").glob("*/20231114-221322/*.mcap"))) == 1

@@ -23,13 +23,15 @@ from std_msgs.msg import Float32, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
-from vipra_ros.data import messages  # noqa: E402
+from vipra_ros import __version__  # noqa: E402
+from vipra_ros.data import messages, repair  # noqa: E402
 from vipra_ros.data.bags import EpisodeReader, find_bags  # noqa: E402
 from vipra_ros.data.episode import load_episode  # noqa: E402
 from vipra_ros.data.resample import Resampling  # noqa: E402
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ARM = [f"fr3_joint{i + 1}" for i in range(7)]
+LEADER_HAND = "gripper/gripper_client/target_gripper_width_percent"
 PICTURE = "camera/{}/image_raw/compressed"
 
 
@@ -51,6 +53,9 @@ class Robot:
         self.state = node.create_publisher(ExecutorStatus, "executor/status", LATCHED)
         self.words = node.create_publisher(String, "policy/instruction", LATCHED)
         self.chunk = node.create_publisher(ActionChunk, "policy/chunk", 1)
+        self.leader = node.create_publisher(JointState, "gello/joint_states", 10)
+        self.leader_hand = node.create_publisher(Float32, LEADER_HAND, 10)
+        self.relabel = node.create_publisher(String, "recorder/relabel", 10)
         self.hand.publish(Float32(data=1.0))
         self.state.publish(ExecutorStatus(state_text="IDLE", robot="fr3 at nowhere"))
         self.words.publish(String(data="lift the réd cube"))
@@ -77,14 +82,16 @@ class Robot:
             message.header.stamp = stamp.to_msg()
             number.append((stamp.nanoseconds, jpeg))
             publisher.publish(message)
-            self.infos[camera].publish(CameraInfo(header=message.header, width=48, height=48))
+            info = CameraInfo(header=message.header, width=48, height=48, k=[60.0, 0, 24, 0, 60, 24, 0, 0, 1])
+            self.infos[camera].publish(info)
 
     def feel(self):
         now = self.node.get_clock().now()
         t = time.monotonic() - self.began
         q = (0.3 * np.sin(t + np.arange(7))).tolist()
+        self.leader_hand.publish(Float32(data=0.7))
         for publisher, names, position in ((self.joints, [*ARM, "fr3_finger_joint1"], [*q, 0.04]),
-                                           (self.commands, ARM, q)):
+                                           (self.commands, ARM, q), (self.leader, ARM, q)):
             message = JointState(name=names, position=position, velocity=[0.0] * len(position))
             message.header.stamp = now.to_msg()
             publisher.publish(message)
@@ -153,10 +160,14 @@ def test_what_was_published_is_in_the_bag_and_becomes_an_episode(tmp_path, unuse
     assert process.returncode == 0 and "Traceback" not in output, output
     bags = find_bags([tmp_path / "bags"])
     assert len(bags) == 2 and "thrown away" in output
+    table = [line for line in output.splitlines() if "front image" in line]
+    assert table and max(map(len, table)) <= 66
     with EpisodeReader(bags[0]) as reader:
         meta = reader.meta()
         assert meta["success"] is True and meta["operator"] == "me" and meta["robot"] == "fr3 at nowhere"
-        assert meta["cameras"] == ["front", "wrist"]
+        assert meta["cameras"] == ["front", "wrist"] and meta["version"] == __version__
+        lens = meta["camera_profile"]["wrist"]
+        assert (lens["width"], lens["height"], lens["k"][0]) == (48, 48, 60.0)
         stored = {}
         for topic, _, stamp, raw in reader.messages():
             stored.setdefault(topic, []).append((stamp, raw))
@@ -173,6 +184,7 @@ def test_what_was_published_is_in_the_bag_and_becomes_an_episode(tmp_path, unuse
         assert [messages.read_string(raw) for _, raw in stored["policy/instruction"]] == ["lift the réd cube"]
         chunk = messages.deserialize(stored["policy/chunk"][0][1], messages.ACTION_CHUNK)
         assert chunk.chunk_id == 5 and "executor/status" in stored
+        assert len(stored["gello/joint_states"]) > 50 and len(stored[LEADER_HAND]) > 50
         assert meta["reception"]["joint_states"]["received"] == len(stored["joint_states"])
         lenient = Resampling(joint_gap=0.5, image_age=0.5)
         episode = load_episode(reader, lenient)
@@ -183,6 +195,88 @@ def test_what_was_published_is_in_the_bag_and_becomes_an_episode(tmp_path, unuse
     with EpisodeReader(bags[1]) as reader:
         assert "success" not in reader.meta()
         assert any("ended with the recorder" in f for f in reader.meta()["flags"])
+
+
+def test_a_killed_recorder_loses_the_last_second_of_the_open_episode(tmp_path, unused_ros_domain):
+    robot = Robot(unused_ros_domain)
+    process = start(unused_ros_domain, record=str(tmp_path), operator="me")
+    try:
+        robot.wait(lambda: robot.status, 20.0)
+        for name, seconds in (("start", 1.0), ("success", 0.0), ("start", 3.5)):
+            assert robot.call(name).success
+            time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10.0)
+    finally:
+        process.kill()
+        robot.close()
+    (done,) = find_bags([tmp_path])
+    before = (done / f"{done.name}.mcap").read_bytes()
+    (got,) = repair.repair(tmp_path)
+    assert got.seconds > 2.0 and find_bags([tmp_path]) == sorted([done, got.path])
+    with EpisodeReader(got.path) as reader:
+        meta = reader.meta()
+        assert meta["operator"] == "me" and meta["instruction"] == "lift the réd cube" and meta["repaired"]
+        assert meta["robot"] == "fr3 at nowhere" and "success" not in meta
+        assert reader.counts["joint_states"] > 60 * 2.0 and reader.counts[PICTURE.format("front")] > 30
+    assert (done / f"{done.name}.mcap").read_bytes() == before
+
+
+def test_keys_start_label_relabel_and_throw_away(tmp_path, unused_ros_domain):
+    robot = Robot(unused_ros_domain)
+    process = start(unused_ros_domain, record=str(tmp_path / "bags"))
+    master, slave = os.openpty()
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(unused_ros_domain)}
+    keys = subprocess.Popen(
+        [sys.executable, "-m", "vipra_ros.cli", "keys"], stdin=slave, stdout=slave, stderr=slave, env=environment
+    )
+    screen = bytearray()
+
+    def read():
+        try:
+            while True:
+                screen.extend(os.read(master, 4096))
+        except OSError:  # closed
+            pass
+
+    threading.Thread(target=read, daemon=True).start()
+    def seen(text, since=0):
+        robot.wait(lambda: text.encode() in screen[since:], 15.0)
+    try:
+        robot.wait(lambda: robot.status, 20.0)
+        seen("s start")
+        os.write(master, b"y")
+        seen("nothing is being recorded")
+        os.write(master, b"s")
+        seen("y yes  n no")
+        time.sleep(0.8)
+        os.write(master, b"n")
+        seen("front image")
+        os.write(master, "ipush the grün cube\n".encode())
+        robot.wait(lambda: robot.status["last"].get("instruction") == "push the grün cube")
+        mark = len(screen)
+        os.write(master, b"s")
+        seen("y yes  n no", mark)
+        os.write(master, b"d")
+        robot.wait(lambda: robot.status["state"] == "IDLE" and not robot.status["last"]["saved"])
+        seen("not kept", mark)
+        os.write(master, b"q")
+        assert keys.wait(10.0) == 0
+    finally:
+        keys.kill()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10.0)
+        robot.close()
+        os.close(slave)
+        os.close(master)
+    (bag,) = find_bags([tmp_path / "bags"])
+    with EpisodeReader(bag) as reader:
+        meta = reader.meta()
+        words = [messages.read_string(raw) for t, _, _, raw in reader.messages(["policy/instruction"])]
+    assert meta["success"] is False and meta["instruction"] == "push the grün cube"
+    assert words == ["lift the réd cube"] and meta["relabelled"] == [
+        {"instruction": "lift the réd cube", "success": False}
+    ]
 
 
 def test_a_wrong_parameter_is_one_line(tmp_path, unused_ros_domain):

@@ -4,10 +4,13 @@
 `ROOT/.partial/...` and appears as `ROOT/NAME` only when it is complete and on disk, so what a reader finds
 is always a finished episode. The description of the episode (instruction, seed, success, ...) is the
 latched topic `episode/meta` (JSON) and, for a reader in a hurry, `custom_data` of metadata.yaml.
+What a killed writer leaves in `.partial` is made whole by `repair.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -27,6 +30,10 @@ from vipra_ros.data.topics import latched
 PARTIAL = ".partial"
 CUSTOM_KEY = "vipra_ros"
 META_TOPIC = "episode/meta"
+#: Beside the unfinished bag: what is known of the episode so far, for a repair.
+NOTES = "notes.json"
+#: ns of messages after which a chunk is closed and handed to the system: what a kill may cost.
+FLUSH_EVERY = messages.NS
 _serial = itertools.count()
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -72,7 +79,7 @@ class EpisodeWriter:
             raise BagError(f"{self.path} exists; choose another name or delete it")
         self._stage = root / PARTIAL / f"{os.getpid()}-{next(_serial)}"
         self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
-        self._sync, self._channels, self._last = sync, {}, 0
+        self._sync, self._channels, self._last, self._flushed = sync, {}, 0, 0
         for _ in range(3):  # a writer that finishes may remove the empty `.partial` under us
             try:
                 self._stage.mkdir(parents=True)
@@ -83,6 +90,8 @@ class EpisodeWriter:
         if compress:
             self._bag.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._bag.open()
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(self._bag.storage.bio, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with this process
 
     def write(self, topic: str, msgtype: str, message: bytes | Any, stamp_ns: int) -> None:
         """Append a message.
@@ -101,6 +110,17 @@ class EpisodeWriter:
             message = messages.serialize(message, msgtype)
         self._last = max(self._last, stamp_ns)
         self._bag.write(channel, stamp_ns, message)
+        self._flushed = self._flushed or stamp_ns
+        if self._sync and abs(stamp_ns - self._flushed) > FLUSH_EVERY:
+            self._flushed = stamp_ns
+            self._bag.storage.close_chunk()
+            self._bag.storage.bio.flush()
+
+    def note(self, meta: dict[str, Any]) -> None:
+        """Lay down what is known of the episode by now, in case `close` is never reached."""
+        new = self._stage / f"{NOTES}.new"
+        new.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+        os.replace(new, self._stage / NOTES)
 
     def close(self, meta: dict[str, Any]) -> Path:
         """Write the description, finish the bag, make it appear under its name; returns its path.
@@ -117,11 +137,16 @@ class EpisodeWriter:
         )
         bag, self._bag = self._bag, None
         bag.set_custom_data(CUSTOM_KEY, json.dumps(meta))
-        bag.close()
+        try:
+            bag.close()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                bag.abort()
+            raise
         staged = self._stage / self.path.name
         if self._sync:
             for file in (*staged.iterdir(), staged):
-                _fsync(file)
+                fsync(file)
         try:
             os.rename(staged, self.path)  # refuses a directory that is not empty: never overwrites an episode
         except OSError as error:
@@ -129,17 +154,23 @@ class EpisodeWriter:
                 f"{self.path} could not be made ({error.strerror}); the recording is in {staged}"
             ) from None
         if self._sync:
-            _fsync(self.path.parent)
+            fsync(self.path.parent)
         self._clean()
         return self.path
 
     def discard(self) -> None:
         """Throw the recording away; harmless after `close`."""
         if self._bag is not None:
-            bag, self._bag = self._bag, None
-            bag.abort()
+            self.abandon()
             shutil.rmtree(self._stage, ignore_errors=True)
             self._clean()
+
+    def abandon(self) -> None:
+        """Write nothing more and leave what is on disk to a repair; harmless after `close`."""
+        bag, self._bag = self._bag, None
+        if bag is not None:
+            with contextlib.suppress(OSError):  # a full disk refuses the last buffer, too
+                bag.abort()
 
     def _open_channel(self, topic: str, msgtype: str):
         resolved = topic if topic.startswith("/") else self._prefix + topic
@@ -158,6 +189,7 @@ class EpisodeWriter:
             raise BagError(f"{topic}: message type {msgtype!r} is not known; add its .msg to msg/") from None
 
     def _clean(self) -> None:
+        (self._stage / NOTES).unlink(missing_ok=True)
         for folder in (self._stage, self._stage.parent):
             try:
                 folder.rmdir()
@@ -165,7 +197,8 @@ class EpisodeWriter:
                 pass
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -195,7 +228,7 @@ class EpisodeReader:
         except Exception as error:  # rosbags raises a dozen kinds on damaged files
             raise BagError(
                 f"{self.path} cannot be read as a rosbag2 ({error}); "
-                "it was cut or is no bag: try `ros2 bag reindex`, or leave it out"
+                f"it was cut or is no bag: try `vipra bags repair {self.path}`, or leave it out"
             ) from error
         self.connections = list(self._bag.connections)
         self._connections: dict[str, list] = {}  # several where publishers differ in their QoS
@@ -245,8 +278,17 @@ class EpisodeReader:
         except Exception as error:
             raise BagError(
                 f"{self.path} is damaged inside ({type(error).__name__}: {error}); record it again "
-                "or try `ros2 bag reindex`"
+                f"or try `vipra bags repair {self.path}`"
             ) from error
+
+    @property
+    def compressed(self) -> bool:
+        """Whether chunks of the MCAP file are compressed."""
+        return any(c.compression for c in getattr(self._bag.storage, "chunks", ()))
+
+    def raw(self) -> Iterator[tuple[Any, int, bytes]]:
+        """Stream every message as (rosbags connection, stamp in ns, bytes), of all namespaces and types."""
+        yield from self._bag.messages()
 
     def close(self) -> None:
         """Close the files."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from vipra_ros.config import param
+from vipra_ros.data import topics
 from vipra_ros.data.messages import NS
 
 #: ns; transport takes milliseconds, more between stamp and receipt means two clocks.
@@ -128,3 +130,44 @@ def judge(
         if r.skew > CLOCK_SKEW / NS:
             flags.append(f"{topic}: stamped {r.skew:.1f} s away from its receipt: two clocks; synchronise the hosts")
     return flags
+
+
+def short(topic: str) -> str:
+    """A topic for a narrow column: camera/front/image_raw/compressed is `front image`."""
+    parts = topic.split("/")
+    if parts[0] == "camera" and len(parts) > 2:
+        return f"{parts[1]} {'info' if parts[-1] == 'camera_info' else 'image' if parts[-1] == 'compressed' else 'raw'}"
+    return topic if len(topic) <= 24 else f"..{topic[-22:]}"
+
+
+def table(reception: dict[str, dict[str, Any]], flags: Sequence[str], width: int = 66, colour: bool = False) -> str:
+    """What an episode received, for a terminal; topics with a flag carry a mark, and flags stand below.
+
+    Args:
+        reception: topic -> `Reception.as_dict`, as a bag's description holds it.
+        width: columns; the default leaves room for the name a launcher puts before every line of a node.
+    """
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    rows.add_column("", min_width=1)
+    rows.add_column("topic", no_wrap=True)
+    for name, columns in (("got", 6), ("of", 6), ("lost", 5), ("Hz", 5), ("gap ms", 6), ("jit ms", 6)):
+        rows.add_column(name, justify="right", no_wrap=True, min_width=columns)
+    for topic, r in reception.items():
+        marked = any(f.startswith(f"{topic}:") for f in flags)
+        times = [f"{r['rate']:.1f}", f"{r['gap'] * 1000:.0f}", f"{r['jitter'] * 1000:.1f}"]
+        if topics.latched(topic):  # spoken at a change, not at a rate
+            times, r = ["", "", ""], r | {"lost": "", "expected": ""}
+        cells = [short(topic), f"{r['received']}", f"{r['expected']}", f"{r['lost']}", *times]
+        rows.add_row("!" if marked else " ", *cells, style="red" if marked else "")
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=colour, color_system="standard" if colour else None)
+    console.print(rows)
+    for flag in flags:
+        console.print(Text(f"! {flag}", style="red"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -8,25 +8,25 @@ that every latched topic had at that moment. Stamps are times of receipt in ns o
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vipra_ros.config import param
-from vipra_ros.data import messages
-from vipra_ros.data.bags import BagError, EpisodeWriter
+from vipra_ros.data import disk, relabel
+from vipra_ros.data.bags import BagError
+from vipra_ros.data.disk import MB
 from vipra_ros.data.messages import NS, MessageError
-from vipra_ros.data.reception import Demands, Meter, judge
-from vipra_ros.data.topics import latched
+from vipra_ros.data.preroll import Message, PreRoll
+from vipra_ros.data.reception import Demands, table
+from vipra_ros.data.take import OpenEpisode, Take
 
-MB = 10**6
 #: s between looks at the free space while recording.
-SPACE_EVERY = 1.0
+LOOK_EVERY = 1.0
 #: Share of `min_free` at which a running episode is ended while it can still be finished.
 SPACE_LOW = 0.25
 
@@ -39,16 +39,8 @@ class RecordingSettings:
     pre_roll_size: int = param(64, doc="largest pre-roll in memory", unit="MB", low=1, high=4000)
     queue_size: int = param(256, doc="most that waits for the disk; beyond it messages are dropped", unit="MB", low=1)
     min_free: int = param(1000, doc="free disk space without which no episode begins", unit="MB", low=0)
+    speed_test: int = param(32, doc="written at the start to learn the disk's speed, 0: not at all", unit="MB", low=0)
     compress: bool = param(False, doc="zstd; images do not shrink, joint states do")
-
-
-class Message(NamedTuple):
-    """One message as received; `stamp` in ns, `raw` is CDR."""
-
-    topic: str
-    msgtype: str
-    stamp: int
-    raw: bytes
 
 
 class Result(NamedTuple):
@@ -56,58 +48,6 @@ class Result(NamedTuple):
 
     success: bool
     message: str
-
-
-class PreRoll:
-    """The last `seconds` of all messages, and what latched topics said before.
-
-    Args:
-        seconds: time kept. size: bytes kept at most; then the oldest go first.
-    """
-
-    def __init__(self, seconds: float, size: int):
-        self._span, self._limit, self._size = round(seconds * NS), size, 0
-        self._ring: deque[Message] = deque()
-        self._held: dict[str, Message] = {}
-
-    def add(self, message: Message) -> None:
-        """Keep a message. A clock that jumped back by more than the window empties the ring."""
-        if self._ring and message.stamp < self._ring[-1].stamp - self._span:
-            self._evict(len(self._ring))
-        self._ring.append(message)
-        self._size += len(message.raw)
-        self._forget(message.stamp)
-
-    def begin(self, now: int) -> tuple[int, list[Message]]:
-        """Stamp at which an episode started `now` begins, and its messages: the latched values in force first."""
-        self._forget(now)
-        first = min([now, *(m.stamp for m in self._ring)])
-        return first, [m._replace(stamp=first) for m in self._held.values()] + list(self._ring)
-
-    def _forget(self, now: int) -> None:
-        while self._ring and (self._ring[0].stamp < now - self._span or self._size > self._limit):
-            self._evict(1)
-
-    def _evict(self, count: int) -> None:
-        for _ in range(count):
-            old = self._ring.popleft()
-            self._size -= len(old.raw)
-            if latched(old.topic):
-                self._held[old.topic] = old
-
-
-@dataclass
-class _Open:
-    """An episode under way: what the taking threads and the writing one share about it."""
-
-    name: str
-    start: int  # ns, the call
-    begin: int  # ns, first message
-    end: int = 0
-    success: bool | None = None
-    keep: bool = True
-    drops: Counter = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
 
 
 class Recorder:
@@ -119,6 +59,7 @@ class Recorder:
         describe: fields of the episode's description beyond success and reception; called by the writing
             thread at the end of an episode with the last message of every latched topic.
         say: takes (severity, text), severity "info", "warning" or "error"; called by the writing thread.
+        show: takes the table of what an episode received; called by the writing thread.
         changed: called by the writing thread when `status` changed.
         free: free bytes on the disk of a folder.
     """
@@ -135,26 +76,24 @@ class Recorder:
         namespace: str = "",
         describe: Callable[[dict[str, bytes]], dict[str, Any]] = lambda said: {},
         say: Callable[[str, str], None] = lambda severity, text: None,
+        show: Callable[[str], None] = lambda text: None,
         changed: Callable[[], None] = lambda: None,
-        free: Callable[[Path], int] = lambda root: shutil.disk_usage(root).free,
+        free: Callable[[Path], int] = disk.free_space,
     ):
         self.root, self.settings, self.demands = Path(root), settings, demands
         self.images, self.joints, self.needed = tuple(images), tuple(joints), tuple(needed)
-        self._namespace, self._describe, self._say, self._changed = namespace, describe, say, changed
-        self._free = free
+        self._namespace, self._describe, self._changed = namespace, describe, changed
+        self._say, self._show, self._free = say, show, free
         self._lock = threading.Condition()
         self._ring = PreRoll(settings.pre_roll, settings.pre_roll_size * MB)
         self._queue: deque[Message | Callable[[], None]] = deque()
-        self._queued = self._busy = 0  # bytes that wait; commands that are not done
-        self._open: _Open | None = None
+        self._newest = self._queued = self._busy = 0  # ns; bytes that wait; commands that are not done
+        self._open: OpenEpisode | None = None
         self._seen: Counter = Counter()  # messages of the episode under way, or of the last one
         self._last: dict[str, Any] = {}
         self._ending = False
-        # Of the writing thread alone:
-        self._writer: EpisodeWriter | None = None
-        self._meters: dict[str, Meter] = {}
-        self._said: dict[str, bytes] = {}
-        self._looked = 0
+        self._speed = 0.0  # bytes/s that the disk takes, 0: not known
+        self._take: Take | None = None  # of the writing thread alone
         self.root.mkdir(parents=True, exist_ok=True)
 
     # --- any thread ----------------------------------------------------------------------------------------
@@ -164,6 +103,7 @@ class Recorder:
         message = Message(topic, msgtype, stamp, raw)
         with self._lock:
             self._ring.add(message)
+            self._newest = stamp
             if self._open is None:
                 return
             if self._queued + len(raw) > self.settings.queue_size * MB:
@@ -176,15 +116,12 @@ class Recorder:
         with self._lock:
             if self._open is not None:
                 return Result(False, f"{self._open.name} is being recorded; end it with success, failure or discard")
-            free = self._free(self.root)
-            if free < self.settings.min_free * MB:
-                return Result(
-                    False,
-                    f"{free // MB} MB are free at {self.root}, {self.settings.min_free} MB are needed; make room, "
-                    "or lower min_free",
-                )
+            wanted, rate = self.settings.min_free * MB, self._ring.rate
+            refused = disk.refusal(self.root, self._free(self.root), wanted, rate, self._speed)
+            if refused:
+                return Result(False, refused)
             begin, early = self._ring.begin(now)
-            self._open = episode = _Open(self._name(now), now, begin)
+            self._open = episode = OpenEpisode(self._name(now), now, begin)
             self._seen = Counter()
             self._put(lambda: self._begin(episode))
             for message in early:
@@ -200,8 +137,25 @@ class Recorder:
         """End the episode and throw it away."""
         return self._finish(now, None, False, "")
 
+    def relabel(self, instruction: str) -> Result:
+        """Other words for the episode under way, or for the last one when none is."""
+        instruction = instruction.strip()
+        if not instruction:
+            return Result(False, "no words; say what the demonstration does")
+        with self._lock:
+            episode, last = self._open, self._last.get("episode") if self._last.get("saved") else None
+            if episode is not None:
+                episode.instruction = instruction
+                self._put(self._note)
+                return Result(True, f"{episode.name} will be {instruction!r}")
+            if last is None:
+                return Result(False, "no episode to relabel; record one, or use vipra bags relabel")
+            self._put(lambda: self._relabel(last, instruction))
+        return Result(True, f"{last} becomes {instruction!r}")
+
     def status(self) -> dict[str, Any]:
         """What an operator wants to know; JSON values."""
+        free = self._free(self.root)
         with self._lock:
             episode = self._open
             return {
@@ -210,6 +164,10 @@ class Recorder:
                 "counts": dict(self._seen),
                 "dropped": sum(episode.drops.values()) if episode else 0,
                 "queued_mb": round(self._queued / MB, 1),
+                "seconds": round((self._newest - episode.begin) / NS, 1) if episode else 0.0,
+                "rate_mb": round(self._ring.rate / MB, 2),
+                "free_mb": free // MB,
+                "disk_mb": round(self._speed / MB),
                 "last": dict(self._last),
             }
 
@@ -252,7 +210,8 @@ class Recorder:
     # --- the writing thread --------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Write what comes until `close`."""
+        """Try the disk, then write what comes until `close`."""
+        self.try_disk()
         while True:
             with self._lock:
                 while not self._queue and not self._ending:
@@ -260,6 +219,19 @@ class Recorder:
                 if not self._queue:
                     return
             self.step()
+
+    def try_disk(self) -> None:
+        """Learn how much a second the disk takes."""
+        if not self.settings.speed_test:
+            return
+        try:
+            speed = disk.write_speed(self.root, self.settings.speed_test * MB)
+        except OSError as error:
+            self._say("error", f"{self.root}: {error.strerror}; no episode can be written there")
+            return
+        with self._lock:
+            self._speed = speed
+        self._say("info", f"{self.root}: {self._free(self.root) // MB} MB free, {speed / MB:.0f} MB/s")
 
     def step(self) -> None:
         """Write what waits now."""
@@ -278,78 +250,83 @@ class Recorder:
                 self._busy -= 1
             self._changed()
 
-    def _begin(self, episode: _Open) -> None:
-        self._meters, self._said, self._looked = {}, {}, episode.begin
+    def _begin(self, episode: OpenEpisode) -> None:
         try:
-            self._writer = EpisodeWriter(
-                self.root, episode.name, namespace=self._namespace, compress=self.settings.compress
-            )
+            self._take = Take(self.root, episode, self._namespace, self.settings.compress)
         except (BagError, OSError) as error:
             self._fail(episode.name, error)
 
     def _write(self, message: Message) -> None:
-        if self._writer is None:
+        take = self._take
+        if take is None:
             return
         try:
-            self._writer.write(message.topic, message.msgtype, message.raw, message.stamp)
-            stamped = messages.header_stamp(message.raw) if messages.has_header(message.msgtype) else 0
+            take.write(message)
         except (BagError, OSError, MessageError) as error:
-            self._fail(self._writer.path.name, error)
+            self._fail(take.episode.name, error)
             return
-        if message.topic not in self._meters:
-            self._meters[message.topic] = Meter()
-        self._meters[message.topic].note(message.stamp, stamped, len(message.raw))
-        if latched(message.topic):
-            self._said[message.topic] = message.raw
-        if message.stamp - self._looked > SPACE_EVERY * NS:
-            self._looked = message.stamp
+        if message.stamp - take.looked > LOOK_EVERY * NS:
+            take.looked = message.stamp
+            self._note()
             free = self._free(self.root)
             if free < SPACE_LOW * self.settings.min_free * MB:
                 self.finish(message.stamp, None, f"ended early: {free // MB} MB were free on the disk; label it")
 
+    def _note(self) -> None:
+        """Keep what is known beside the open bag, for a repair after a kill."""
+        if self._take is None:
+            return
+        try:
+            self._take.note(self._describe(dict(self._take.said)))
+        except Exception as error:  # a full disk, most likely: the next message will say so
+            self._say("warning", f"{self._take.episode.name}: {error}")
+
+    def _relabel(self, name: str, instruction: str) -> None:
+        try:
+            meta = relabel.relabel(self.root / name, instruction=instruction)
+        except (BagError, OSError) as error:
+            self._say("error", str(error))
+            return
+        with self._lock:
+            if self._last.get("episode") == name:
+                self._last |= {"flags": meta.get("flags", []), "instruction": instruction}
+        self._say("info", f"{name} is {instruction!r} now")
+
     def _fail(self, name: str, error: Exception) -> None:
         """Writing is not possible: give the episode up, but not what is on disk of it, nor other episodes."""
-        self._writer = None
+        take, self._take = self._take, None
+        if take is not None:
+            take.abandon()
         with self._lock:
             if self._open is not None and self._open.name == name:
                 self._open = None
             self._last = {"episode": name, "saved": False, "flags": [f"episode: lost, {error}"]}
-        self._say("error", f"{name} is lost: {error}; what was written is in {self.root / '.partial'}")
+        self._say("error", f"{name} is lost: {error}; what was written: vipra bags repair {self.root}")
         self._changed()
 
-    def _end(self, episode: _Open) -> None:
-        writer, self._writer = self._writer, None
-        if writer is None:
+    def _end(self, episode: OpenEpisode) -> None:
+        take = self._take
+        if take is None:
             return
         if not episode.keep:
-            writer.discard()
+            self._take = None
+            take.discard()
             with self._lock:
                 self._last = {"episode": episode.name, "saved": False, "flags": []}
             self._say("info", f"{episode.name}: thrown away")
             return
-        receptions = {t: m.reception(episode.start, episode.end) for t, m in sorted(self._meters.items())}
-        seconds = (episode.end - episode.begin) / NS
-        flags = judge(receptions, self.images, self.joints, self.needed, seconds, self.demands)
-        flags += [f"{t}: {n} messages dropped, the disk was too slow" for t, n in sorted(episode.drops.items())]
-        flags += [f"episode: {note}" for note in episode.notes]
-        report = {t: r.as_dict() for t, r in receptions.items()}
         try:
-            meta = {"instruction": "", **self._describe(dict(self._said)), "success": episode.success}
-            if not meta["instruction"]:
-                flags.append("episode: no instruction; publish policy/instruction, or relabel it")
-            meta |= {"seconds": round(seconds, 3), "good": not flags, "flags": flags, "reception": report}
-            if episode.success is None:
-                del meta["success"]  # the converter flags what has no label
-            writer.close(meta)
+            described = self._describe(dict(take.said))
+            meta = take.close(described, self.demands, self.images, self.joints, self.needed)
         except Exception as error:  # the thread must live for the next episode
             self._fail(episode.name, error)
             return
+        self._take = None
         with self._lock:
-            self._last = {"episode": episode.name, "saved": True, "success": episode.success, "flags": flags,
-                          "reception": report}
-        size = sum(r.size for r in receptions.values()) / MB
-        self._say("info", f"{episode.name}: {seconds:.1f} s, {size:.1f} MB, success {episode.success}")
-        for topic, r in receptions.items():
-            self._say("info", f"  {topic}: {r.received} of {r.expected}, {r.rate:.1f} Hz, widest gap {r.gap:.3f} s")
-        for flag in flags:
+            self._last = {"episode": episode.name, "saved": True, "success": episode.success}
+            self._last |= {k: meta[k] for k in ("instruction", "seconds", "flags", "reception")}
+        self._show(table(meta["reception"], meta["flags"]))
+        size = sum(r["size"] for r in meta["reception"].values()) / MB
+        self._say("info", f"{episode.name}: {meta['seconds']:.1f} s, {size:.1f} MB, success {episode.success}")
+        for flag in meta["flags"]:
             self._say("warning", f"{episode.name} is flagged: {flag}")

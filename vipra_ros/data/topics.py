@@ -50,4 +50,5 @@ def latched(topic: str) -> bool:
         "policy/instruction",
         "episode/meta",
         "sim/outcome",
+        "gello/status",
     )

@@ -1,6 +1,7 @@
 """ROS shell of the recorder: messages as bytes, with the time of receipt, into episodes.
 
-Services recorder/start, success, failure, discard (std_srvs/Trigger); what goes on is on recorder/status
+Services recorder/start, success, failure, discard (std_srvs/Trigger) and the topic recorder/relabel
+(std_msgs/String: other words for this episode, or for the last one); what goes on is on recorder/status
 (std_msgs/String, JSON, latched). Callbacks only hand over bytes; a thread of its own writes.
 """
 
@@ -51,6 +52,8 @@ TYPES = {
     WORDS: messages.STRING,
     OUTCOME: messages.STRING,
     "gello/joint_states": messages.JOINT_STATE,
+    "gripper/gripper_client/target_gripper_width_percent": messages.FLOAT32,
+    "gello/status": messages.STRING,
 }
 #: Streams of our own nodes, offered reliable: not one message is lost. Others may be best effort.
 OURS = ("joint_states", "executor/joint_command", "policy/chunk")
@@ -81,7 +84,7 @@ class RecorderNode(Node):
         kinds = _kinds(s.topics)
         names = Topics()
         images = [names.image_of(c) for c in s.cameras]
-        self._words = b""
+        self._words, self._infos = b"", {}
         try:
             self.recorder = Recorder(
                 Path(s.record).expanduser(),
@@ -93,6 +96,7 @@ class RecorderNode(Node):
                 namespace=self.get_namespace(),
                 describe=self._describe,
                 say=self._log,
+                show=lambda text: print(text, flush=True),
                 changed=lambda: self._told.trigger() if rclpy.ok() else None,
             )
         except OSError as error:
@@ -107,6 +111,7 @@ class RecorderNode(Node):
             self._listen(topic, kind, HELD if latched(topic) else RELIABLE if topic in OURS else STREAM)
         if WORDS in kinds:  # a latched subscription does not hear plain publishers
             self._listen(WORDS, kinds[WORDS], RELIABLE)
+        self.create_subscription(String, "recorder/relabel", self._relabel, RELIABLE)
         for name, command in (
             ("start", self.recorder.start),
             ("success", lambda now: self.recorder.finish(now, True)),
@@ -136,6 +141,8 @@ class RecorderNode(Node):
                 if raw == self._words:
                     return
                 self._words = raw
+            if msgtype == messages.CAMERA_INFO:
+                self._infos[topic] = raw
             self.recorder.take(topic, msgtype, raw, self._now())
 
         # The plain twin of a latched subscription does not fit some publishers: that is no mistake of theirs.
@@ -151,6 +158,10 @@ class RecorderNode(Node):
             return response
 
         return answer
+
+    def _relabel(self, message: String) -> None:
+        result = self.recorder.relabel(message.data)
+        self._log("info" if result.success else "warning", result.message)
 
     def _log(self, severity: str, text: str) -> None:
         log = self.get_logger()  # rclpy wants a line of code for each severity
@@ -180,7 +191,19 @@ class RecorderNode(Node):
         meta["instruction"] = s.instruction or heard or meta.get("instruction") or ""
         if "executor/status" in said:
             meta["robot"] = messages.deserialize(said["executor/status"], messages.EXECUTOR_STATUS).robot
-        return meta | {"operator": s.operator, "cameras": list(s.cameras), "version": __version__}
+        profile = {c: _camera(self._infos.get(Topics().camera_info.format(camera=c))) for c in s.cameras}
+        meta |= {"operator": s.operator, "cameras": list(s.cameras), "camera_profile": profile}
+        return meta | {"version": __version__}
+
+
+def _camera(raw: bytes | None) -> dict[str, Any]:
+    """Size and lens of a camera from its CameraInfo; {} when it said nothing."""
+    if raw is None:
+        return {}
+    info = messages.deserialize(raw, messages.CAMERA_INFO)
+    return {"width": info.width, "height": info.height, "frame_id": info.header.frame_id,
+            "k": [round(float(v), 4) for v in info.k], "distortion_model": info.distortion_model,
+            "d": [round(float(v), 6) for v in info.d]}
 
 
 def _kinds(topics: tuple[str, ...]) -> dict[str, str]:

@@ -1,0 +1,197 @@
+"""Episodes that a recorder did not finish, made readable: `vipra bags repair FOLDER`.
+
+A recorder that was killed, or whose disk was full, leaves its bag in `.partial` without index and metadata. What
+is in it becomes an episode of its own, flagged and without a label. So does a bag of any other MCAP writer that was
+cut; the damaged original of such a bag stays where it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vipra_ros.data import messages
+from vipra_ros.data.bags import META_TOPIC, NOTES, PARTIAL, BagError, EpisodeReader, find_bags
+from vipra_ros.data.messages import NS, MessageError
+from vipra_ros.data.rawbag import RawBag
+from vipra_ros.data.reception import Meter
+from vipra_ros.data.salvage import Salvage
+
+WORDS = "policy/instruction"
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What became of one unfinished bag.
+
+    Attributes:
+        path: the readable bag, None when there is none. text: what happened, one line.
+        count, seconds: messages in it and the time between the first and the last.
+    """
+
+    source: Path
+    path: Path | None
+    text: str
+    count: int = 0
+    seconds: float = 0.0
+
+
+def repair(folder: Path) -> Iterator[Repaired]:
+    """Repair what is unfinished or cut in `folder` (of episodes, or one bag), one after the other.
+
+    Raises:
+        BagError: no such folder.
+    """
+    folder = Path(folder)
+    for bag in find_bags([folder]):
+        files = sorted(bag.glob("*.mcap"))
+        if _readable(bag) or not files:
+            continue
+        yield _restore(files[0], bag.parent, f"{bag.name}-repaired", keep=True)
+    for stage in sorted((folder / PARTIAL).glob("*")):
+        if stage.name.startswith("relabel-"):
+            continue  # a copy of a finished episode; the next relabel clears it away
+        for file in sorted(stage.glob("*/*.mcap")):
+            yield _restore(file, folder, file.parent.name, keep=False)
+
+
+def _restore(file: Path, root: Path, name: str, keep: bool) -> Repaired:
+    if _in_use(file):
+        return Repaired(file.parent, None, "is being written; nothing to repair")
+    target = _free_name(root, name)
+    if not keep and _readable(file.parent):  # complete: only the last rename is missing
+        count, seconds = _extent(file.parent)
+        os.rename(file.parent, target)
+        _clear(file.parent.parent)
+        return Repaired(file.parent, target, "was complete", count, seconds)
+    new = root / PARTIAL / f"repair-{os.getpid()}" / target.name
+    shutil.rmtree(new.parent, ignore_errors=True)
+    new.parent.mkdir(parents=True)
+    try:
+        return _rewrite(file, new, target, keep)
+    except OSError as error:
+        return Repaired(file.parent, None, f"{error.strerror}; the copy needs room")
+    finally:
+        _clear(new.parent)
+
+
+def _rewrite(file: Path, new: Path, target: Path, keep: bool) -> Repaired:
+    """Copy what can be read of `file` into the bag `new`, describe it, and give it its name."""
+    found, notes = Salvage(file), _notes(file)
+    namespace = str(notes.pop("namespace", "")).strip("/")
+    prefix = f"/{namespace}/" if namespace else "/"
+    meters: dict[str, Meter] = {}
+    words, described, first = "", None, 0
+    bag, count = RawBag(new, compress=False), 0
+    for channel, stamp, raw in found.messages():
+        name = channel.topic.removeprefix(prefix)
+        if name == META_TOPIC:
+            described = json.loads(messages.read_string(raw))  # the operator had ended the episode
+            continue
+        if name == WORDS:
+            words = messages.read_string(raw)
+        bag.write(channel.topic, channel.msgtype, stamp, raw, channel.definition, channel.qos)
+        meters.setdefault(name, Meter()).note(stamp, _stamped(channel.msgtype, raw), len(raw))
+        first, count = min(first or stamp, stamp), count + 1
+    if not count:
+        bag.abort()
+        return Repaired(file.parent, None, f"holds no message ({found.reason}); delete it")
+    seconds = (bag.last - first) / NS
+    meta = described or {"instruction": words, **notes}
+    meta["instruction"] = meta.get("instruction") or words
+    if described is None:
+        lost = f", {found.size - found.read} bytes were lost" if found.size > found.read else ""
+        flags = [f"episode: repaired, {found.reason or 'it was never ended'}{lost}; label it"]
+        flags += ["episode: no instruction; relabel it"] * (not meta["instruction"])
+        report = {t: m.reception(first, bag.last).as_dict() for t, m in sorted(meters.items())}
+        meta |= {"seconds": round(seconds, 3), "good": False, "flags": flags, "reception": report}
+    meta["repaired"] = True
+    bag.close(meta, prefix)
+    os.rename(new, target)
+    if not keep:
+        shutil.rmtree(file.parent)
+        _clear(file.parent.parent)
+    return Repaired(file.parent, target, found.reason or "was never ended", count, seconds)
+
+
+def _readable(bag: Path) -> bool:
+    """Whether the bag has its end: metadata, footer and index."""
+    try:
+        with EpisodeReader(bag):
+            return True
+    except BagError:
+        return False
+
+
+def _extent(bag: Path) -> tuple[int, float]:
+    with EpisodeReader(bag) as reader:
+        return sum(reader.counts.values()), reader.duration
+
+
+def _in_use(file: Path) -> bool:
+    """Whether a recorder holds its lock on the file."""
+    with file.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a disk without locks
+            pass
+    return False
+
+
+def _notes(file: Path) -> dict[str, Any]:
+    """What the recorder had laid down about the episode."""
+    try:
+        return json.loads((file.parent.parent / NOTES).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _stamped(msgtype: str, raw: bytes) -> int:
+    try:
+        return messages.header_stamp(raw) if messages.has_header(msgtype) else 0
+    except (KeyError, MessageError):  # a type of somebody else
+        return 0
+
+
+def _free_name(root: Path, name: str) -> Path:
+    number, path = 1, root / name
+    while path.exists():
+        number += 1
+        path = root / f"{name}-{number}"
+    return path
+
+
+def _clear(stage: Path) -> None:
+    """Remove a stage whose bag has gone, and `.partial` when it was the last."""
+    if stage.name.startswith("repair-"):
+        shutil.rmtree(stage, ignore_errors=True)
+    elif stage.is_dir():
+        (stage / NOTES).unlink(missing_ok=True)
+    for folder in (stage, stage.parent):
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or gone
+            pass
+
+
+def main(folder: str) -> int:
+    """The command `vipra bags repair`; 1 when something could not be repaired."""
+    bad = done = 0
+    for one in repair(Path(folder)):
+        done += 1
+        if one.path is None:
+            bad += "being written" not in one.text
+            print(f"{one.source}: {one.text}")
+        else:
+            print(f"{one.path}: {one.count} messages, {one.seconds:.1f} s ({one.text})")
+    if not done:
+        print(f"{folder}: nothing to repair")
+    return int(bad > 0)
