@@ -117,6 +117,8 @@ _RECORD = (
 )
 _REPLAY = (
     Argument("bag", "", "recorded episode to replay through the executor", node="replay"),
+    Argument("dataset", "", "instead of a bag: folder of a data set", node="replay"),
+    Argument("episode", "", "number of the episode in the data set", int, node="replay"),
 )
 
 #: system -> (one sentence, launch arguments, nodes beside the executor)
@@ -166,8 +168,8 @@ def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
         raise ConfigError(f"{system}: episodes:={values['episodes']} is for the expert; add expert:=push")
     if values["params_file"] and not Path(values["params_file"]).is_file():
         raise ConfigError(f"{system}: params_file:={values['params_file']}: no such file")
-    if system == "replay" and not values["bag"]:
-        raise ConfigError("replay: no episode given; add bag:=FOLDER")
+    if system == "replay" and bool(values["bag"]) == bool(values["dataset"]):
+        raise ConfigError("replay: give one episode; add bag:=FOLDER, or dataset:=FOLDER episode:=NUMBER")
     return values
 
 

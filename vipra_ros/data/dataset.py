@@ -140,12 +140,26 @@ class Dataset:
             raise DatasetError(f"frame {index}: the data set has frames 0 to {len(self) - 1}")
         return self.episodes[int(np.searchsorted(self._starts, index, side="right")) - 1]
 
+    def video_of(self, camera: str, episode: int) -> tuple[Path, int]:
+        """The file that holds an episode's pictures, and the number of the first one in it."""
+        key = self._video_key[camera]
+        row = self._table[episode]
+        path = self.info["video_path"].format(
+            video_key=key,
+            chunk_index=row[f"videos/{key}/chunk_index"],
+            file_index=row[f"videos/{key}/file_index"],
+        )
+        return self.path / path, round(row[f"videos/{key}/from_timestamp"] * self.fps)
+
+    def row(self, episode: int) -> dict:
+        """An episode's row of meta/episodes, its statistics left out."""
+        return self._table[episode]
+
     # -------------------------------------------------------------------------------------- inside
 
     def _runs(self, camera: str, start: int, stop: int) -> Iterator[tuple[Path, int, int, int]]:
         """Stretches that lie in one file: (path, first frame number in it, global start, global stop)."""
-        key = self._video_key.get(camera)
-        if key is None:
+        if camera not in self._video_key:
             raise DatasetError(
                 f"{self.path} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}"
             )
@@ -153,13 +167,7 @@ class Dataset:
         for episode in self.episodes[self.episode_of(start).index if start < stop else len(self.episodes) :]:
             if episode.start >= stop:
                 break
-            row = self._table[episode.index]
-            path = self.path / self.info["video_path"].format(
-                video_key=key,
-                chunk_index=row[f"videos/{key}/chunk_index"],
-                file_index=row[f"videos/{key}/file_index"],
-            )
-            offset = round(row[f"videos/{key}/from_timestamp"] * self.fps)
+            path, offset = self.video_of(camera, episode.index)
             first, last = max(start, episode.start), min(stop, episode.start + episode.length)
             number = offset + first - episode.start
             if run and run[0] == path and run[1] + run[3] - run[2] == number:

@@ -119,7 +119,7 @@ class DatasetWriter:
     def add(
         self,
         numeric: Mapping[str, np.ndarray],
-        videos: Mapping[str, Path],
+        videos: Mapping[str, Path | tuple[Path, int]],
         task: str,
         histograms: Mapping[str, np.ndarray],
         extra: Mapping[str, Any] | None = None,
@@ -128,7 +128,7 @@ class DatasetWriter:
 
         Args:
             numeric: every numeric feature, (N, A) or (N,).
-            videos: camera -> MP4 with N frames, made with the same codec.
+            videos: camera -> MP4 with N frames, made with the same codec; or (a longer one, number of the first).
             task: the instruction.
             histograms: camera -> int64 (3, 256) of its pixels (a sample will do).
             extra: further columns of the episode's row, from EXTRA_COLUMNS.
@@ -158,7 +158,8 @@ class DatasetWriter:
             one = NumericStatistics(feature["shape"][0], seed=1000 + i)
             one.update(numeric[name], name)
             stats[name] = one.result()
-        spans = {c: self._series[c].append(Path(videos[c]), count) for c in self._cameras}
+        where = {c: v if isinstance(v, tuple) else (v, 0) for c, v in videos.items()}
+        spans = {c: self._series[c].append(Path(where[c][0]), count, where[c][1]) for c in self._cameras}
         for name in self._numeric:
             self._statistics[name].update(numeric[name], name)
         for camera in self._cameras:

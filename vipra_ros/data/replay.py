@@ -15,6 +15,7 @@ import numpy as np
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.data.bags import EpisodeReader
+from vipra_ros.data.dataset import Dataset, DatasetError
 from vipra_ros.data.episode import load_commands
 from vipra_ros.data.resample import EpisodeError, Resampling, Track, hold, interpolate
 
@@ -123,4 +124,37 @@ def load_replay(path: Path, resampling: Resampling = Resampling(), namespace: st
         rows=np.column_stack([joints[1:], hold(gripper, times)]),
         first=joints[0],
         recorded=Track(commanded.time - begin, commanded.value, commanded.names),
+    )
+
+
+def dataset_replay(path: Path, episode: int) -> Replay:
+    """The actions of one episode of a data set, as they stand in it.
+
+    Raises:
+        DatasetError: no such episode, or its actions are not absolute joint positions.
+    """
+    dataset = Dataset(path)
+    if not 0 <= episode < len(dataset.episodes):
+        raise DatasetError(f"episode {episode}: {path} has episodes 0 to {len(dataset.episodes) - 1}")
+    space = (dataset.info.get("vipra_ros") or {}).get("action_space", "not named")
+    names = tuple(dataset.features["action"].get("names") or ())
+    if space != "joint_position" or len(names) < 2 or names[-1] != "gripper":
+        raise DatasetError(
+            f"{path}: actions are {space} of {', '.join(names) or 'nameless columns'}; joint_position of joints and "
+            "gripper can be replayed: convert without an action option"
+        )
+    info = dataset.episodes[episode]
+    rows = slice(info.start, info.start + info.length)
+    actions = dataset.numeric("action")[rows].astype(np.float64)
+    first = dataset.numeric("observation.state")[rows.start, : len(names) - 1].astype(np.float64)
+    period = 1.0 / dataset.fps
+    times = period * np.arange(info.length + 1)
+    return Replay(
+        name=f"{dataset.path.name}/{episode}",
+        instruction=info.task,
+        joint_names=names[:-1],
+        period=period,
+        rows=actions,
+        first=first,
+        recorded=Track(times, np.vstack([first, actions[:, :-1]]), names[:-1]),
     )

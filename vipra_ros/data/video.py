@@ -147,8 +147,15 @@ class VideoSeries:
         self._bytes = self._frames = 0
         self._header: bytes | None = None
 
-    def append(self, path: Path, frames: int) -> Span:
-        """Append the video at `path`, which must hold `frames` frames made with the same settings."""
+    def append(self, path: Path, frames: int, first: int = 0) -> Span:
+        """Append `frames` frames of the video at `path`, made with the same settings.
+
+        Args:
+            first: number of the first of them in the file; must be a key frame.
+
+        Raises:
+            VideoError: made with other settings, not enough frames, or `first` is no key frame.
+        """
         with av.open(str(path)) as source:
             stream = source.streams.video[0]
             header = bytes(stream.codec_context.extradata or b"")
@@ -159,10 +166,19 @@ class VideoSeries:
             self._header = header
             if self._container is None or self._bytes >= self._limit:
                 self._next(stream)
-            start = self._frames
+            start, whole = self._frames, first == 0 and stream.frames in (0, frames)
+            if first:
+                source.seek(int(first / self._fps / stream.time_base), stream=stream, backward=True)
             for packet in source.demux(stream):
                 if packet.size == 0:  # the flushing packet at the end
                     continue
+                number = round(packet.pts * stream.time_base * self._fps)
+                if not whole and not first <= number < first + frames:
+                    if number >= first + frames:
+                        break
+                    continue
+                if self._frames == start and not packet.is_keyframe:
+                    raise VideoError(f"{path}: frame {first} is no key frame; the episode must be encoded anew")
                 self._bytes += packet.size
                 packet.stream = self._stream
                 packet.time_base = 1 / self._fps
@@ -203,6 +219,22 @@ def _open(path: Path):
     stream = container.streams.video[0]
     stream.thread_count = 1
     return container, stream
+
+
+def stream_header(path: Path) -> tuple[str, bytes, bool]:
+    """Codec, its header, and whether pictures are stored in another order than shown: what two files must share
+    to be joined packet by packet (and the last be False)."""
+    container, stream = _open(path)
+    with container:
+        codec = stream.codec_context
+        return codec.name, bytes(codec.extradata or b""), bool(codec.has_b_frames)
+
+
+def frame_count(path: Path) -> int:
+    """Frames in a file, by its packets; nothing is decoded."""
+    container, stream = _open(path)
+    with container:
+        return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def read_frames(path: Path, fps: float, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ there on: the executor validates, limits and guards as ever. The process ends wi
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import threading
@@ -24,8 +25,9 @@ from sensor_msgs.msg import JointState
 
 from vipra_ros.config import ConfigError, param
 from vipra_ros.data.bags import BagError
+from vipra_ros.data.dataset import DatasetError
 from vipra_ros.data.messages import MessageError
-from vipra_ros.data.replay import load_replay
+from vipra_ros.data.replay import Replay, dataset_replay, load_replay
 from vipra_ros.data.resample import EpisodeError, Resampling
 from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus
@@ -40,13 +42,17 @@ NS = 1e9
 BEGIN_TIMEOUT = 1.0
 #: s after the last row: the executor's limits may bring it there a little late.
 AFTER = 0.5
+#: rad from the beginning that count as there, and s in which the arm has to come there.
+THERE, APPROACH_TIMEOUT = 0.02, 30.0
 
 
 @dataclass(frozen=True)
 class ReplaySettings:
     """Parameters of the node."""
 
-    bag: str = param(doc="directory of the recorded episode")
+    bag: str = param("", doc="directory of the recorded episode")
+    dataset: str = param("", doc="instead: folder of a data set")
+    episode: int = param(0, doc="number of the episode in the data set", low=0)
     fps: float = param(15.0, doc="rows a second", unit="Hz", low=5.0, high=50.0)
     execute: int = param(7, doc="rows of a chunk to execute", low=2, high=50)
     lookahead: int = param(7, doc="rows of a chunk beyond them", low=0, high=50)
@@ -74,11 +80,15 @@ class ReplayNode(Node):
             raise ConfigError(
                 f"replay: parameter renew = {s.renew}: must not exceed execute = {s.execute}, or rows would be missing"
             )
-        self.replay = load_replay(Path(s.bag), Resampling(fps=s.fps))
+        if bool(s.bag) == bool(s.dataset):
+            raise ConfigError("replay: give the parameter bag, or dataset and episode")
+        self.replay = (
+            dataset_replay(Path(s.dataset), s.episode) if s.dataset else load_replay(Path(s.bag), Resampling(fps=s.fps))
+        )
         self._status: ExecutorStatus | None = None
         self._measured: JointState | None = None
         self._tracks: dict[str, list[tuple[float, list[float]]]] = {"commanded": [], "measured": []}
-        self._start = np.inf  # s, ROS clock
+        self._start, self._number = np.inf, 0  # s, ROS clock; of the last chunk
         self._chunks = self.create_publisher(ActionChunkMessage, "policy/chunk", COMMAND)
         self.create_subscription(ExecutorStatus, "executor/status", self._on_status, LATCHED)
         self.create_subscription(JointState, "joint_states", self._on_measured, STREAM)
@@ -93,8 +103,11 @@ class ReplayNode(Node):
             f"{r.name}: {len(r.rows)} rows, {r.duration:.1f} s, {r.instruction or 'no instruction'!r}"
         )
 
-    def run(self) -> None:
+    def run(self) -> dict[str, tuple[float, float]]:
         """Wait, play, report; for a thread that is not the node's own.
+
+        Returns:
+            "commanded", "measured" -> largest and rms deviation from the recorded commands, rad.
 
         Raises:
             ReplayError, EpisodeError: the arm is elsewhere, or the executor left RUNNING on the way.
@@ -102,7 +115,25 @@ class ReplayNode(Node):
         self._await_armed()
         self._check_distance()
         self._play()
-        self._report()
+        return self._report()
+
+    def approach(self) -> None:
+        """Bring an armed arm to the episode's beginning, through an executor whose start_action is blend.
+
+        Raises:
+            ReplayError: it is not there in `APPROACH_TIMEOUT`, or the executor leaves the motion.
+        """
+        self._await_armed()
+        there = dataclasses.replace(self.replay, rows=np.append(self.replay.first, self.replay.rows[0, -1])[None])
+        rejected, end = self._status.rejected, time.monotonic() + APPROACH_TIMEOUT
+        while there.distance(self._measured.name, self._measured.position)[0] > THERE:
+            if time.monotonic() > end or self._status.state not in READY:
+                reason = _last(self._status.reasons)
+                if self._status.rejected > rejected:
+                    reason = self._status.last_rejection
+                raise ReplayError(f"the arm did not come to the beginning of {self.replay.name}: {reason}")
+            self._publish(there, 0, self._now())
+            self._sleep(self.settings.renew * there.period)
 
     # --- in ------------------------------------------------------------------------------------------------
 
@@ -167,16 +198,20 @@ class ReplayNode(Node):
         s, replay, rejected = self.settings, self.replay, self._status.rejected
         self._start = self._now()
         ran = False
-        for number, first in enumerate(range(0, len(replay.rows), s.renew), start=1):
+        for first in range(0, len(replay.rows), s.renew):
             ran = self._wait_until(self._start + first * replay.period, ran, rejected)
-            chunk = replay.chunk(
-                first, s.execute, s.lookahead, self._start, chunk_id=number, epoch=self._status.epoch, **self._who
-            )
-            stamp = Time(nanoseconds=round(chunk.stamp * NS)).to_msg()
-            self._chunks.publish(convert.chunk_message(chunk, stamp))
+            self._publish(replay, first, self._start)
         ran = self._wait_until(self._start + replay.duration + AFTER, ran, rejected)
         if not ran:
             raise ReplayError(f"the executor never ran: {self._status.last_rejection or 'it heard no chunk'}")
+
+    def _publish(self, replay: Replay, first: int, start: float) -> None:
+        """Rows `first` and following of a replay that begins at `start` (s, ROS clock)."""
+        s, self._number = self.settings, self._number + 1
+        chunk = replay.chunk(
+            first, s.execute, s.lookahead, start, chunk_id=self._number, epoch=self._status.epoch, **self._who
+        )
+        self._chunks.publish(convert.chunk_message(chunk, Time(nanoseconds=round(chunk.stamp * NS)).to_msg()))
 
     def _wait_until(self, due: float, ran: bool, rejected: int) -> bool:
         """Sleep until `due` (s, ROS clock), watching the executor; whether it has followed so far."""
@@ -197,7 +232,8 @@ class ReplayNode(Node):
             raise ReplayError("interrupted; the executor stops by itself when no chunk comes")
         time.sleep(seconds)
 
-    def _report(self) -> None:
+    def _report(self) -> dict[str, tuple[float, float]]:
+        found = {}
         for which in self._tracks:
             notes = list(self._tracks[which])
             if not notes:
@@ -206,10 +242,12 @@ class ReplayNode(Node):
             largest, rms = self.replay.deviation(
                 np.array([t for t, _ in notes]), np.array([q for _, q in notes])
             )
+            found[which] = (largest, rms)
             self.get_logger().info(
                 f"tracking, {which} against recorded: max {largest:.4f} rad, rms {rms:.4f} rad, "
                 f"{len(notes)} samples over {self.replay.duration:.1f} s"
             )
+        return found
 
 
 def _last(reasons: list[str]) -> str:
@@ -221,13 +259,13 @@ def main(args: list[str] | None = None) -> None:
     rclpy.init(args=args)
     try:
         node = ReplayNode()
-    except (ConfigError, BagError, EpisodeError, MessageError) as error:
+    except (ConfigError, BagError, DatasetError, EpisodeError, MessageError) as error:
         rclpy.logging.get_logger("replay").fatal(str(error))
         rclpy.try_shutdown()
         raise SystemExit(1) from None
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor,), name="ros", daemon=True)
+    spinner = threading.Thread(target=spin, args=(executor,), name="ros", daemon=True)
     spinner.start()
     status = 0
     try:
@@ -244,7 +282,8 @@ def main(args: list[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _spin(executor: SingleThreadedExecutor) -> None:
+def spin(executor: SingleThreadedExecutor) -> None:
+    """Serve `executor` until it ends."""
     try:
         executor.spin()
     except ExternalShutdownException:

@@ -73,7 +73,8 @@ class Session:
     ):
         self._alive, self._on_image = alive, on_image
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+        quiet = rclpy.SignalHandlerOptions.NO
+        rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=quiet)
         self.node = node = rclpy.create_node("session", context=self._context)
         self.executor_status: ExecutorStatus | None = None
         self.policy_status: PolicyStatus | None = None
@@ -158,6 +159,10 @@ class Session:
             return complete and self.executor_status is not None and self._reset.service_is_ready()
 
         self.until(ready, seconds, "the start of the system", tick)
+
+    def scene_ready(self) -> bool:
+        """Whether scenes can be laid out."""
+        return self._reset.service_is_ready()
 
     def call(self, name: str) -> str:
         """Ask the executor (arm, stop, home, recover); its message. SessionError when it refuses."""

@@ -32,18 +32,27 @@ class System:
     """`vipra up policy robot:=sim` as a child process, alone in its ROS domain.
 
     Args:
+        system: another one of `vipra_ros.graph`; `checkpoint` is for policy only.
         arguments: further launch arguments, name -> value.
         log: file for the output of the nodes; a temporary one when None.
+        parameters: ROS parameters of the nodes, as a YAML file has them.
     """
 
-    def __init__(self, checkpoint: str | Path, log: Path | None = None, **arguments: str):
+    def __init__(
+        self,
+        checkpoint: str | Path = "",
+        log: Path | None = None,
+        system: str = "policy",
+        parameters: str = PATIENT,
+        **arguments: str,
+    ):
         pick = random.Random()  # other runs on this machine start in the same second
         self.domain = int(os.environ.get("ROS_DOMAIN_ID") or pick.randint(1, 100))
         host = f"127.{pick.randint(1, 250)}.{pick.randint(0, 250)}.{pick.randint(2, 250)}"
         given = {
-            "robot": "sim",
+            **({} if system == "sim" else {"robot": "sim"}),
             "sim_host": host,
-            "checkpoint": str(checkpoint),
+            **({"checkpoint": str(checkpoint)} if system == "policy" else {}),
             "arm_on_start": "false",
             "camera_rate": "15",  # the rate of the shipped policy; two cores have no more to give
             **arguments,
@@ -57,16 +66,17 @@ class System:
             "-m",
             "vipra_ros.cli",
             "up",
-            "policy",
+            system,
             *(f"{k}:={v}" for k, v in given.items()),
         ]
+        self._text = parameters
         self._process: subprocess.Popen | None = None
         self._looked = -math.inf
 
     def __enter__(self) -> System:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self._parameters:
-            self._parameters.write_text(PATIENT)
+            self._parameters.write_text(self._text)
         environment = {
             **os.environ,
             "ROS_DOMAIN_ID": str(self.domain),
