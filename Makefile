@@ -11,7 +11,7 @@ unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-lerobot lint clean
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -24,6 +24,9 @@ demo: setup  ## a trained policy finishes a task it is told in words, on the sim
 
 test: setup  ## all tests; ARGS="-k limits" selects
 	@$(VENV)/python -m pytest $(ARGS)
+
+test-lerobot: setup  ## our data set opens with the real lerobot package (own venv, 7 GB; not in CI)
+	@test/lerobot/run
 
 lint: setup  ## ruff
 	@$(VENV)/ruff check .

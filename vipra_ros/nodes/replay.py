@@ -134,6 +134,8 @@ class ReplayNode(Node):
                 raise ReplayError(f"the arm did not come to the beginning of {self.replay.name}: {reason}")
             self._publish(there, 0, self._now())
             self._sleep(self.settings.renew * there.period)
+        while self._status.state == ExecutorStatus.RUNNING:  # until it misses the chunks, and is ARMED again
+            self._sleep(0.02)
 
     # --- in ------------------------------------------------------------------------------------------------
 
