@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from vipra_ros.data.replay import load_replay
+from vipra_ros.data.convert import ConvertSettings, convert
+from vipra_ros.data.dataset import Dataset, DatasetError
+from vipra_ros.data.replay import dataset_replay, load_replay
 from vipra_ros.data.resample import EpisodeError
 
 ARM = [f"fr3_joint{i + 1}" for i in range(7)]
@@ -62,3 +64,23 @@ def test_deviation_is_over_the_time_of_the_episode(record):
 def test_what_cannot_be_replayed_is_said(record, changes, said):
     with pytest.raises(EpisodeError, match=said):
         load_replay(record("e", **changes))
+
+
+def test_a_data_set_is_replayed_as_its_actions_stand(record, tmp_path):
+    bags = [record(f"e{i}", q_cmd=lambda t, i=i: line(t) + 0.01 * i) for i in range(2)]
+    convert(bags, tmp_path / "set", quiet=True)
+    d = Dataset(tmp_path / "set")
+    replay = dataset_replay(tmp_path / "set", 1)
+    rows = slice(d.episodes[1].start, d.episodes[1].start + d.episodes[1].length)
+    assert replay.joint_names == tuple(ARM) and replay.instruction == d.episodes[1].task
+    np.testing.assert_array_equal(replay.rows, d.numeric("action")[rows])
+    np.testing.assert_array_equal(replay.first, d.numeric("observation.state")[rows.start, :7].astype(float))
+    assert replay.deviation(np.arange(1, 20) / 15, replay.rows[:19, :7]) == (0.0, 0.0)
+    with pytest.raises(DatasetError, match="episode 2: .* has episodes 0 to 1"):
+        dataset_replay(tmp_path / "set", 2)
+
+
+def test_actions_that_are_no_joint_positions_are_refused(record, tmp_path):
+    convert([record("e")], tmp_path / "set", settings=ConvertSettings(action_space="joint_delta"), quiet=True)
+    with pytest.raises(DatasetError, match="actions are joint_delta"):
+        dataset_replay(tmp_path / "set", 0)

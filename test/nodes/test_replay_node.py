@@ -19,6 +19,8 @@ from sensor_msgs.msg import JointState  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
 from vipra_ros.data.bags import EpisodeReader  # noqa: E402
+from vipra_ros.data.convert import convert  # noqa: E402
+from vipra_ros.data.dataset import Dataset  # noqa: E402
 from vipra_ros.data.episode import load_commands  # noqa: E402
 from vipra_ros.data.replay import load_replay  # noqa: E402
 from vipra_ros.sim import collect  # noqa: E402
@@ -133,6 +135,24 @@ def test_rows_in_real_time_equal_the_recorded_commands(bag, unused_ros_domain):
     assert all((rows[r] == sent[-1]).all() for r in range(count, len(rows)))
 
 
+def test_the_actions_of_a_data_set_are_sent_as_they_stand(bag, tmp_path, unused_ros_domain):
+    convert([bag], tmp_path / "set", quiet=True)
+    d = Dataset(tmp_path / "set")
+    names = d.features["action"]["names"][:7]
+    arm = StandIn(unused_ros_domain, names, d.numeric("observation.state")[0, :7])
+    arm.say("ARMED")
+    process = start(unused_ros_domain, dataset=str(d.path), episode=0, wait="20.0", delay="0.1")
+    try:
+        output, _ = process.communicate(timeout=30.0)
+    finally:
+        process.kill()
+        arm.close()
+    assert process.returncode == 0 and "tracking, measured against recorded" in output, output
+    sent = np.vstack([np.reshape(m.actions, (7, 8))[:5] for _, m in arm.heard])[: len(d)]
+    np.testing.assert_array_equal(sent, d.numeric("action").astype(float)[: len(sent)])
+    assert len(sent) == len(d) and arm.heard[0][1].checkpoint == "replay:set/0"
+
+
 def test_an_arm_elsewhere_is_not_moved(bag, unused_ros_domain):
     replay = load_replay(bag)
     arm = StandIn(unused_ros_domain, replay.joint_names, replay.first + 0.8 * np.eye(7)[3])
@@ -151,3 +171,6 @@ def test_no_episode_is_one_line(tmp_path, unused_ros_domain):
     process = start(unused_ros_domain, bag=str(tmp_path / "nothing"))
     output, _ = process.communicate(timeout=20.0)
     assert process.returncode == 1 and "Traceback" not in output and "cannot be read as a rosbag2" in output
+    process = start(unused_ros_domain, bag="a", dataset="b")
+    output, _ = process.communicate(timeout=20.0)
+    assert process.returncode == 1 and "give the parameter bag, or dataset and episode" in output

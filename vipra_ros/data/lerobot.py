@@ -286,27 +286,13 @@ class DatasetWriter:
     def _write_tasks(self, path: Path) -> None:
         table = pa.table({"task_index": list(self._tasks.values()), "task": list(self._tasks)})
         # Readers with pandas expect the text as the index; this note is how pandas finds it.
-        column = {
-            "metadata": None,
-            "field_name": None,
-            "name": None,
-            "numpy_type": "object",
-            "pandas_type": "unicode",
-        }
+        column = {"metadata": None, "field_name": None, "name": None, "numpy_type": "object", "pandas_type": "unicode"}
+        number = {"name": "task_index", "field_name": "task_index", "numpy_type": "int64", "pandas_type": "int64"}
         note = {
             "index_columns": ["task"],
             "column_indexes": [],
             "pandas_version": "2.0.0",
-            "columns": [
-                column
-                | {
-                    "name": "task_index",
-                    "field_name": "task_index",
-                    "numpy_type": "int64",
-                    "pandas_type": "int64",
-                },
-                column | {"name": "task", "field_name": "task"},
-            ],
+            "columns": [column | number, column | {"name": "task", "field_name": "task"}],
         }
         pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(note).encode()}), path)
 
