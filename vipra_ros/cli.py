@@ -1,22 +1,21 @@
 """`vipra`: one thin command per job.
 
-The table COMMANDS is all there is: what a command is called, what it takes, an example, and the function of
-the room that does it, imported only when it runs. argparse rather than click or typer: it is in the standard
-library, and imports in 5 ms where click takes 60 and typer 130 of the 300 that `vipra --help` may take.
+The table COMMANDS (part of it in cli_data.py) is all there is: what a command is called, what it takes, an example,
+and the function of the room that does it, imported only when it runs. argparse rather than click or typer: it is in
+the standard library, and imports in 5 ms where click takes 60 and typer 130 of the 300 that `vipra --help` may take.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vipra_ros import __version__
+from vipra_ros import __version__, cli_data
+from vipra_ros.command import Command, arg, room
 from vipra_ros.config import ConfigError, share
 
 TASKS = ("reach", "push", "lift")
@@ -28,29 +27,6 @@ EXTRAS |= dict.fromkeys(("pyarrow", "av", "cv2", "rosbags", "matplotlib"), "trai
 ROS_HINT = "use the .venv of `make setup`, or source a ROS 2 with this package built in it"
 
 
-def arg(*flags: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """One argument of a command, as argparse's add_argument takes it."""
-    return flags, keywords
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command. `run` gets the parsed arguments; what it returns is the exit status (None: 0)."""
-
-    name: str
-    group: str
-    doc: str
-    example: str
-    arguments: tuple
-    run: Callable[[argparse.Namespace], int | None]
-
-
-def _room(path: str) -> Callable:
-    """The function at `module:function` inside vipra_ros, imported now."""
-    module, _, function = path.partition(":")
-    return getattr(importlib.import_module(f"vipra_ros.{module}"), function)
-
-
 def _up(a: argparse.Namespace) -> int:
     from vipra_ros import graph
     if a.show_args:
@@ -58,7 +34,7 @@ def _up(a: argparse.Namespace) -> int:
         return 0
     given = graph.parse(a.arguments)
     graph.processes(a.system, given)  # a wrong argument is said before anything starts
-    return _room("up:up")(a.system, given)
+    return room("up:up")(a.system, given)
 
 
 def _node(a: argparse.Namespace) -> None:
@@ -66,64 +42,59 @@ def _node(a: argparse.Namespace) -> None:
     known = sorted(p.stem for p in modules if "\ndef main(" in p.read_text())
     if a.name not in known:
         raise ConfigError(f"no node {a.name!r}; known nodes: {', '.join(known)}")
-    _room(f"nodes.{a.name}:main")(a.ros_arguments)
+    room(f"nodes.{a.name}:main")(a.ros_arguments)
 
 
 def _demo(a: argparse.Namespace) -> int | None:
-    return _room("demo:run")(_shipped(a.checkpoint), a.task, a.seed, Path(a.out))
+    return room("demo:run")(_shipped(a.checkpoint), a.task, a.seed, Path(a.out))
 
 
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
-    _room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
+    room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
                                    after=_shipped(a.after) if a.after else "")
 
 
-def _to(path: str) -> Callable[[argparse.Namespace], int | None]:
-    """Runs the function at `path` with the arguments of the command by their names."""
-    return lambda a: _room(path)(**{k: v for k, v in vars(a).items() if k not in ("run", "debug")})
-
-
 def _convert(a: argparse.Namespace) -> None:
-    changes = {"topics": _room("data.mapping:load_map")(a.topics)} if a.topics else {}
+    changes = {"topics": room("data.mapping:load_map")(a.topics)} if a.topics else {}
     changes |= {k: v for k, v in (("action_space", a.actions), ("profile", a.profile)) if v}
     changes |= {"refuse": tuple(a.refuse.split(","))} if a.refuse else {}
-    settings = _room("data.work:load_settings")(a.settings, **changes)
-    _room("data.convert:convert")([Path(b) for b in a.bags], Path(a.out), fps=a.fps, resume=a.resume,
+    settings = room("data.work:load_settings")(a.settings, **changes)
+    room("data.convert:convert")([Path(b) for b in a.bags], Path(a.out), fps=a.fps, resume=a.resume,
                                   workers=a.workers, settings=settings, ray=a.ray)
 
 
 def _bench_data(a: argparse.Namespace) -> None:
     episodes, lengths = ([kind(v) for v in text.split(",")] for kind, text in ((int, a.episodes), (float, a.lengths)))
-    _room("data.bench:bench")(a.seconds, episodes, lengths, a.workers, a.seed, a.json)
+    room("data.bench:bench")(a.seconds, episodes, lengths, a.workers, a.seed, a.json)
 
 
 def _train_vq(a: argparse.Namespace) -> None:
     preset = Path(a.preset) if a.preset.endswith((".yaml", ".yml")) else \
         share("config", "learning", a.preset, "vq.yaml")
-    _room("learning.vq:train")(a.dataset, a.out, preset, **_settings(a.set))
+    room("learning.vq:train")(a.dataset, a.out, preset, **_settings(a.set))
 
 
 def _train_finetune(a: argparse.Namespace) -> None:
     init = a.init if a.init == "scratch" else _shipped(a.init)
-    _room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=_settings(a.set))
+    room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=_settings(a.set))
 
 
 def _eval(a: argparse.Namespace) -> None:
-    _room("learning.evaluate:main")(_shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
+    room("learning.evaluate:main")(_shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
                                     video=a.video, ros=a.ros)
 
 
 def _gello_read(a: argparse.Namespace) -> None:
-    _room("teleop.calibrate:read_main")(a.config, a.port, a.profile)
+    room("teleop.calibrate:read_main")(a.config, a.port, a.profile)
 
 
 def _gello_calibrate(a: argparse.Namespace) -> None:
-    _room("teleop.calibrate:calibrate_main")(a.config, a.port, a.profile, a.out)
+    room("teleop.calibrate:calibrate_main")(a.config, a.port, a.profile, a.out)
 
 
 def _gello_emulate(a: argparse.Namespace) -> None:
-    _room("teleop.emulator:emulate_main")(a.config, a.arm, a.port, a.profile, a.motion, a.seed, a.fault, a.seconds)
+    room("teleop.emulator:emulate_main")(a.config, a.arm, a.port, a.profile, a.motion, a.seed, a.fault, a.seconds)
 
 
 GELLO = (
@@ -131,7 +102,6 @@ GELLO = (
     arg("--port", default="", help="serial port; default: that of the file"),
     arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)"),
 )
-DATASET = arg("dataset", metavar="DATASET", help="folder of a LeRobot v3.0 data set")
 CHECKPOINT = arg("--checkpoint", default="models/tiny", metavar="DIR", help="the policy (%(default)s)")
 TRAINING = (
     arg("dataset", metavar="DATASET", help="LeRobot data set, as vipra convert makes it"),
@@ -187,20 +157,7 @@ COMMANDS = (
              arg("--after", default="", metavar="CHECKPOINT",
                  help="this policy acts first and the expert takes over from wherever it has got to"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _collect),
-    Command("keys", "Data", "Start, label and throw away episodes of a running recorder with single keys.",
-            "vipra keys",
-            (arg("--namespace", default="", metavar="NAME", help="namespace of the recorder"),), _to("nodes.keys:run")),
-    Command("bags info", "Data", "What recorded episodes hold, and what is wrong with them.",
-            "vipra bags info out/bags",
-            (arg("bags", nargs="+", metavar="BAGS", help="episodes, or folders of them"),), _to("data.bag_info:main")),
-    Command("bags repair", "Data", "Make readable what a killed recorder or a full disk left behind.",
-            "vipra bags repair out/bags",
-            (arg("folder", metavar="FOLDER", help="folder of episodes"),), _to("data.repair:main")),
-    Command("bags relabel", "Data", "Give a finished episode another instruction or label.",
-            "vipra bags relabel out/bags/20260101-120000 --instruction 'lift the red cube' --success yes",
-            (arg("bag", metavar="BAG", help="the episode"),
-             arg("--instruction", metavar="TEXT", help="what it shows"),
-             arg("--success", choices=("yes", "no"), help="whether it succeeded")), _to("data.relabel:main")),
+    *cli_data.RECORDING,
     Command("convert", "Data", "Make a LeRobot data set from recorded episodes.",
             "vipra convert out/bags out/dataset --fps 15",
             (arg("bags", nargs="+", metavar="BAGS", help="rosbag2 episodes, or folders of them"),
@@ -224,39 +181,7 @@ COMMANDS = (
              arg("--workers", type=int, default=2, metavar="N", help="processes (%(default)s)"),
              arg("--seed", type=int, default=0, help="of the pictures (%(default)s)"),
              arg("--json", metavar="FILE", help="write the figures here")), _bench_data),
-    Command("dataset show", "Data", "Tasks, lengths, labels and numbers of a data set; a page of plots if wanted.",
-            "vipra dataset show out/dataset --plot out/dataset.png",
-            (DATASET, arg("--plot", default="", metavar="FILE", help="PNG for pictures and plots")),
-            _to("data.dataset_show:main")),
-    Command("dataset check", "Data", "Is a data set what it says: tables, videos, times and statistics compared.",
-            "vipra dataset check out/dataset --deep",
-            (DATASET, arg("--deep", action="store_true", help="decode every frame")), _to("data.dataset_check:main")),
-    Command("dataset merge", "Data", "Make one data set of several.",
-            "vipra dataset merge out/monday out/tuesday --out out/both",
-            (arg("sources", nargs="+", metavar="DATASET", help="data sets with the same features"),
-             arg("--out", required=True, metavar="OUT", help="folder of the new one")),
-            _to("data.dataset_edit:merge_main")),
-    Command("dataset split", "Data", "Make two data sets of one.",
-            "vipra dataset split out/dataset out/train out/held --share 0.9 --seed 0",
-            (DATASET, arg("first", metavar="FIRST", help="folder for the chosen episodes"),
-             arg("second", metavar="SECOND", help="folder for the others"),
-             arg("--share", type=float, help="share of the episodes for FIRST, of every task alike"),
-             arg("--episodes", default="", metavar="LIST", help="instead: those for FIRST, as in 0-9,12"),
-             arg("--seed", type=int, default=0, help="which episodes the share is (%(default)s)")),
-            _to("data.dataset_edit:split_main")),
-    Command("dataset replay", "Data", "Play an episode's actions on the simulated robot: does the task succeed again?",
-            "vipra dataset replay out/dataset --episode 0-2 robot:=sim",
-            (DATASET, arg("--episode", nargs="+", default=["0"], metavar=("N", "name:=value"),
-                          help="number, or several as in 0-2,5; then launch arguments, robot:=sim if none"),
-             arg("--json", dest="json_path", default="", metavar="FILE", help="write the figures here")),
-            _to("nodes.dataset_replay:run")),
-    Command("bench record", "Data", "What the recorder keeps of two 640x480 cameras at 30 Hz beside the simulator.",
-            "vipra bench record --seconds 60 --json out/record.json",
-            (arg("--seconds", type=float, default=60.0, help="of compressed pictures (%(default)s)"),
-             arg("--raw-seconds", type=float, default=20.0, help="of raw ones (%(default)s)"),
-             arg("--out", default="", metavar="DIR", help="folder for the bags; default: a temporary one"),
-             arg("--json", dest="json_path", default="", metavar="FILE", help="write the figures here")),
-            _to("nodes.bench_record:run")),
+    *cli_data.DATASETS,
     Command("train vq", "Learn", "Train the quantiser that turns camera images into tokens.",
             "vipra train vq out/dataset out/vq --set loop.minutes=30", TRAINING, _train_vq),
     Command("train finetune", "Learn", "Train the policy on demonstrations.",

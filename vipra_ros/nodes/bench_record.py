@@ -56,7 +56,6 @@ def measure(kind: str, seconds: float, folder: Path) -> dict:
     """Record `seconds` of the cameras, `kind` compressed or raw, into `folder`."""
     folder.mkdir(parents=True)
     environment = {**os.environ, **graph.ENVIRONMENT}
-    os.environ.update(graph.ENVIRONMENT)  # of the client in this process, and of those it starts
     with System(system="sim", log=folder / "system.log") as system:
         environment |= {"ROS_DOMAIN_ID": str(system.domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
         session = Session(system.domain, system.check)
@@ -118,6 +117,7 @@ def _call(session: Session, name: str, wait: float = 10.0, settle: float = 0.0) 
 
 def _cameras(kind: str, domain: int, pipe) -> None:
     """A process: two cameras at 30 Hz until told to stop; answers with camera -> stamps, and bytes of a picture."""
+    os.environ.update(graph.ENVIRONMENT, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")  # as the nodes have it
     context = rclpy.Context()
     rclpy.init(args=[], context=context, domain_id=domain)
     node = rclpy.create_node("cameras", context=context)

@@ -21,8 +21,13 @@ from vipra_ros.nodes.replay import ReplayError, ReplayNode, spin
 from vipra_ros.nodes.session import SERVICE_TIMEOUT, START_TIMEOUT, Session
 from vipra_ros.nodes.system import PATIENT, System
 
-#: The arm comes from home, slowly; the hand keeps what the episode tells it.
-PARAMETERS = PATIENT + "    start_action: blend\n"
+#: The arm comes from home. The rows were within the limits when they were recorded and are due from the first on: a
+#: slow start would leave the arm behind for good. Simulated arms only.
+PARAMETERS = PATIENT + """    start_action: blend
+    start_speed: 1.0
+    start_ramp: 0.0
+    limiter_share: 1.0
+"""
 #: s from the last row until the scene has come to rest.
 REST = 1.0
 #: s between two words of the scene's outcome at least; cubes fall where they were put.

@@ -1,0 +1,37 @@
+"""What a command of `vipra` is: a row of a table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+def arg(*flags: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """One argument of a command, as argparse's add_argument takes it."""
+    return flags, keywords
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. `run` gets the parsed arguments; what it returns is the exit status (None: 0)."""
+
+    name: str
+    group: str
+    doc: str
+    example: str
+    arguments: tuple
+    run: Callable[[argparse.Namespace], int | None]
+
+
+def room(path: str) -> Callable:
+    """The function at `module:function` inside vipra_ros, imported now."""
+    module, _, function = path.partition(":")
+    return getattr(importlib.import_module(f"vipra_ros.{module}"), function)
+
+
+def to(path: str) -> Callable[[argparse.Namespace], int | None]:
+    """Runs the function at `path`, imported then, with the arguments of the command by their names."""
+    return lambda a: room(path)(**{k: v for k, v in vars(a).items() if k not in ("run", "debug")})
