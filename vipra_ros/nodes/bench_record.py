@@ -35,7 +35,7 @@ CAMERAS = ("left", "right")
 #: Pictures prepared; their JPEG is as large as that of a lit room.
 PICTURES, QUALITY = 30, 90
 #: s that publisher and recorder get to find each other before the episode, and to deliver the last messages.
-BEFORE, AFTER = 2.0, 0.3
+BEFORE, AFTER = 8.0, 0.3
 
 
 def run(seconds: float = 60.0, raw_seconds: float = 20.0, out: str = "", json_path: str = "") -> int:
