@@ -1,5 +1,6 @@
 """Real franky over the real FCI protocol to a simulated controller of our own."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -79,6 +80,10 @@ def test_limits_are_clamped_at_connect(arm):
     assert robot.relative_dynamics_factor.velocity == pytest.approx(0.6)
     for own, arms in zip(PROFILE.limits, PROFILE.arm_limits):
         assert np.all(own < arms), "the arm's generator must be able to catch up"
+
+
+def test_connecting_does_not_lift_the_whole_process_to_real_time(arm):
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_twelve_chunks_of_a_sine_are_tracked(arm):

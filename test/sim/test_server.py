@@ -1,6 +1,11 @@
 """The simulated controller as franky sees it, and the slow lane through it."""
 
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.robot.arm import FrankyArm
 from vipra_ros.sim import collect, tasks
 from vipra_ros.sim.server import TableServer
+from vipra_ros.sim.table import SharedState
 
 HOST = "127.0.44.8"
 
@@ -44,6 +50,55 @@ def test_franky_moves_the_arm_and_cubes_are_placed_under_it():
 def test_a_taken_address_is_an_error():
     with TableServer("127.0.44.9"), pytest.raises(OSError), TableServer("127.0.44.9"):
         pass
+
+
+def test_a_dead_controller_is_a_failure_with_its_last_words():
+    with TableServer("127.0.44.10") as server:
+        assert server.failure is None
+        server._process.kill()
+        deadline = time.monotonic() + 5.0
+        while server.failure is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert "ended with status -9" in str(server.failure)
+
+
+def test_the_controller_does_not_outlive_its_owner():
+    code = "import sys, time; from vipra_ros.sim.server import TableServer\n" \
+        "with TableServer('127.0.44.11') as s: print(s._process.pid, flush=True); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    table = int(owner.stdout.readline())
+    owner.kill()
+    owner.wait()
+    deadline = time.monotonic() + 5.0
+    while Path(f"/proc/{table}/cmdline").exists() and Path(f"/proc/{table}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the table process goes on without its owner"
+        time.sleep(0.05)
+
+
+def test_readers_of_the_shared_state_never_see_half_of_it(tmp_path):
+    """One writer puts the same number everywhere, a reader must never find two numbers."""
+    path, nq, nv = str(tmp_path / "state"), 200, 150
+    writer, reader = SharedState(path, nq, nv, create=True), SharedState(path, nq, nv)
+    seen, running = SimpleNamespace(time=0.0, qpos=np.zeros(nq), qvel=np.zeros(nv)), threading.Event()
+    running.set()
+
+    def write():
+        n = 0.0
+        while running.is_set():
+            n += 1.0
+            writer.write(SimpleNamespace(time=n, qpos=np.full(nq, n), qvel=np.full(nv, n)))
+            time.sleep(2e-4)  # the real one writes once a millisecond
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(1000):
+            reader.read(seen)
+            values = {float(seen.time), *np.unique(seen.qpos), *np.unique(seen.qvel)}
+            assert len(values) == 1, values
+    finally:
+        running.clear()
+        thread.join()
 
 
 def test_a_demonstration_through_franky(tmp_path):

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import rclpy
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -91,17 +90,15 @@ class ExecutorNode(Node):
             self._on_chunk,
             LATEST,
             event_callbacks=listen,
-            callback_group=MutuallyExclusiveCallbackGroup(),
         )
         if settings.deadman_timeout > 0:
             self.create_subscription(Bool, "executor/deadman", self._on_deadman, LATEST)
         for name in ("arm", "stop", "hold", "home", "recover", "reset"):
-            # A group each: stop never waits behind a recovery that takes a second.
+            # One thread serves all: a stop may wait for a recovery, about a second in which nothing can move.
             self.create_service(
                 Trigger,
                 f"executor/{name}",
                 self._service(getattr(self.core, name)),
-                callback_group=MutuallyExclusiveCallbackGroup(),
             )
         self._running = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="control", daemon=True)
@@ -247,7 +244,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"executor: {error}", flush=True)
         rclpy.try_shutdown()
         raise SystemExit(1) from None
-    executor = MultiThreadedExecutor(num_threads=3)
+    executor = SingleThreadedExecutor()  # the multi-threaded one burns most of a core while chunks arrive
     executor.add_node(node)
     spinner = threading.Thread(target=_spin, args=(executor,), name="ros", daemon=True)
     with node:
@@ -264,7 +261,7 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def _spin(executor: MultiThreadedExecutor) -> None:
+def _spin(executor: SingleThreadedExecutor) -> None:
     try:
         executor.spin()
     except ExternalShutdownException:

@@ -48,7 +48,7 @@ class PolicySettings:
     checkpoint: str = param("models/tiny", doc="checkpoint folder, or the name of a shipped one")
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
     engine: str = param("torch", doc="what computes", choices=("torch",))
-    threads: int = param(0, doc="threads of the engine, 0 takes its own choice", low=0, high=256)
+    threads: int = param(0, doc="threads of the engine, 0: all processors but one, 4 at most", low=0, high=256)
     mode: str = param(
         "async",
         doc="async: the next chunk is computed while one runs; sync: when it has ended",
@@ -135,7 +135,7 @@ class PolicyNode(Node):
         from vipra_ros.policy.engine import load_engine
 
         checkpoint = Checkpoint.load(self.folder)
-        engine = load_engine(checkpoint, self.settings.engine, self.settings.threads)
+        engine = load_engine(checkpoint, self.settings.engine, self.settings.threads or _threads())
         self._engine_text = f"{self.settings.engine} {next(checkpoint.policy.parameters()).device.type}"
         unknown = sorted(set(self._topics) - set(checkpoint.config.cameras))
         if unknown:
@@ -261,6 +261,11 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     if image is None:
         raise ValueError(f"{len(data)} bytes are no image; publish JPEG or PNG")
     return image[..., ::-1]
+
+
+def _threads() -> int:
+    # Threads of one inference wait for each other: on shared processors more of them are slower, and unsteady.
+    return max(1, min(4, len(os.sched_getaffinity(0)) - 1))
 
 
 def _topics(given: tuple[str, ...]) -> dict[str, str]:

@@ -137,7 +137,7 @@ class SimNode(Node):
                 self._clock_out.publish(clock)
             for camera in scene.CAMERAS:
                 self._publish(camera, eyes.see(data, camera), stamp)
-            snapshot = self.server.look(lambda world: world.snapshot())
+            snapshot = self.server.world.snapshot()  # of what was drawn
             with self._judge_lock:
                 self._judge.see(snapshot)
             self._say_outcome(snapshot.time)

@@ -7,6 +7,7 @@ row exactly as the limiter planned; the last waypoint is at rest, so an arm that
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -60,6 +61,7 @@ class FrankyArm:
 
     def _connect(self) -> None:
         p = self.profile
+        scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
         try:
             robot = franky.Robot(
                 self.host,
@@ -73,6 +75,10 @@ class FrankyArm:
                 else "unlock the joints, activate FCI, check the address; no other program may be connected"
             )
             raise ArmError(f"no arm at {self.host}: {error}; {hint}") from None
+        finally:
+            # libfranka lifts whoever calls it to the highest real-time priority, and threads inherit that: all of
+            # this process would run before everything else, Python included. Its own control thread lifts itself.
+            os.sched_setscheduler(0, *scheduling)
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
             (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),

@@ -1,35 +1,38 @@
 """The table behind a simulated Franka controller: a robot at an address, spoken to over the real FCI protocol.
 
-franky (libfranka) connects to it as to hardware; only the host name differs. The physics run in a
-thread of their own at 1 kHz.
+franky (libfranka) connects to it as to hardware; only the host name differs. Physics and protocol run in a
+process of their own (`table.py`); this side starts it, places things, and reads what is where.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import threading
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import mujoco
-from franky_sim import SimulationServer
 from franky_sim.mujoco_simulator import MujocoSimulator
 
 from . import scene, tasks
+from .table import SharedState, start_to_json
 from .world import World
 
-#: A physics thread further behind than this gives up catching up: time then runs slow instead of in a burst
-#: that a controller would see as a jump.
-_LATE_SECONDS = 0.02
+#: s that the process may take to open its sockets, to place cubes, and to end.
+START_TIMEOUT, PLACE_TIMEOUT, END_TIMEOUT = 60.0, 10.0, 3.0
 
 
 class TableServer:
-    """A simulated controller at `host` and the world it moves.
+    """A simulated controller at `host` and a view of the world it moves.
 
     Args:
         host: address of the controller; any 127.x.y.z, one per robot.
         realtime: True paces physics by the wall clock, False runs as fast as the machine allows.
 
     Raises:
+        ValueError: the address is none of the loopback's.
         OSError: the address is taken by another controller.
     """
 
@@ -37,59 +40,85 @@ class TableServer:
         if not host.startswith("127."):
             raise ValueError(f"host {host!r}: the simulated controller binds loopback only; use an address 127.x.y.z")
         self.host, self._realtime = host, realtime
-        self.lock = threading.Lock()
-        self.failure: BaseException | None = None
-        self._sim = scene.build(MujocoSimulator())
-        self._server = SimulationServer(self._sim, hostname_candidates=[host])
-        self._running = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="physics", daemon=True)
-        self.world: World | None = None
-        self._shadow: mujoco.MjData | None = None
+        sim = scene.build(MujocoSimulator())
+        with sim:
+            sim.start()
+            model = sim.model
+        self.world = World(model, mujoco.MjData(model))
+        self._lock = threading.Lock()
+        self._answers = threading.Condition()
+        self._said: list[str] = []
+        self._ended = True
+        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> TableServer:
-        self._sim.init()
-        self._server.init()
-        self.world = World(self._sim.model, self._sim.data)
-        self._shadow = mujoco.MjData(self._sim.model)
-        self._running.set()
-        self._thread.start()
+        model = self.world.model
+        shm = Path("/dev/shm")
+        with tempfile.NamedTemporaryFile(prefix="vipra-table-", dir=shm if shm.is_dir() else None) as file:
+            self._shared = SharedState(file.name, model.nq, model.nv, create=True)
+            self._said, self._ended = [], False
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vipra_ros.sim.table", self.host, file.name,
+                 "realtime" if self._realtime else "fast"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            threading.Thread(target=self._listen, args=(self._process,), name="table", daemon=True).start()
+            if not self._answered("ready", START_TIMEOUT):
+                why = self._said[-1] if self._said else "no answer"
+                self.__exit__()
+                raise OSError(f"no simulated controller at {self.host}: {why}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._running.clear()
-        self._thread.join(timeout=2.0)
-        self._server.cleanup()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.stdin.close()
+        try:
+            process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def place(self, start: tasks.Start) -> None:
         """Move the cubes to `start`; the arm stays where its controller holds it."""
-        with self.lock:
-            self.world.place(start)
+        with self._answers:
+            self._said = [x for x in self._said if x != "placed"]
+        self._process.stdin.write(start_to_json(start) + "\n")
+        self._process.stdin.flush()
+        if not self._answered("placed", PLACE_TIMEOUT):
+            raise OSError(f"the simulated controller at {self.host} does not answer; start it again")
+        self.look(lambda world: None)
 
     def look(self, read: Callable[[World], object]) -> object:
-        """Call `read(world)` between two physics steps. Keep it short: the controller waits."""
-        with self.lock:
+        """`read(world)` of the present state; never holds up the controller."""
+        with self._lock:
+            self._shared.read(self.world.data)
+            mujoco.mj_forward(self.world.model, self.world.data)
             return read(self.world)
 
     def freeze(self) -> mujoco.MjData:
-        """A copy of the present state to draw from without holding up the controller (one reader)."""
-        with self.lock:
-            mujoco.mj_copyData(self._shadow, self.world.model, self.world.data)
-        return self._shadow
+        """The present state to draw from; the same buffer every time, for one reader."""
+        return self.look(lambda world: world.data)
 
-    def _run(self) -> None:
-        due = time.monotonic()
-        try:
-            while self._running.is_set():
-                with self.lock:
-                    self._server.run_once(realtime=False)
-                if not self._realtime:
-                    continue
-                due += 0.001
-                ahead = due - time.monotonic()
-                if ahead > 0:
-                    time.sleep(ahead)
-                elif ahead < -_LATE_SECONDS:
-                    due = time.monotonic()
-        except BaseException as error:  # the node that owns us must end, not go on with a dead robot
-            self.failure = error
-            self._running.clear()
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the controller has ended, None while it runs."""
+        if self._process is None or not self._ended:
+            return None
+        said = self._said[-1] if self._said else "it said nothing"
+        return RuntimeError(f"the simulated controller ended with status {self._process.poll()}: {said}")
+
+    def _listen(self, process: subprocess.Popen) -> None:
+        for line in process.stdout:
+            with self._answers:
+                self._said = [*self._said[-20:], line.strip()]
+                self._answers.notify_all()
+        process.wait()
+        with self._answers:
+            self._ended = True
+            self._answers.notify_all()
+
+    def _answered(self, word: str, seconds: float) -> bool:
+        with self._answers:
+            self._answers.wait_for(lambda: word in self._said or self._ended, seconds)
+            return word in self._said

@@ -1,0 +1,75 @@
+"""The expert takes over from wherever a policy has got to."""
+
+import numpy as np
+import pytest
+
+from vipra_ros.control import kinematics
+from vipra_ros.data.bags import EpisodeReader
+from vipra_ros.sim import collect, expert, scene, tasks
+from vipra_ros.sim.lane import Lane
+
+CUBE = np.array([0.5, 0.05, 0.025])
+
+
+@pytest.fixture(scope="module")
+def lane():
+    return Lane(cameras=("front",))
+
+
+def goal(task, zone="yellow"):
+    return tasks.Goal(task, "red", zone, "")
+
+
+def test_a_low_tool_beside_the_cube_rises_before_it_approaches():
+    low = CUBE + (0.06, -0.03, 0.0)
+    for task in tasks.TASKS:
+        first = expert.legs(goal(task), CUBE, 0.0, low, width=0.0)[0]
+        assert first.position[:2] == pytest.approx(low[:2]) and first.position[2] > tasks.CUBE_SIZE + 0.05
+    assert expert.legs(goal("lift"), CUBE, 0.0, low, width=0.0)[0].opening == 1.0
+
+
+def test_a_held_cube_is_lifted_and_an_open_hand_above_it_goes_down():
+    (up, _) = expert.legs(goal("lift"), CUBE, 0.0, CUBE, width=tasks.CUBE_SIZE)
+    assert up.position[2] > 0.15 and up.opening == -1.0
+    first = expert.legs(goal("lift"), CUBE, 0.0, CUBE + (0.0, 0.0, 0.06), width=0.08)[0]
+    assert first.position == pytest.approx((*CUBE[:2], expert.GRASP_Z)) and first.opening == 1.0
+
+
+def test_a_push_under_way_goes_on_and_a_cube_beyond_the_zone_comes_back():
+    behind = CUBE - (0.0, expert.PUSH_CONTACT, 0.0)
+    assert len(expert.legs(goal("push"), CUBE, 0.0, behind, width=0.0)) == 2
+    beyond = np.array([0.5, 0.33, 0.025])
+    *_, push, _ = expert.legs(goal("push"), beyond, 0.0, np.array([0.5, 0.0, 0.3]), width=0.0)
+    assert push.position[1] == pytest.approx(tasks.ZONE_Y["yellow"] + expert.PUSH_CONTACT)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_the_expert_succeeds_from_a_wrong_place(lane, task):
+    """The tool stands low beside the cube, hand closed as after a missed grasp."""
+    good = 0
+    for seed in (601, 602, 603, 604):
+        start = tasks.sample_start(task, seed)
+        x, y, _ = start.cubes[start.goal.colour]
+        pose = kinematics.forward(lane.profile, np.array(scene.HOME))
+        pose[:3, 3] = x - 0.07, y, 0.09
+        q0 = lane.ik(pose, np.array(scene.HOME))
+        good += lane.run(start, collect.Demonstrator(lane, seed, varied=False), q0=q0).success
+    assert good >= 3
+
+
+def test_what_is_recorded_begins_at_the_handover(lane, tmp_path):
+    pytest.importorskip("torch")
+    from vipra_ros.policy.shipped import resolve
+    from vipra_ros.sim.takeover import Takeover
+
+    takeover = Takeover(lane, resolve("models/tiny"))
+    for seed in range(700, 710):
+        if takeover.record(collect.Job("lift", seed, random_start=False), tmp_path):
+            break
+    with EpisodeReader(tmp_path / f"lift-{seed:06d}") as bag:
+        meta = bag.meta()
+        stamps = [t for _, _, t, _ in bag.messages(["camera/front/image_raw/compressed"])]
+    began = (min(stamps) - collect.EPOCH_NS) / 1e9
+    assert began == pytest.approx(meta["handover"], abs=0.6) and began >= meta["handover"] - 1e-6
+    assert meta["operator"] == collect.EXPERT and len(meta["after_checkpoint"]) == 16
+    assert len(stamps) == pytest.approx(meta["seconds"] * lane.fps, abs=12)

@@ -1,0 +1,114 @@
+"""The process behind a simulated controller: physics and the FCI protocol, and nothing else.
+
+A process of its own because a controller is one: at 1 kHz each millisecond counts, and cameras, ROS or a test
+in the same interpreter would take it away. `server.py` starts it and speaks to it: a line of JSON on standard
+input places cubes, the end of standard input ends it, positions and velocities are in shared memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+import mujoco
+import numpy as np
+from franky_sim import SimulationServer
+from franky_sim.mujoco_simulator import MujocoSimulator
+
+from . import scene, tasks
+from .world import World
+
+#: Further behind than this it gives up catching up: time then runs slow instead of in a burst that a
+#: controller would see as a jump.
+LATE_SECONDS = 0.02
+#: Milliseconds between two looks at standard input.
+LISTEN_EVERY = 10
+
+
+class SharedState:
+    """Time, positions and velocities of the world in a memory-mapped file, one writer, any readers.
+
+    A counter that is odd while the writer is at work tells a reader to look again (a sequence lock).
+    """
+
+    def __init__(self, path: str, nq: int, nv: int, create: bool = False):
+        self._nq = nq
+        self._values = np.memmap(path, np.float64, "w+" if create else "r+", shape=(2 + nq + nv,))
+
+    def write(self, data: mujoco.MjData) -> None:
+        """Publish the present state."""
+        v = self._values
+        v[0] += 1
+        v[1], v[2 : 2 + self._nq], v[2 + self._nq :] = data.time, data.qpos, data.qvel
+        v[0] += 1
+
+    def read(self, data: mujoco.MjData) -> None:
+        """Copy the newest whole state into `data`."""
+        v = self._values
+        while True:
+            before = v[0]
+            data.time = float(v[1])
+            data.qpos[:], data.qvel[:] = v[2 : 2 + self._nq], v[2 + self._nq :]
+            if before % 2 == 0 and v[0] == before:
+                return
+
+
+def start_to_json(start: tasks.Start) -> str:
+    """The part of a start that the physics need, one line."""
+    return json.dumps({"cubes": start.cubes})
+
+
+def _place(world: World, line: str) -> None:
+    cubes = {c: tuple(pose) for c, pose in json.loads(line)["cubes"].items()}
+    world.place(tasks.Start(None, cubes, (0.0, 0.0, 0.0)))
+
+
+def main(host: str, path: str, realtime: bool) -> None:
+    """Serve a controller at `host` until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent ends us in order
+    sim = scene.build(MujocoSimulator())
+    sim.init()
+    server = SimulationServer(sim, hostname_candidates=[host])
+    server.init()
+    world, pending = World(sim.model, sim.data), ""
+    shared = SharedState(path, sim.model.nq, sim.model.nv)
+    shared.write(sim.data)
+    try:  # as on the control unit, where nothing else runs
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except (AttributeError, PermissionError):
+        pass  # a machine with idle cores does as well
+    print("ready", flush=True)
+    gc.collect()
+    gc.freeze()
+    due, tick, parent = time.monotonic(), 0, os.getppid()
+    while os.getppid() == parent:
+        if tick % LISTEN_EVERY == 0 and select.select([0], [], [], 0)[0]:
+            said = os.read(0, 65536).decode()
+            if not said:
+                break
+            *lines, pending = (pending + said).split("\n")
+            for line in lines:
+                _place(world, line)
+                shared.write(sim.data)
+                print("placed", flush=True)
+        server.run_once(realtime=False)
+        shared.write(sim.data)
+        tick += 1
+        if not realtime:
+            continue
+        due += 0.001
+        ahead = due - time.monotonic()
+        if ahead > 0:
+            time.sleep(ahead)
+        elif ahead < -LATE_SECONDS:
+            due = time.monotonic()
+    server.cleanup()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3] == "realtime")
