@@ -101,3 +101,15 @@ def test_what_does_not_fit_is_named(tmp_path):
     (tmp_path / "f.mp4").write_bytes(b"nothing")
     with pytest.raises(VideoError, match="cannot be read"):
         next(read_frames(tmp_path / "f.mp4", 15.0))
+
+
+def test_chroma_is_chosen_by_size_and_keeps_colours(tmp_path):
+    import av
+
+    for size, expected in (((64, 64), "yuv444p"), ((240, 320), "yuv420p"), ((241, 321), "yuv444p")):
+        path = tmp_path / f"{size[0]}.mp4"
+        picture = np.full((*size, 3), (200, 60, 30), np.uint8)
+        encode_video(path, [picture] * 2, 15.0)
+        with av.open(str(path)) as file:
+            assert file.streams.video[0].pix_fmt == expected == Codec().chroma(*size)
+        assert np.abs(next(read_frames(path, 15.0)).astype(int) - picture).max() <= 3

@@ -309,7 +309,7 @@ class DatasetWriter:
                     "video.height": height,
                     "video.width": width,
                     "video.codec": "h264",
-                    "video.pix_fmt": self._codec.pixel_format,
+                    "video.pix_fmt": self._codec.chroma(height, width),
                     "video.is_depth_map": False,
                     "video.fps": fps,
                     "video.channels": 3,

@@ -39,6 +39,9 @@ _YCBCR = np.column_stack(
 ).astype(np.float32)
 
 
+_HALF_CHROMA = 240  # px; cameras this large compress their pictures with half the chroma themselves
+
+
 class VideoError(RuntimeError):
     """A video cannot be written or read; the message names the file."""
 
@@ -54,9 +57,17 @@ class Codec:
         choices=("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"),
     )
     pixel_format: str = param(
-        "yuv444p", doc="chroma; browsers play yuv420p only", choices=("yuv444p", "yuv420p")
+        "auto",
+        doc="chroma; auto: yuv420p from 240 px on (as in their JPEGs; browsers play it), yuv444p below",
+        choices=("auto", "yuv444p", "yuv420p"),
     )
     keyframe_interval: int = param(2, doc="frames from key frame to key frame", low=1, high=300)
+
+    def chroma(self, height: int, width: int) -> str:
+        """The pixel format of videos of this size."""
+        if self.pixel_format != "auto":
+            return self.pixel_format
+        return "yuv420p" if height >= _HALF_CHROMA and height % 2 == width % 2 == 0 else "yuv444p"
 
 
 def rate(fps: float) -> Fraction:
@@ -86,10 +97,11 @@ class VideoEncoder:
                 f"{self.path.name}: image {self.frames} is {image.shape[1]}x{image.shape[0]}, the first "
                 f"was {self.size[1]}x{self.size[0]}; one size per camera"
             )
-        planes = np.stack(cv2.split(cv2.transform(image, _YCBCR)))
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv444p")
-        if self._codec.pixel_format != "yuv444p":
-            frame = frame.reformat(format=self._codec.pixel_format)
+        if self._stream.pix_fmt == "yuv420p":  # OpenCV's is BT.601 in limited range, too
+            planes = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420)
+        else:
+            planes = np.stack(cv2.split(cv2.transform(image, _YCBCR)))
+        frame = av.VideoFrame.from_ndarray(planes, format=self._stream.pix_fmt)
         frame.pts = self.frames
         self._container.mux(self._stream.encode(frame))
         self.frames += 1
@@ -108,7 +120,8 @@ class VideoEncoder:
 
     def _open(self, image: np.ndarray) -> None:
         height, width = image.shape[:2]
-        if self._codec.pixel_format == "yuv420p" and (height % 2 or width % 2):
+        chroma = self._codec.chroma(height, width)
+        if chroma == "yuv420p" and (height % 2 or width % 2):
             raise VideoError(
                 f"{self.path.name}: {width}x{height} is odd; yuv420p needs even sizes, use yuv444p"
             )
@@ -116,7 +129,7 @@ class VideoEncoder:
             crf=str(self._codec.crf), preset=self._codec.preset, g=str(self._codec.keyframe_interval), bf="0"
         )
         stream = self._container.add_stream("libx264", rate=self._fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, self._codec.pixel_format
+        stream.width, stream.height, stream.pix_fmt = width, height, chroma
         stream.thread_count = 1  # conversion is parallel over episodes
         stream.codec_context.colorspace = Colorspace.SMPTE170M.value
         stream.codec_context.color_range = ColorRange.MPEG.value
