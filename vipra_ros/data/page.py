@@ -131,11 +131,12 @@ def _bags(report: Report, looks: Looks, sure: float) -> str:
         link = f'<a href="#e{number}">{name}</a>' if number in looks.shown else name
         codes = "".join(f'<span class="chip flag">{escape(c)}</span>' for c in sorted({x["code"] for x in e["flags"]}))
         skew = ", ".join(f"{v['s'] * 1e3:+.0f}" for v in f.get("skew", {}).values() if v["r"] >= sure)
+        lag = _ms(f.get("lag_s") if f.get("lag_r", 0.0) >= sure else None)
         hz = ", ".join(f"{s['hz']:g}" for s in f.get("streams", {}).values() if s["hz"])
         rows.append(
             f'<tr><td>{link}</td><td><span class="chip {e["status"]}">{e["status"]}</span></td>'
             f'<td class="n">{e["frames"] / report.fps:.1f}</td><td>{_success(e["success"])}</td>'
-            f'<td class="n">{_ms(f.get("lag_s"))}</td><td class="n">{skew}</td><td class="n">{hz}</td>'
+            f'<td class="n">{lag}</td><td class="n">{skew}</td><td class="n">{hz}</td>'
             f'<td>{codes}{escape(e["reason"]) if e["status"] != "converted" else ""}</td></tr>'
         )
     more = len(report.episodes) - 1000
