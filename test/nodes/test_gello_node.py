@@ -65,6 +65,10 @@ class Listener:
     def said(self):
         return json.loads(self.heard["gello/status"][-1].data) if self.heard["gello/status"] else {"state": ""}
 
+    @property
+    def state(self):
+        return self.heard["executor/status"][-1].state if self.heard["executor/status"] else None
+
     def wait(self, condition, seconds=20.0):
         deadline = time.monotonic() + seconds
         while not condition():
@@ -128,7 +132,7 @@ def test_leader_to_follower_with_emulated_servos(listener):
 
         def follows():  # how well is a matter of test/teleop/test_follow.py: here the cores may be busy
             status = listener.heard["executor/status"][-1]
-            moved = np.ptp([m.position[0] for m in listener.heard["joint_states"]])
+            moved = np.ptp([m.position[0] for m in listener.heard["joint_states"]] or [0.0])
             running = status.state == ExecutorStatus.RUNNING and status.accepted > 30 and moved > 0.1
             return running and listener.said["state"] == "following" and listener.said["lag_p50"]
 
@@ -163,6 +167,43 @@ def test_another_pose_is_named_and_an_unplugged_bus_is_opened_again(listener):
         finally:
             outputs = [finish(p) for p in processes]
     assert processes[1].returncode == 0 and "plug the USB cable in again" in outputs[1], outputs[1]
+
+
+@pytest.mark.parametrize(
+    "fault, over, said",
+    [
+        (lambda f: f.missing.add(3), lambda f: f.missing.clear(), "no answer from servo 3"),
+        (lambda f: f.spoilt.add(5), lambda f: f.spoilt.clear(), "spoilt answer from servo 5"),
+        (lambda f: f.alerts.update({2: 0x04}), lambda f: f.alerts.clear(), "servo 2 raises an alert, overheated"),
+    ],
+    ids=["missing", "crc", "overheated"],
+)
+def test_a_fault_of_the_bus_is_loud_and_the_arm_stops_by_itself(listener, fault, over, said):
+    config = load_gello(share("config", "gello.yaml"))
+    with emulated(config, motion("sine", PROFILE.home_q)) as servos:
+        processes = [
+            start("executor", dry_run="true", arm_on_start="true", overrun_fault="5.0", state_timeout="5.0",
+                  chunk_timeout="1.0"),
+            start("gello", com_port=servos.port, retry="0.3"),
+        ]
+        try:
+            listener.wait(lambda: listener.said["state"] == "following", 40.0)
+            listener.wait(lambda: listener.state == ExecutorStatus.RUNNING and listener.heard["gello/joint_states"])
+            fault(servos.faults)
+            listener.wait(lambda: listener.said["state"] == "lost")
+            assert said in listener.said["text"]
+            readings, chunks = len(listener.heard["gello/joint_states"]), len(listener.heard["policy/chunk"])
+            listener.wait(lambda: listener.state == ExecutorStatus.ARMED)
+            assert len(listener.heard["gello/joint_states"]) <= readings + 1, "made up readings"
+            assert len(listener.heard["policy/chunk"]) <= chunks + 1
+            positions = np.array([m.position for m in listener.heard["gello/joint_states"]])
+            assert np.abs(positions - PROFILE.home_q).max() < 0.17, "never zeros"
+            over(servos.faults)
+            listener.wait(lambda: listener.said["state"] in ("aligning", "following"))
+        finally:
+            outputs = [finish(p) for p in processes]
+        assert set(servos.torque.values()) == {0}
+    assert said in outputs[1], outputs[1]
 
 
 def test_no_port_in_the_configuration_is_one_line(unused_ros_domain):

@@ -1,9 +1,12 @@
 """Calibration against emulated servos whose assembly it does not know."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("dynamixel_sdk")
 
@@ -13,11 +16,19 @@ from vipra_ros.teleop import calibrate as calibrate_module
 from vipra_ros.teleop.bus import ServoBus
 from vipra_ros.teleop.calibrate import calibrate, calibrate_main, read_main, write
 from vipra_ros.teleop.emulate import emulated
-from vipra_ros.teleop.gello import GelloConfig, Tracker, load_gello
+from vipra_ros.teleop.gello import GelloConfig, Tracker, load_gello, ticks_of
 
 PROFILE = load_profile("fr3")
 TRUE = GelloConfig("x", (1, -1, 1, 1, -1, 1, -1), (0.3, 5.0, 3.1, 6.2, 1.0, 4.7, 0.01), 7, True, (2.9, 1.7))
 GUESS = GelloConfig("x", (1,) * 7, (0.0,) * 7)
+
+configs = st.builds(
+    lambda signs, offsets, low, span: GelloConfig("x", tuple(signs), tuple(offsets), 7, True, (low, low + span)),
+    st.lists(st.sampled_from([1, -1]), min_size=7, max_size=7),
+    st.lists(st.floats(-6.5, 6.5), min_size=7, max_size=7),
+    st.floats(-3.0, 3.0),
+    st.one_of(st.floats(-2.0, -0.3), st.floats(0.3, 2.0)),
+)
 
 
 class Person:
@@ -39,7 +50,7 @@ def test_what_is_found_reads_every_pose_as_the_true_arm_does(tmp_path):
     person = Person()
     with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
         servos.baudrate = 0
-        with ServoBus(servos.port, TRUE.servo_ids, patience=0.25) as bus:
+        with ServoBus(servos.port, TRUE.servo_ids, patience=1.0) as bus:
             found = calibrate(bus, GUESS, PROFILE, person.ask)
             assert found.joint_signs == TRUE.joint_signs
             write(found, tmp_path / "my" / "gello.yaml")
@@ -52,17 +63,40 @@ def test_what_is_found_reads_every_pose_as_the_true_arm_does(tmp_path):
                 assert opening == pytest.approx(0.3, abs=0.01)
 
 
+@settings(max_examples=15, deadline=None)
+@given(configs, st.lists(st.integers(-2, 2), min_size=8, max_size=8))
+def test_any_assembly_is_found_and_holds_after_a_power_cycle(true, turns):
+    """Without a bus: `read` gives the emulated registers, with whole turns that a power cycle changes."""
+    person = Person()
+
+    class Registers:
+        turns = np.zeros(8)
+
+        def read(self):
+            ticks = np.round(ticks_of(true, person.q, person.opening)) + 4096 * self.turns
+            return SimpleNamespace(ticks=ticks.astype(np.int64))
+
+    bus = Registers()
+    found = calibrate(bus, GUESS, PROFILE, person.ask)
+    assert found.joint_signs == true.joint_signs
+    bus.turns = np.array(turns)
+    person.q, person.opening = np.random.default_rng([t + 2 for t in turns]).uniform(PROFILE.lower, PROFILE.upper), 0.4
+    q, opening = Tracker(found, PROFILE.q_min, PROFILE.q_max).update(bus.read().ticks)
+    np.testing.assert_allclose(q, person.q, atol=0.005)
+    assert opening == pytest.approx(0.4, abs=0.01)
+
+
 def test_a_wrong_joint_is_said_and_nothing_is_written():
     person = Person(clumsy=True)
     with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
         servos.baudrate = 0
-        with ServoBus(servos.port, TRUE.servo_ids, patience=0.25) as bus:
+        with ServoBus(servos.port, TRUE.servo_ids, patience=1.0) as bus:
             with pytest.raises(ConfigError, match="joint 1 moved by .* another by 0.50; turn this one alone"):
                 calibrate(bus, GUESS, PROFILE, person.ask)
 
 
 def test_the_commands(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(calibrate_module, "ServoBus", functools.partial(ServoBus, patience=0.25))
+    monkeypatch.setattr(calibrate_module, "ServoBus", functools.partial(ServoBus, patience=1.0))
     person, out = Person(), str(tmp_path / "gello.yaml")
     with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
         servos.baudrate = 0

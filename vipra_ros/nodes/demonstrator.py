@@ -161,7 +161,8 @@ class DemonstratorNode(Node):
             self._call(f"recorder/{'success' if success else 'failure'}")
         self.successes += success
         said = f"done in {self.servos.now - begin:.1f} s" if success else why
-        self.get_logger().info(f"{plan.instruction}: {said}")
+        lag = [f"{1e3 * self._gello[k]:.0f}" for k in ("lag_p50", "lag_p95") if self._gello.get(k)]
+        self.get_logger().info(f"{plan.instruction}: {said}" + (f", lag {'/'.join(lag)} ms" if lag else ""))
 
     def _watch(self, end: float) -> tuple[bool, str]:
         """Until the scene says success and a moment longer, or `end`; success, or why not."""

@@ -39,6 +39,7 @@ from vipra_ros.teleop.emulate import emulated
 from vipra_ros.teleop.follow import Follow, FollowSettings, Phase
 from vipra_ros.teleop.gello import Tracker, load_gello
 from vipra_ros.teleop.motions import motion
+from vipra_ros.teleop.upstream import UpstreamBus
 
 LATEST = QoSProfile(depth=1)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -56,6 +57,10 @@ class GelloNodeSettings:
     profile: str = param("fr3", doc="robot profile of the follower")
     emulate: str = param(
         "", doc="no hardware: emulated servos stay at the home pose, or swing about it", choices=("", "home", "sine")
+    )
+    agent: str = param(
+        "", doc="upstream: read the leader through the public gello package instead of our own driver",
+        choices=("", "upstream"),
     )
     retry: float = param(3.0, doc="time between two attempts to open the port", unit="s", low=0.2, high=60.0)
     status_rate: float = param(2.0, doc="status messages, beside one at every change", unit="Hz", low=0.5, high=25.0)
@@ -80,6 +85,9 @@ class GelloNode(Node):
             self._servos = emulated(config, motion(s.emulate, self.profile.home_q))
             config = dataclasses.replace(config, com_port=self._servos.port)
         self.config, self.bus = config, ServoBus(config.port, config.servo_ids, config.baudrate)
+        if s.agent:
+            self.bus = UpstreamBus(config, bus=self.bus)
+            self.config = self.bus.config  # its angles have signs and offsets already
         self.follow = Follow(self.profile, declare(self, FollowSettings), f"gello-{os.getpid()}")
         self.failure: Exception | None = None
         self._tracker: Tracker | None = None
