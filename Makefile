@@ -11,7 +11,7 @@ unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lerobot lint clean
+.PHONY: help setup demo test test-lerobot test-strict lint clean
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -27,6 +27,9 @@ test: setup  ## all tests; ARGS="-k limits" selects
 
 test-lerobot: setup  ## our data set opens with the real lerobot package (own venv, 7 GB; not in CI)
 	@test/lerobot/run
+
+test-strict: setup  ## real franky against a controller that enforces the robot's limits; MINUTES=10 for the claim
+	@.ci/strict
 
 lint: setup  ## ruff
 	@$(VENV)/ruff check .

@@ -71,7 +71,8 @@ class ExecutorCore(Intake, Operator):
     ):
         self.profile, self.settings = profile, settings
         self.sink, self.hand = sink, hand
-        self.limiter = Limiter(profile, settings.speed)
+        self._follow = getattr(sink, "follow", None)  # of a sink that samples the reference at every pass
+        self.limiter = Limiter(profile, settings.speed, getattr(sink, "reaction", 0.0))
         self.timeline = Timeline(settings.mode, settings.blending, settings.ensemble_decay)
         self.validator = Validator(profile, settings.bounds())
         self.machine = Machine()
@@ -83,7 +84,7 @@ class ExecutorCore(Intake, Operator):
         self._reference: Reference | None = None
         self._state: RobotState | None = None
         self._tick_time = self._counted = self._streamed = NAN
-        self._dirty = self._homing = self._braking = False
+        self._dirty = self._homing = self._braking = self._seen = False
         self._ramp = (0.0, 0.0)  # s: full start_speed until, full limit from
         self._opening = Opening(settings.gripper_threshold, settings.gripper_dwell)
         self._fresh: list[float] = []  # stamps of chunks whose first row has not been sent
@@ -96,6 +97,8 @@ class ExecutorCore(Intake, Operator):
         with self._lock:
             try:
                 self._tick(now, state)
+                if self._follow and (self._braking or self.machine.state in _RUNS) and self._reference:
+                    self._send(lambda: self._follow(self._reference, state, now), now)
             except Exception as error:
                 self._fault(FaultCode.INTERNAL, f"{type(error).__name__}: {error}; report it with the log", now)
 
@@ -135,7 +138,8 @@ class ExecutorCore(Intake, Operator):
     def _look_at_robot(self, now: float, state: RobotState, passed: float) -> None:
         runs = self.machine.state in _RUNS
         self.telemetry.overruns += passed > self.settings.overrun_warning
-        if usable(state):
+        self._seen = usable(state)
+        if self._seen:
             self._state = state
         if runs:
             for code, text in self._watch.loop(passed) + self._watch.robot(now, state, self._reference):
@@ -234,7 +238,7 @@ class ExecutorCore(Intake, Operator):
             self.machine.fault(FaultCode.SINK, f"{type(error).__name__}: {error}; use the emergency stop", now)
 
     def _follow_measured(self, now: float) -> None:
-        if self._state is not None:
+        if self._seen:  # the last pose from before a loss is not where the arm came to rest
             self._reference = Reference.rest(now, self._seed())
             self._watch.tracking.clear()
 

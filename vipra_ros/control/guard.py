@@ -175,3 +175,7 @@ def transition_table() -> str:
                 cells.append(move.state.name + (f", then {move.then.name}" if move.then is not None else ""))
         lines.append(f"| {event.value} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(transition_table())

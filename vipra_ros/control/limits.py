@@ -41,10 +41,11 @@ class Limiter:
     Args:
         profile: the robot.
         speed: share (0, 1] of the profile's velocity limit; acceleration and jerk stay, so stops stay short.
+        reaction: s that the last hop may go on by itself before it brakes: limits are approached more slowly.
     """
 
-    def __init__(self, profile: RobotProfile, speed: float = 1.0):
-        self.profile = profile
+    def __init__(self, profile: RobotProfile, speed: float = 1.0, reaction: float = 0.0):
+        self.profile, self.reaction = profile, reaction
         velocity, self.acceleration, self.jerk = profile.limits
         self.velocity = velocity * speed
         self._workspace = WorkspaceCheck(profile)
@@ -55,7 +56,7 @@ class Limiter:
         self._input.max_acceleration, self._input.max_jerk = self.acceleration, self.jerk
         self._input.target_acceleration = np.zeros(JOINTS)
         rooms = np.linspace(0.0, 3.0, 301)[:, None] * np.ones(JOINTS)
-        free = self._brakeable(rooms, FAR_PERIOD) >= self.velocity
+        free = self._brakeable(rooms, FAR_PERIOD + reaction) >= self.velocity
         self._far = rooms[np.argmax(free, axis=0), np.arange(JOINTS)]  # rad; further away only the cap counts
 
     def extend(
@@ -140,6 +141,7 @@ class Limiter:
         below, above = q - p.lower, p.upper - q
         if period <= FAR_PERIOD and (below > self._far).all() and (above > self._far).all():
             return self.velocity, self.velocity
+        period += self.reaction
         return self._brakeable(below, period), self._brakeable(above, period)
 
     def _brakeable(self, room: np.ndarray, period: float) -> np.ndarray:

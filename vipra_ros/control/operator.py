@@ -107,6 +107,8 @@ class Operator:
             if error:
                 return Result(False, f"the robot does not recover: {error}")
         with self._lock:
+            if not self._seen:
+                return Result(False, "the arm's pose cannot be read; check the connection to the robot")
             self.machine.fire(Event.RECOVER)
             self._new_epoch()
             return Result(True, "recovered; call executor/arm to go on")
@@ -129,7 +131,7 @@ class Operator:
 
     def _obstacle(self, now: float) -> str:
         state = self._state
-        if state is None or now - state.time > self.settings.state_timeout:
+        if not self._seen or now - state.time > self.settings.state_timeout:
             return "no robot state; check the connection to the robot"
         if state.error:
             return f"the robot reports {state.error}; clear it, then try again"
@@ -154,6 +156,5 @@ class Operator:
     def _new_epoch(self) -> None:
         self.epoch += 1
         self._fresh_start()
-        self._reference = None
-        if self._state is not None:
+        if self._seen:
             self._reference = Reference.rest(self._state.time, self._seed())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vipra_ros.config import param
 from vipra_ros.control.chunk import ACTION_SPACES
+from vipra_ros.control.sinks import SINKS
 from vipra_ros.control.timeline import BLENDINGS, MODES
 from vipra_ros.control.validate import Bounds
 
@@ -73,6 +74,13 @@ class ExecutorSettings:
     tracking_time: float = param(0.1, doc="how long tracking_limit must be exceeded", unit="s", low=0.0, high=2.0)
     limiter_share: float = param(0.95, doc="share of limited rows that holds the arm, 1: never", low=0.1, high=1.0)
     limiter_window: float = param(3.0, doc="time over which limiter_share is judged", unit="s", low=0.2, high=60.0)
+    # the last hop
+    sink: str = param(
+        "waypoints",
+        doc="waypoints: one motion a chunk; velocity: short motions that end by themselves, for teleoperation; "
+        "impedance: compliant",
+        choices=SINKS,
+    )
     # hand
     gripper_threshold: float = param(
         0.3, doc="the hand changes above +threshold and below -threshold", low=0.0, high=0.99

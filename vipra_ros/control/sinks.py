@@ -8,6 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from vipra_ros.control.chunk import RobotState, Waypoint
+from vipra_ros.control.reference import Reference
+
+#: How the limited reference reaches the arm: robot/arm.py, robot/velocity.py, robot/impedance.py.
+SINKS = ("waypoints", "velocity", "impedance")
 
 
 class MotionSink(Protocol):
@@ -18,6 +22,13 @@ class MotionSink(Protocol):
 
     def stop(self, now: float) -> None:
         """Give up control; an arm that still moves brakes by its own limits. Never blocks."""
+
+
+class FollowSink(MotionSink, Protocol):
+    """A sink that samples the reference instead of being handed its waypoints."""
+
+    def follow(self, reference: Reference, state: RobotState, now: float) -> None:
+        """Called at every pass while the arm is under control, moving or not. Never blocks."""
 
 
 class HandSink(Protocol):

@@ -113,7 +113,9 @@ class ExecutorNode(Node):
             )
             self.arm.core = self.core
             return
-        self.arm, self.hand = connect(self.profile, connection, self.get_logger().warning)
+        self.arm, self.hand = connect(
+            self.profile, connection, self.get_logger().warning, settings.sink
+        )
         name = f"{name} at {connection.host}"
         self.core = ExecutorCore(
             self.profile,

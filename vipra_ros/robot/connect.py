@@ -34,20 +34,23 @@ class ConnectionSettings:
 
 
 def connect(
-    profile: RobotProfile, settings: ConnectionSettings, say: Callable[[str], None]
+    profile: RobotProfile, settings: ConnectionSettings, say: Callable[[str], None], sink: str = "waypoints"
 ) -> tuple[FrankyArm, FrankyHand | None]:
-    """Arm and hand; `say` is told why it takes time.
+    """Arm and hand; `say` is told why it takes time, `sink` is how motions reach the arm.
 
     Raises:
         ArmError: no arm within the time allowed.
     """
     from vipra_ros.robot.arm import ArmError, FrankyArm
     from vipra_ros.robot.hand import FrankyHand
+    from vipra_ros.robot.impedance import ImpedanceArm
+    from vipra_ros.robot.velocity import VelocityArm
 
+    kind = {"waypoints": FrankyArm, "velocity": VelocityArm, "impedance": ImpedanceArm}[sink]
     give_up, said = monotonic() + settings.connect_timeout, False
     while True:
         try:
-            arm = FrankyArm(profile, settings.host, settings.realtime_config)
+            arm = kind(profile, settings.host, settings.realtime_config)
             return arm, FrankyHand(settings.host, profile.gripper_width) if settings.hand else None
         except ArmError as error:
             if monotonic() > give_up:

@@ -1,0 +1,45 @@
+"""The strict controller: franka-sim with the robot's own limits enforced. Runs in build/strict-venv.
+
+    serve.py HOST FRANKY_SIM_ASSETS
+
+Prints "up" when it listens, at HOST only. Ends with its standard input: never left behind.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+def model(assets: Path) -> Path:
+    """The FR3 of the everyday simulator, laid out as this one wants it: no download, and one model in both.
+
+    The position servo's damping of 200 N m s/rad, taken explicitly at 1 kHz, is stable above 0.1 kg m^2; the bare
+    wrist has less and would chatter with 0.08 rad/s at rest. Motors a little heavier change no limit.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vipra-strict-"))
+    (folder / "fr3.xml").write_text((assets / "fr3.xml").read_text().replace('armature="0.074"', 'armature="0.15"'))
+    (folder / "assets").symlink_to(assets / "meshes")
+    return folder / "fr3.xml"
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    host, assets = sys.argv[1], Path(sys.argv[2])
+    os.environ["FR3_MJCF"] = str(model(assets))
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    from franka_sim import FrankaSimServer
+
+    server = FrankaSimServer(host=host, enable_gripper=False, enforce_motion_limits=True)
+    threading.Thread(target=server.start, name="server", daemon=True).start()
+    time.sleep(2.0)
+    print("up", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
