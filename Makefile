@@ -11,7 +11,7 @@ unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lerobot test-strict lint clean
+.PHONY: help setup demo demo-teleop test test-lerobot test-strict lint clean
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -21,6 +21,9 @@ setup:  ## .venv with pinned requirements and ROS 2, messages built (fast when n
 
 demo: setup  ## a trained policy finishes a task it is told in words, on the simulated Franka
 	@$(VENV)/vipra demo $(ARGS)
+
+demo-teleop: setup  ## emulated GELLO -> simulated arm -> bags -> data set -> replay, in one go
+	@$(VENV)/vipra demo-teleop $(ARGS)
 
 test: setup  ## all tests; ARGS="-k limits" selects
 	@$(VENV)/python -m pytest $(ARGS)

@@ -49,6 +49,10 @@ def _demo(a: argparse.Namespace) -> int | None:
     return room("demo:run")(_shipped(a.checkpoint), a.task, a.seed, Path(a.out))
 
 
+def _demo_teleop(a: argparse.Namespace) -> int:
+    return room("demo_teleop:run")(a.task, a.seed, a.episodes, Path(a.out))
+
+
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
     room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
@@ -116,6 +120,12 @@ COMMANDS = (
             (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="task (%(default)s)"),
              arg("--seed", type=int, default=1000, help="random start of the scene (%(default)s)"),
              arg("--out", default="out/demo", metavar="DIR", help="for video, plot (%(default)s)")), _demo),
+    Command("demo-teleop", "Run", "Emulated GELLO to simulated arm, bags, data set and replay, in one go.",
+            "vipra demo-teleop --task reach push",
+            (arg("--task", nargs="+", default=["reach", "push"], choices=TASKS, help="tasks (reach push)"),
+             arg("--seed", type=int, default=1000, help="scene of the first demonstration (%(default)s)"),
+             arg("--episodes", type=int, default=1, metavar="N", help="per task (%(default)s)"),
+             arg("--out", default="out/demo-teleop", metavar="DIR", help="for bags, data set, logs")), _demo_teleop),
     Command("up", "Run", "Start the nodes of a system: policy, teleop, sim or replay.",
             "vipra up policy robot:=sim task:=lift instruction:='lift the red cube'",
             (arg("system", help="policy, teleop, sim or replay"),

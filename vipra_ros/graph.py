@@ -107,6 +107,8 @@ _TELEOP = (
     Argument("gello_arm", "", "section of that file; empty: the one with our namespace, or the only one",
              node="gello demonstrator"),
     Argument("com_port", "", "serial port of the GELLO; empty: that of gello_config", node="gello"),
+    Argument("sink", "velocity", "last hop of the commands: short velocity motions that end by themselves, one motion "
+             "a chunk, or compliant", choices=("waypoints", "velocity", "impedance"), node="executor"),
     Argument("expert", "", "a scripted expert moves the emulated GELLO: it demonstrates this task in the "
              "simulated scene, recorded into record, or out/teleop", choices=("reach", "push", "lift")),
     Argument("episodes", "", "demonstrations of the expert, each with the next seed; then the system ends", int,

@@ -76,8 +76,9 @@ class FrankyArm:
             )
             raise ArmError(f"no arm at {self.host}: {error}; {hint}") from None
         finally:
-            # libfranka lifts whoever calls it to the highest real-time priority, and threads inherit that: all of
-            # this process would run before everything else, Python included. Its own control thread lifts itself.
+            # libfranka lifts its caller to the highest real-time priority, and threads begun later inherit it: all
+            # of this process would run before everything else, Python included. Only motions shall: see `_move`.
+            self._highest = os.sched_getscheduler(0), os.sched_getparam(0)
             os.sched_setscheduler(0, *scheduling)
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
@@ -105,14 +106,23 @@ class FrankyArm:
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))
         with self._lock:
-            self._robot.move(franky.JointWaypointMotion(points, return_when_finished=False), asynchronous=True)
+            self._move(franky.JointWaypointMotion(points, return_when_finished=False))
 
     def stop(self, now: float) -> None:
         """Brake within franky's clamped limits and give up control."""
         del now
         with self._lock:
             if self._robot.is_in_control:
-                self._robot.move(franky.JointStopMotion(), asynchronous=True)
+                self._move(franky.JointStopMotion())
+
+    def _move(self, motion: franky.Motion) -> None:
+        """Begin `motion` (the lock is held). The thread that runs it inherits the priority of this moment."""
+        own = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, *self._highest)
+        try:
+            self._robot.move(motion, asynchronous=True)
+        finally:
+            os.sched_setscheduler(0, *own)
 
     # --- state ---------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class ImpedanceArm(FrankyArm):
             if self._motion is None or not self._robot.is_in_control:
                 self._motion = franky.JointImpedanceTrackingMotion(stiffness=np.array(STIFFNESS))
                 self._motion.set_reference(franky.JointReference(np.asarray(state.q, float)))
-                self._robot.move(self._motion, asynchronous=True)
+                self._move(self._motion)
             self._motion.set_reference(franky.JointReference(q, dq))
 
     def stop(self, now: float) -> None:
@@ -48,4 +48,4 @@ class ImpedanceArm(FrankyArm):
         self._motion = None
         with self._lock:
             if self._robot.is_in_control:
-                self._robot.move(franky.TorqueStopMotion(), asynchronous=True)
+                self._move(franky.TorqueStopMotion())

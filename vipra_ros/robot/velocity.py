@@ -95,9 +95,7 @@ class VelocityArm(FrankyArm):
         velocity = command(self.profile, reference, q, np.asarray(state.dq_d, float), now)
         self._sent, self._moving = now, True
         with self._lock:
-            self._robot.move(
-                franky.JointVelocityMotion(velocity, franky.Duration(round(1000 * HOLD))), asynchronous=True
-            )
+            self._move(franky.JointVelocityMotion(velocity, franky.Duration(round(1000 * HOLD))))
 
     def stop(self, now: float) -> None:
         """Brake within franky's clamped limits and give up control."""
@@ -105,4 +103,4 @@ class VelocityArm(FrankyArm):
         self._moving = False
         with self._lock:
             if self._robot.is_in_control:
-                self._robot.move(franky.JointVelocityStopMotion(), asynchronous=True)
+                self._move(franky.JointVelocityStopMotion())

@@ -1,0 +1,121 @@
+"""`vipra demo-teleop`: from hands to a data set and back, with every real part in the path, in one command.
+
+emulated GELLO moved by the scripted expert -> gello node -> executor -> simulated controller -> recorder -> bags
+-> data set and report -> replay of the data set on the simulated arm.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vipra_ros.config import ConfigError
+
+#: s that one demonstration may take, with the start and the end of its system.
+LIMIT = 120.0
+#: s after SIGINT that all nodes are given to end.
+END_TIMEOUT = 6.0
+SAID = re.compile(r"\[demonstrator\]: (.*)")
+
+
+def run(tasks: Sequence[str], seed: int, episodes: int, out: str | Path) -> int:
+    """Demonstrate, convert, replay; 0 when every demonstration and every replay succeeded.
+
+    Args:
+        tasks: demonstrated one after the other, `episodes` each, seeds from `seed` on.
+        out: folder for bags, dataset, logs and replay.json; what an earlier run left there is replaced.
+
+    Raises:
+        ConfigError: a demonstration did not succeed; the message says what was seen.
+    """
+    from rich.console import Console
+
+    out = Path(out)
+    bags, dataset = out / "bags", out / "dataset"
+    for old in (bags, dataset):
+        shutil.rmtree(old, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(width=80, highlight=False)
+    for number, task in enumerate(tasks, start=1):
+        console.print(f"[bold]{number}  teleoperate:[/bold] emulated GELLO, scripted expert, task {task}")
+        for line in demonstrate(task, seed, episodes, bags, out / f"teleop-{task}.log"):
+            console.print(f"   {line}", markup=False)
+    number = len(tasks) + 1
+    console.print(f"[bold]{number}  convert:[/bold] bags to a data set, checked")
+    _convert(bags, dataset, console)
+    console.print(f"[bold]{number + 1}  replay:[/bold] the data set's actions through the executor, same scenes")
+    from vipra_ros.nodes.dataset_replay import run as replay
+
+    failed = replay(str(dataset), [f"0-{len(tasks) * episodes - 1}"], str(out / "replay.json"))
+    for path in (bags, dataset, dataset / "meta" / "report.html", out / "replay.json"):
+        console.print(str(path), markup=False, soft_wrap=True)
+    return failed
+
+
+def demonstrate(task: str, seed: int, episodes: int, bags: Path, log: Path) -> list[str]:
+    """Run `vipra up teleop` with the expert until it ends; what the demonstrator said.
+
+    Raises:
+        ConfigError: it did not end well.
+    """
+    from vipra_ros.nodes.system import PATIENT
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as parameters:
+        parameters.write(PATIENT)
+        parameters.flush()
+        number = os.getpid()
+        given = {
+            "robot": "sim",
+            "gello": "emulated",
+            "expert": task,
+            "seed": seed,
+            "episodes": episodes,
+            "record": bags,
+            "params_file": parameters.name,
+            "sim_host": f"127.2.{number // 250 % 250}.{number % 250 + 1}",
+        }
+        command = [sys.executable, "-m", "vipra_ros.cli", "up", "teleop", *(f"{k}:={v}" for k, v in given.items())]
+        domain = os.environ.get("ROS_DOMAIN_ID") or str(1 + number % 100)
+        environment = {**os.environ, "ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        with log.open("w") as file:
+            # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                                       env=environment, start_new_session=True)
+            try:
+                status = process.wait(LIMIT + 30.0 * episodes)
+            except subprocess.TimeoutExpired:
+                status = -1
+            finally:
+                _end(process)
+    said = [s for s in SAID.findall(log.read_text(errors="replace")) if not s.startswith("an emulated")]
+    if status:
+        raise ConfigError(f"demonstration of {task}: {said[-2:] or 'nothing was said'} (log: {log})")
+    return said
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _convert(bags: Path, dataset: Path, console) -> None:
+    from vipra_ros.data.convert import convert
+
+    began = time.monotonic()
+    report = convert([bags], dataset, progress=False, quiet=True)
+    flags = ", ".join(f"{k} {n}x" for k, n in report.flags().items()) or "none"
+    seconds = time.monotonic() - began
+    console.print(f"   {report.count('converted')} episodes, {report.frames} frames in {seconds:.1f} s; flags: {flags}")
