@@ -24,6 +24,9 @@ LEAST_GAP = 0.03
 #: over some ms after it was sent. Then the arm is ahead of the plan, and slowing down for a waypoint that has a
 #: velocity may be impossible in its time: the generator turns back and comes again, 0.2 s late. Early costs nothing.
 LEAD = 0.008
+#: What franky says when its generator finds no way through the waypoints in their times (error code -111), and how
+#: many motions in a row may end so. The next one then goes straight to the last waypoint and rests, which it always can.
+NO_WAY, PATIENCE = "Motion planner failed", 3
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
 
@@ -57,6 +60,7 @@ class FrankyArm:
         self._realtime = realtime
         self._lock = threading.Lock()
         self._failure = ""
+        self._refused, self._since, self._straight = 0, 0, False  # refusals in a row, motions since, what is next
         self._connect()
 
     def _connect(self) -> None:
@@ -98,6 +102,11 @@ class FrankyArm:
         """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
         now = max(now, self._clock())  # planning took its time, and the machine may have paused us
         due = [w for w in waypoints if w.time - now > LEAST_GAP] or list(waypoints[-1:])
+        self._since += 1
+        if self._straight:
+            due, self._straight, self._since = due[-1:], False, 0
+        elif self._since > PATIENCE:
+            self._refused = 0
         points, spent = [], 0
         for k, waypoint in enumerate(due):
             lead = LEAD * (1 - k / (len(due) - 1)) if len(due) > 1 else 0.0
@@ -134,6 +143,9 @@ class FrankyArm:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
                 said = str(error).strip().splitlines()[0]
+                if NO_WAY in said and self._refused < PATIENCE:
+                    self._refused, self._straight = self._refused + 1, True
+                    said = "preempted"
                 # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words.
                 self._failure = self._failure or ("" if "preempted" in said else said)
             try:

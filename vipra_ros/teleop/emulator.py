@@ -100,7 +100,8 @@ def emulate_main(
     config, robot = load_gello(config_path or share("config", "gello.yaml"), arm), load_profile(profile)
     where, said = _motion(moves, seed, robot)
     servos, coming = emulated(config, where, port), schedule(faults)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job is born deaf to the first
+        signal.signal(number, signal.default_int_handler)
     with servos:
         print(f"port: {servos.port}\nservos: {', '.join(map(str, servos.ids))} at {config.baudrate} baud")
         begin = "go: the expert begins; " if isinstance(where, Puppet) else ""
