@@ -25,7 +25,7 @@ LEAST_GAP = 0.03
 #: velocity may be impossible in its time: the generator turns back and comes again, 0.2 s late. Early costs nothing.
 LEAD = 0.008
 #: What franky says when its generator finds no way through the waypoints in their times (error code -111), and how
-#: many motions in a row may end so. The next one then goes straight to the last waypoint and rests, which it always can.
+#: many motions in a row may end so. The next one then goes straight to the last waypoint and rests: always possible.
 NO_WAY, PATIENCE = "Motion planner failed", 3
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
