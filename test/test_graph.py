@@ -96,7 +96,7 @@ def test_ros_arguments(tmp_path):
                 instruction='say "2" \\ 3', use_sim_time="true")
     assert p["sim"].parameters["publish_clock"] is True
     words = p["executor"].ros_arguments()
-    assert words[:6] == ["--log-level", "debug", "-r", "__ns:=left", "--params-file", str(params)]
+    assert words[:6] == ["--log-level", "debug", "-r", "__ns:=/left", "--params-file", str(params)]
     assert "dry_run:=true" in words and 'host:="127.0.0.8"' in words and "use_sim_time:=true" in words
     # a text stays a text, whatever it looks like
     assert 'instruction:="say \\"2\\" \\\\ 3"' in p["policy"].ros_arguments()

@@ -58,7 +58,7 @@ class Process:
         """What follows `--ros-args` on the command line of the process."""
         arguments = ["--log-level", self.log_level]
         if self.namespace:
-            arguments += ["-r", f"__ns:={self.namespace}"]
+            arguments += ["-r", f"__ns:=/{self.namespace.strip('/')}"]  # rcl takes absolute names only
         if self.params_file:
             arguments += ["--params-file", self.params_file]
         for name, value in self.parameters.items():
