@@ -17,7 +17,8 @@ from rclpy.executors import SingleThreadedExecutor
 
 from vipra_ros import graph
 from vipra_ros.data.dataset import Dataset, DatasetError, EpisodeInfo
-from vipra_ros.nodes.replay import ReplayError, ReplayNode, spin
+from vipra_ros.nodes.replay import ReplayError, ReplayNode
+from vipra_ros.nodes.run import spin
 from vipra_ros.nodes.session import SERVICE_TIMEOUT, START_TIMEOUT, Session
 from vipra_ros.nodes.system import PATIENT, System
 

@@ -8,7 +8,6 @@ executor, arm. It ends after the last episode.
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -16,19 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from vipra_ros.config import ConfigError, param, share
+from vipra_ros.config import param, share
 from vipra_ros.control.guard import State
 from vipra_ros.control.profile import load_profile
 from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import serve
 from vipra_ros.srv import ResetScene
 from vipra_ros.teleop.demonstration import PERIOD, demonstrate
 from vipra_ros.teleop.emulate import emulated
@@ -229,38 +227,11 @@ class DemonstratorNode(Node):
 
 def main(args: list[str] | None = None) -> None:
     """Run until the last episode is over, SIGINT or SIGTERM; status 1 unless all demonstrations succeeded."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
-    try:
-        node = DemonstratorNode()
-    except (ConfigError, RuntimeError) as error:
-        print(f"demonstrator: {error}", flush=True)
-        rclpy.try_shutdown()
-        raise SystemExit(1) from None
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor,), name="ros", daemon=True)
-    with node:
-        spinner.start()
-        while not ending.wait(0.05) and not node.finished.is_set() and rclpy.ok():
-            pass
-    executor.shutdown(timeout_sec=1.0)
-    spinner.join(timeout=2.0)
-    node.destroy_node()
-    rclpy.try_shutdown()
+    node, _ = serve(args, "demonstrator", DemonstratorNode, lambda node: node.finished.is_set())
     if node.failure is not None:
         print(f"demonstrator: {node.failure}", flush=True)
     if node.failure is not None or node.finished.is_set() and node.successes < node.settings.episodes:
         raise SystemExit(1)
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        pass
 
 
 if __name__ == "__main__":

@@ -6,27 +6,23 @@ commands to the core. SIGINT and SIGTERM end in a limited stop before the proces
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import rclpy
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float32
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vipra_ros.config import ConfigError, param
+from vipra_ros.config import param
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.executor import ExecutorCore, Result
 from vipra_ros.control.guard import State
@@ -38,6 +34,7 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import serve
 from vipra_ros.robot.connect import ConnectionSettings, connect
 
 RELIABLE, LATEST = QoSProfile(depth=10), QoSProfile(depth=1)
@@ -236,38 +233,10 @@ class ExecutorNode(Node):
 
 def main(args: list[str] | None = None) -> None:
     """Run until SIGINT or SIGTERM, or until the loop dies."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
-    try:
-        node = ExecutorNode()
-    except (ConfigError, RuntimeError) as error:
-        print(f"executor: {error}", flush=True)
-        rclpy.try_shutdown()
-        raise SystemExit(1) from None
-    executor = SingleThreadedExecutor()  # the multi-threaded one burns most of a core while chunks arrive
-    executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor,), name="ros", daemon=True)
-    with node:
-        spinner.start()
-        while not ending.wait(0.1) and node.failure is None and rclpy.ok():
-            pass
-    failure = node.failure
-    executor.shutdown(timeout_sec=1.0)
-    spinner.join(timeout=2.0)  # a thread left inside rclpy when the interpreter ends would abort the process
-    node.destroy_node()
-    rclpy.try_shutdown()
+    _, failure = serve(args, "executor", ExecutorNode, lambda node: node.failure is not None)
     if failure is not None:
         print(f"executor: the control loop ended: {type(failure).__name__}: {failure}", flush=True)
         raise SystemExit(1)
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        pass
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import threading
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import rclpy
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float32, String
 
@@ -34,6 +31,7 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import serve, spin
 from vipra_ros.teleop.bus import BusError, Reading, ServoBus, latency_advice
 from vipra_ros.teleop.emulate import emulated
 from vipra_ros.teleop.follow import Follow, FollowSettings, Phase
@@ -219,28 +217,7 @@ class GelloNode(Node):
 
 def main(args: list[str] | None = None) -> None:
     """Run until SIGINT or SIGTERM."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
-    try:
-        node = GelloNode()
-    except (ConfigError, RuntimeError) as error:
-        print(f"gello: {error}", flush=True)
-        rclpy.try_shutdown()
-        raise SystemExit(1) from None
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(node, executor), name="ros", daemon=True)
-    with node:
-        spinner.start()
-        while not ending.wait(0.1) and node.failure is None and rclpy.ok():
-            pass
-    failure = node.failure
-    executor.shutdown(timeout_sec=1.0)
-    spinner.join(timeout=2.0)
-    node.destroy_node()
-    rclpy.try_shutdown()
+    _, failure = serve(args, "gello", GelloNode, lambda node: node.failure is not None, _spin)
     if failure is not None:
         print(f"gello: a loop of the node ended: {type(failure).__name__}: {failure}", flush=True)
         raise SystemExit(1)
@@ -248,9 +225,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _spin(node: GelloNode, executor: SingleThreadedExecutor) -> None:
     try:
-        executor.spin()
-    except ExternalShutdownException:
-        pass
+        spin(executor)
     except Exception as error:  # a node that hears nothing any more must end
         node.failure = error
 

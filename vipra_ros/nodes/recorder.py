@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ import rclpy.executors
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -32,6 +30,7 @@ from vipra_ros.data.reception import Demands
 from vipra_ros.data.recording import Recorder, RecordingSettings, Result
 from vipra_ros.data.topics import Topics, latched
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import begin
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: A stream's publisher may offer best effort or reliable; best effort hears both. The depth bridges a
@@ -232,10 +231,7 @@ def _class(topic: str, msgtype: str) -> type:
 
 def main(args: list[str] | None = None) -> None:
     """Run until SIGINT or SIGTERM; an episode under way is finished without a label."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
+    ending = begin(args)
     try:
         node = RecorderNode()
     except ConfigError as error:

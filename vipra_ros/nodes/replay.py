@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
@@ -33,6 +33,7 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import spin
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 COMMAND, STREAM = QoSProfile(depth=1), QoSProfile(depth=50)
@@ -282,14 +283,6 @@ def main(args: list[str] | None = None) -> None:
     node.destroy_node()
     rclpy.try_shutdown()
     raise SystemExit(status)
-
-
-def spin(executor: SingleThreadedExecutor) -> None:
-    """Serve `executor` until it ends."""
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        pass
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import json
-import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ import cv2
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
 from vipra_ros.config import param
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import begin
 from vipra_ros.sim import scene, tasks
 from vipra_ros.sim.server import TableServer
 from vipra_ros.sim.world import Eyes
@@ -170,10 +169,7 @@ class SimNode(Node):
 
 def main(args: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM; a dead physics thread ends the process with an error."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
+    ending = begin(args)
     node = SimNode()
     with node:
         while not ending.is_set() and node.failure is None:
