@@ -1,8 +1,9 @@
 """`vipra`: one thin command per job.
 
-The table COMMANDS (part of it in cli_data.py) is all there is: what a command is called, what it takes, an example,
-and the function of the room that does it, imported only when it runs. argparse rather than click or typer: it is in
-the standard library, and imports in 5 ms where click takes 60 and typer 130 of the 300 that `vipra --help` may take.
+The table COMMANDS is all there is, most of it in cli_data.py, cli_learn.py, cli_policy.py and cli_tools.py: what a
+command is called, what it takes, an example, and the function of the room that does it, imported only when it runs.
+argparse rather than click or typer: it is in the standard library, and imports in 5 ms where click takes 60 and typer
+130 of the 300 that `vipra --help` may take.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vipra_ros import __version__, cli_data
-from vipra_ros.command import Command, arg, room
-from vipra_ros.config import ConfigError, share
+from vipra_ros import __version__, cli_data, cli_learn, cli_policy, cli_tools
+from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, shipped
+from vipra_ros.config import ConfigError
 
-TASKS = ("reach", "push", "lift")
 #: What to install when an import fails: module -> extra of setup.py.
 EXTRAS = {"franky": "robot", "ruckig": "robot", "dynamixel_sdk": "robot", "mujoco": "sim", "franky_sim": "sim"}
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train")
@@ -46,7 +45,7 @@ def _node(a: argparse.Namespace) -> None:
 
 
 def _demo(a: argparse.Namespace) -> int | None:
-    return room("demo:run")(_shipped(a.checkpoint), a.task, a.seed, Path(a.out))
+    return room("demo:run")(shipped(a.checkpoint), a.task, a.seed, Path(a.out))
 
 
 def _demo_teleop(a: argparse.Namespace) -> int:
@@ -56,7 +55,7 @@ def _demo_teleop(a: argparse.Namespace) -> int:
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
     room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
-                                   after=_shipped(a.after) if a.after else "")
+                                   after=shipped(a.after) if a.after else "")
 
 
 def _convert(a: argparse.Namespace) -> None:
@@ -71,22 +70,6 @@ def _convert(a: argparse.Namespace) -> None:
 def _bench_data(a: argparse.Namespace) -> None:
     episodes, lengths = ([kind(v) for v in text.split(",")] for kind, text in ((int, a.episodes), (float, a.lengths)))
     room("data.bench:bench")(a.seconds, episodes, lengths, a.workers, a.seed, a.json)
-
-
-def _train_vq(a: argparse.Namespace) -> None:
-    preset = Path(a.preset) if a.preset.endswith((".yaml", ".yml")) else \
-        share("config", "learning", a.preset, "vq.yaml")
-    room("learning.vq:train")(a.dataset, a.out, preset, **_settings(a.set))
-
-
-def _train_finetune(a: argparse.Namespace) -> None:
-    init = a.init if a.init == "scratch" else _shipped(a.init)
-    room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=_settings(a.set))
-
-
-def _eval(a: argparse.Namespace) -> None:
-    room("learning.evaluate:main")(_shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
-                                    video=a.video, ros=a.ros)
 
 
 def _gello_read(a: argparse.Namespace) -> None:
@@ -106,14 +89,6 @@ GELLO = (
     arg("--port", default="", help="serial port; default: that of the file"),
     arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)"),
 )
-CHECKPOINT = arg("--checkpoint", default="models/tiny", metavar="DIR", help="the policy (%(default)s)")
-TRAINING = (
-    arg("dataset", metavar="DATASET", help="LeRobot data set, as vipra convert makes it"),
-    arg("out", metavar="OUT", help="folder for checkpoints, curves and log; an interrupted training resumes"),
-    arg("--preset", default="tiny", help="folder of config/learning, or a YAML file (%(default)s)"),
-    arg("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable"),
-)
-
 COMMANDS = (
     Command("demo", "Run", "A trained policy does a task it is told in words, on the simulated arm.",
             "vipra demo --task push --seed 7",
@@ -192,20 +167,9 @@ COMMANDS = (
              arg("--seed", type=int, default=0, help="of the pictures (%(default)s)"),
              arg("--json", metavar="FILE", help="write the figures here")), _bench_data),
     *cli_data.DATASETS,
-    Command("train vq", "Learn", "Train the quantiser that turns camera images into tokens.",
-            "vipra train vq out/dataset out/vq --set loop.minutes=30", TRAINING, _train_vq),
-    Command("train finetune", "Learn", "Train the policy on demonstrations.",
-            "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
-            (*TRAINING, arg("--init", default="scratch", metavar="DIR", help="a checkpoint to start from")),
-            _train_finetune),
-    Command("eval", "Learn", "Measure a policy over unseen random starts: success, latency, smoothness.",
-            "vipra eval --checkpoint models/tiny --task push --episodes 50 --seed 1000 --json out/push.json",
-            (CHECKPOINT, arg("--task", default="all", choices=(*TASKS, "all"), help="task (%(default)s)"),
-             arg("--episodes", type=int, default=50, metavar="N", help="per task (%(default)s)"),
-             arg("--seed", type=int, default=1000, help="seed of the first start (%(default)s)"),
-             arg("--json", metavar="FILE", help="write the figures here"),
-             arg("--video", metavar="DIR", help="write one video per episode here"),
-             arg("--ros", action="store_true", help="through the running nodes")), _eval),
+    *cli_learn.LEARNING,
+    *cli_policy.POLICY,
+    *cli_tools.TOOLS,
 )
 
 
@@ -275,23 +239,6 @@ def _explained(error: Exception) -> str:
     if type(error).__module__.startswith("vipra_ros"):
         return text
     return f"{type(error).__name__}: {text} (vipra --debug ... shows where)"
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["loop.minutes=5"]` as {"loop.minutes": 5}; values are YAML."""
-    import yaml
-    result = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {pair}: write KEY=VALUE")
-        result[key] = yaml.safe_load(value)
-    return result
-
-
-def _shipped(folder: str) -> Path:
-    """A folder given by the user, or one of that name shipped with the package."""
-    return Path(folder) if Path(folder).exists() else share(*Path(folder).parts)
 
 
 if __name__ == "__main__":

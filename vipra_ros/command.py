@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+#: Tasks of the simulated table.
+TASKS = ("reach", "push", "lift")
 
 
 def arg(*flags: str, **keywords: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -35,3 +39,28 @@ def room(path: str) -> Callable:
 def to(path: str) -> Callable[[argparse.Namespace], int | None]:
     """Runs the function at `path`, imported then, with the arguments of the command by their names."""
     return lambda a: room(path)(**{k: v for k, v in vars(a).items() if k not in ("run", "debug")})
+
+
+def shipped(folder: str) -> Path:
+    """A folder given by the user, or one of that name shipped with the package."""
+    from vipra_ros.config import share
+
+    return Path(folder) if Path(folder).exists() else share(*Path(folder).parts)
+
+
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["loop.minutes=5"]` as {"loop.minutes": 5}; values are YAML."""
+    import yaml
+
+    from vipra_ros.config import ConfigError
+
+    result = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {pair}: write KEY=VALUE")
+        result[key] = yaml.safe_load(value)
+    return result
+
+
+CHECKPOINT = arg("--checkpoint", default="models/tiny", metavar="DIR", help="the policy (%(default)s)")

@@ -1,0 +1,48 @@
+"""Commands that train, and the one that measures what was trained; `cli.py` has the table they stand in."""
+
+import argparse
+from pathlib import Path
+
+from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, settings, shipped
+
+
+def _train_vq(a: argparse.Namespace) -> None:
+    preset = Path(a.preset) if a.preset.endswith((".yaml", ".yml")) else \
+        room("config:share")("config", "learning", a.preset, "vq.yaml")
+    room("learning.vq:train")(a.dataset, a.out, preset, **settings(a.set))
+
+
+def _train_finetune(a: argparse.Namespace) -> None:
+    init = a.init if a.init == "scratch" else shipped(a.init)
+    room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=settings(a.set))
+
+
+def _eval(a: argparse.Namespace) -> None:
+    room("learning.evaluate:main")(shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
+                                    video=a.video, ros=a.ros)
+
+
+TRAINING = (
+    arg("dataset", metavar="DATASET", help="LeRobot data set, as vipra convert makes it"),
+    arg("out", metavar="OUT", help="folder for checkpoints, curves and log; an interrupted training resumes"),
+    arg("--preset", default="tiny", help="folder of config/learning, or a YAML file (%(default)s)"),
+    arg("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable"),
+)
+
+
+LEARNING = (
+    Command("train vq", "Learn", "Train the quantiser that turns camera images into tokens.",
+            "vipra train vq out/dataset out/vq --set loop.minutes=30", TRAINING, _train_vq),
+    Command("train finetune", "Learn", "Train the policy on demonstrations.",
+            "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
+            (*TRAINING, arg("--init", default="scratch", metavar="DIR", help="a checkpoint to start from")),
+            _train_finetune),
+    Command("eval", "Learn", "Measure a policy over unseen random starts: success, latency, smoothness.",
+            "vipra eval --checkpoint models/tiny --task push --episodes 50 --seed 1000 --json out/push.json",
+            (CHECKPOINT, arg("--task", default="all", choices=(*TASKS, "all"), help="task (%(default)s)"),
+             arg("--episodes", type=int, default=50, metavar="N", help="per task (%(default)s)"),
+             arg("--seed", type=int, default=1000, help="seed of the first start (%(default)s)"),
+             arg("--json", metavar="FILE", help="write the figures here"),
+             arg("--video", metavar="DIR", help="write one video per episode here"),
+             arg("--ros", action="store_true", help="through the running nodes")), _eval),
+)
