@@ -12,14 +12,16 @@ import pytest
 franky = pytest.importorskip("franky")
 pytest.importorskip("franky_sim")
 
-from vipra_ros.control.chunk import ActionChunk  # noqa: E402
+from vipra_ros.config import ConfigError  # noqa: E402
+from vipra_ros.control.chunk import ActionChunk, Waypoint  # noqa: E402
 from vipra_ros.control.executor import ExecutorCore, ExecutorSettings  # noqa: E402
 from vipra_ros.control.guard import State  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.control.sinks import PreviewHand  # noqa: E402
-from vipra_ros.robot.arm import ArmError, FrankyArm  # noqa: E402
+from vipra_ros.robot.arm import NO_WAY, PATIENCE, ArmError, FrankyArm  # noqa: E402
 from vipra_ros.robot.connect import ConnectionSettings, connect  # noqa: E402
 from vipra_ros.robot.hand import FrankyHand  # noqa: E402
+from vipra_ros.robot.reported import tighten  # noqa: E402
 
 T = 1 / 15
 HOST = "127.0.7.21"
@@ -147,6 +149,55 @@ def test_a_motion_error_shows_and_recovery_clears_it(arm):
     arm._failure = "joint_reflex"  # as poll_motion would have reported it
     assert arm.state().error == "joint_reflex"
     assert arm.recover() == "" and arm.state().error == ""
+
+
+def refuse(arm):
+    """Ask for what the generator cannot plan: to pass a waypoint faster than its velocity limit."""
+    state, now, joint = arm.state(), arm._clock(), np.eye(7)[6]
+    points = [Waypoint(now + 0.1, state.q_d + 0.01 * joint, 1.5 * joint), Waypoint(now + 0.4, state.q_d, 0 * joint)]
+    arm.stream(points, now)
+    before, deadline = arm.refusals.count, time.monotonic() + 2.0
+    while arm.refusals.count == before and not arm.state().error and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return arm.state().error
+
+
+def test_a_refused_motion_is_followed_by_one_straight_to_rest(arm):
+    assert refuse(arm) == "" and arm.refusals.straight and arm.refusals.count == 1
+    begin, now, joint = arm.state().q_d, arm._clock(), np.eye(7)[6]
+    # The same impossible waypoint again: left out, because the motion after a refusal has its last waypoint only.
+    arm.stream([Waypoint(now + 0.1, begin, 1.5 * joint), Waypoint(now + 0.6, begin + 0.05 * joint, 0 * joint)], now)
+    while arm._clock() < now + 1.0:
+        assert arm.state().error == ""
+        time.sleep(0.02)
+    assert np.abs(arm.state().q_d - begin - 0.05 * joint).max() < 2e-3
+    assert not arm.refusals.straight and arm.refusals.count == 1, "one motion is not yet a recovery"
+
+
+def test_recovery_forgets_refusals_and_too_many_are_an_error(arm):
+    arm.refusals.count, arm.refusals.since = PATIENCE, 0
+    assert NO_WAY in refuse(arm)
+    assert arm.recover() == "" and (arm.refusals.count, arm.refusals.straight) == (0, False)
+    assert refuse(arm) == "" and arm.refusals.count == 1
+
+
+def test_limits_that_the_robot_reports_win_when_stricter(arm):
+    urdf = arm._robot.model_urdf
+    own = tighten(PROFILE, urdf)
+    assert own == arm.profile and (own.q_min[2], own.q_max[2]) == (-2.9007, 2.9007), "narrower than libfranka's 2.9065"
+    assert [a == b for a, b in zip(own.q_max, PROFILE.q_max)] == [True, True, False, True, True, True, True]
+    assert own.velocity == PROFILE.velocity
+    narrow = urdf.replace('lower="-2.9007" upper="2.9007" velocity="2.62"', 'lower="-2" upper="2.1" velocity="0.5"', 1)
+    narrow = narrow.replace('velocity_offset="0.652"', 'velocity_offset="0.3"', 1)
+    tightened = tighten(PROFILE, narrow)
+    assert (tightened.q_min[0], tightened.q_max[0], tightened.velocity[0]) == (-2.0, 2.1, 0.5)
+    assert tightened.q_max[1:] == own.q_max[1:] and tightened.limits[0][0] < 0.26
+    slow = urdf.replace('velocity_offset="0.652"', 'velocity_offset="2.5"', 1)
+    with pytest.raises(ConfigError, match="fr3_joint1: the robot allows .* copy velocity_offset 2.5"):
+        tighten(PROFILE, slow)
+    for text in ("", "<robot/>"):
+        with pytest.raises(ConfigError, match="robot"):
+            tighten(PROFILE, text)
 
 
 def test_no_arm_says_what_to_check():

@@ -1,7 +1,7 @@
 """Robot profiles: everything that differs between two arms, in one file a robot.
 
-A profile is data (`config/robots/<name>.yaml`), never a table baked into code: from robot system
-5.9 an FR3 reports its own limits, and :meth:`RobotProfile.tightened` lets the stricter ones win.
+A profile is data (`config/robots/<name>.yaml`), never a table baked into code: an FR3 reports its own limits at
+connect, and :meth:`RobotProfile.tightened` lets the stricter ones win (robot/reported.py).
 
 Sources: joint limits and the position-dependent velocity limit are those of libfranka's
 `include/franka/rate_limiting.h`; the DH table is Franka's published one (modified, Craig).

@@ -113,6 +113,7 @@ class ExecutorNode(Node):
         self.arm, self.hand = connect(
             self.profile, connection, self.get_logger().warning, settings.sink
         )
+        self.profile = self.arm.profile  # tightened by what the robot reports
         name = f"{name} at {connection.host}"
         self.core = ExecutorCore(
             self.profile,

@@ -15,8 +15,10 @@ from time import monotonic
 import franky
 import numpy as np
 
+from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.profile import JOINTS, RobotProfile
+from vipra_ros.robot.reported import tighten
 
 #: s; a waypoint nearer than this is left out: the arm, already under way, goes to the next one.
 LEAST_GAP = 0.03
@@ -34,17 +36,45 @@ class ArmError(RuntimeError):
     """The arm cannot be used; the message says what to do."""
 
 
+class Refusals:
+    """Patience with motions that franky could not plan: some in a row are followed by another, more are an error."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing was refused; for a fresh start."""
+        self.count, self.since, self.straight = 0, 0, False  # in a row, motions since, whether the next goes straight
+
+    def refused(self) -> bool:
+        """A motion was refused. Whether to be patient."""
+        if self.count >= PATIENCE:
+            return False
+        self.count, self.since, self.straight = self.count + 1, 0, True
+        return True
+
+    def sending(self) -> bool:
+        """A motion is sent. Whether it is the first behind a refused one."""
+        self.since += 1
+        if self.since > PATIENCE:
+            self.count = 0
+        straight, self.straight = self.straight, False
+        return straight
+
+
 class FrankyArm:
     """The only owner of the robot's control connection; a second one on the same host would hang.
 
     Args:
-        profile: limits, payload, collision thresholds.
+        profile: limits, payload, collision thresholds; the attribute of that name has the limits that the robot
+            reports where those are stricter.
         host: address of the control unit.
         realtime: "enforce" on hardware (needs a real-time kernel), "ignore" in simulation.
         clock: monotonic time in s.
 
     Raises:
         ArmError: no connection.
+        ConfigError: the profile does not fit the limits that the robot reports.
     """
 
     def __init__(
@@ -60,16 +90,15 @@ class FrankyArm:
         self._realtime = realtime
         self._lock = threading.Lock()
         self._failure = ""
-        self._refused, self._since, self._straight = 0, 0, False  # refusals in a row, motions since, what is next
+        self.refusals = Refusals()
         self._connect()
 
     def _connect(self) -> None:
-        p = self.profile
         scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
         try:
             robot = franky.Robot(
                 self.host,
-                relative_dynamics_factor=p.dynamics_factor,
+                relative_dynamics_factor=self.profile.dynamics_factor,
                 realtime_config=REALTIME[self._realtime],
             )
         except Exception as error:
@@ -84,6 +113,7 @@ class FrankyArm:
             # of this process would run before everything else, Python included. Only motions shall: see `_move`.
             self._highest = os.sched_getscheduler(0), os.sched_getparam(0)
             os.sched_setscheduler(0, *scheduling)
+        self.profile = p = tighten(self.profile, robot.model_urdf)
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
             (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),
@@ -102,11 +132,8 @@ class FrankyArm:
         """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
         now = max(now, self._clock())  # planning took its time, and the machine may have paused us
         due = [w for w in waypoints if w.time - now > LEAST_GAP] or list(waypoints[-1:])
-        self._since += 1
-        if self._straight:
-            due, self._straight, self._since = due[-1:], False, 0
-        elif self._since > PATIENCE:
-            self._refused = 0
+        if self.refusals.sending():
+            due = due[-1:]
         points, spent = [], 0
         for k, waypoint in enumerate(due):
             lead = LEAD * (1 - k / (len(due) - 1)) if len(due) > 1 else 0.0
@@ -143,8 +170,7 @@ class FrankyArm:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
                 said = str(error).strip().splitlines()[0]
-                if NO_WAY in said and self._refused < PATIENCE:
-                    self._refused, self._straight = self._refused + 1, True
+                if NO_WAY in said and self.refusals.refused():
                     said = "preempted"
                 # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words.
                 self._failure = self._failure or ("" if "preempted" in said else said)
@@ -169,6 +195,7 @@ class FrankyArm:
 
     def recover(self) -> str:
         """Clear the error state (about 0.7 s); connect anew if the connection is gone. "" or why not."""
+        self.refusals.clear()  # what was asked for before the fault is void, and so is how it ended
         try:
             with self._lock:
                 if self._robot.is_in_control:
@@ -186,7 +213,7 @@ class FrankyArm:
                 self._robot = None  # the old connection must be closed first
                 self._connect()
             return ""
-        except ArmError as error:
+        except (ArmError, ConfigError) as error:
             return str(error)
 
     def close(self) -> None:

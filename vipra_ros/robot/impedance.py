@@ -37,6 +37,7 @@ class ImpedanceArm(FrankyArm):
         q, dq, _ = reference.at(now)
         with self._lock:
             if self._motion is None or not self._robot.is_in_control:
+                self.refusals.sending()
                 self._motion = franky.JointImpedanceTrackingMotion(stiffness=np.array(STIFFNESS))
                 self._motion.set_reference(franky.JointReference(np.asarray(state.q, float)))
                 self._move(self._motion)

@@ -94,6 +94,7 @@ class VelocityArm(FrankyArm):
                 return
         velocity = command(self.profile, reference, q, np.asarray(state.dq_d, float), now)
         self._sent, self._moving = now, True
+        self.refusals.sending()  # a velocity that was refused is followed by the next one anyway
         with self._lock:
             self._move(franky.JointVelocityMotion(velocity, franky.Duration(round(1000 * HOLD))))
 
