@@ -132,7 +132,7 @@ class RaftFlow(nn.Module):
         height, width = first.shape[-2:]
         if min(height, width) < _RAFT_SMALLEST or height % 8 or width % 8:
             raise ConfigError(
-                f"flow = 'raft': frames are {width} x {height} px; it takes multiples of 8 from {_RAFT_SMALLEST} px on: "
+                f"flow = 'raft': frames are {width} x {height} px; it takes multiples of 8 from {_RAFT_SMALLEST} on: "
                 "change image_size, or choose flow: pyramid"
             )
         return self.net(first.float() * 2 - 1, second.float() * 2 - 1)[-1]
@@ -178,7 +178,8 @@ def read_weights(path: str | Path, key: str, what: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a wrong file fails in as many ways as there are files
-        raise ConfigError(f"{key} = {str(path)!r}: cannot be read ({str(error).splitlines()[0]}); give {what}") from None
+        line = str(error).splitlines()[0]
+        raise ConfigError(f"{key} = {str(path)!r}: cannot be read ({line}); give {what}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(f"{key} = {str(path)!r}: is no table of tensors; give {what}")
     return state

@@ -2,8 +2,8 @@
 
 A distance maps two batches of frames (n, 3, H, W) in 0..1 to one number per batch. `lpips`: LPIPS with VGG16 (Zhang et
 al. 2018), frozen; its linear layers come with the `lpips` package, VGG16 from a local file. `pyramid`: no weights:
-1 - SSIM (Wang et al. 2004) plus the difference of gradients, averaged over scales; it stands in for LPIPS where a blurred
-edge must cost more than a shade of grey, and knows nothing of meaning.
+1 - SSIM (Wang et al. 2004) plus the difference of gradients, averaged over scales; it stands in for LPIPS where a
+blurred edge must cost more than a shade of grey, and knows nothing of meaning.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class PyramidDistance(nn.Module):
             total = total + 0.5 * (1 - ssim(a, b)) + 0.5 * edges
             a, b, scale = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), scale + 1
         if not scale:
-            raise ConfigError(f"perceptual = 'pyramid': frames of {tuple(a.shape[-2:])} px are under 7; make them larger")
+            size = tuple(a.shape[-2:])
+            raise ConfigError(f"perceptual = 'pyramid': frames of {size} px are under 7; make them larger")
         return total / scale
 
 
