@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vipra_ros.control.chunk import ActionChunk, RobotState
+from vipra_ros.control.flight import FlightRecorder
 from vipra_ros.control.guard import Event, FaultCode, Machine, State
 from vipra_ros.control.intake import Intake
 from vipra_ros.control.limits import Limiter
@@ -56,6 +57,7 @@ class ExecutorCore(Intake, Operator):
         recover_robot: clears the arm's error state (may block about 1 s), returns an error or "".
         name: what the status calls the robot.
         dry_run: only reported.
+        flight: remembers the last seconds; None remembers nothing.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ExecutorCore(Intake, Operator):
         recover_robot: Callable[[], str] | None = None,
         name: str = "",
         dry_run: bool = False,
+        flight: FlightRecorder | None = None,
     ):
         self.profile, self.settings = profile, settings
         self.sink, self.hand = sink, hand
@@ -78,6 +81,7 @@ class ExecutorCore(Intake, Operator):
         self.machine = Machine()
         self.epoch = 0
         self._recover_robot, self._name, self._dry_run = recover_robot, name or profile.name, dry_run
+        self.flight = flight
         self._lock = threading.RLock()
         self.telemetry = Telemetry()
         self._watch = Watchdogs(settings)
@@ -101,6 +105,11 @@ class ExecutorCore(Intake, Operator):
                     self._send(lambda: self._follow(self._reference, state, now), now)
             except Exception as error:
                 self._fault(FaultCode.INTERNAL, f"{type(error).__name__}: {error}; report it with the log", now)
+            if self.flight is not None:
+                active, error = self._watch.limiter.active(now), self._watch.tracking.error
+                self.flight.passed(
+                    now, self.machine, self._reference, state, self.epoch, self.opening, active, error
+                )
 
     def _tick(self, now: float, state: RobotState) -> None:
         passed = now - self._tick_time if np.isfinite(self._tick_time) else 0.0

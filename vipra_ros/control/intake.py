@@ -32,6 +32,8 @@ class Intake:
             if not verdict:
                 self.telemetry.last_rejection = str(verdict)
                 self.telemetry.rejected += verdict.reason is not Reason.NOT_READY
+            if self.flight is not None:
+                self.flight.offered(now, chunk, verdict)
             return verdict
 
     def _take(self, chunk: ActionChunk, now: float) -> Verdict:

@@ -110,6 +110,12 @@ class Reference:
         """:meth:`at` as a :class:`State`."""
         return State(time, *self.at(time))
 
+    def limited(self, time: float) -> Limited:
+        """What the limiter did about the piece that runs at `time`."""
+        if not self.segments or not self.origin.time <= time <= self.end:
+            return Limited.NO
+        return self.segments[max(0, bisect_right(self._starts, time) - 1)].limited
+
     def moving(self, time: float) -> bool:
         """Whether pieces are left at `time`."""
         return bool(self.segments) and time < self.end

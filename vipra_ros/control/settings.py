@@ -81,6 +81,9 @@ class ExecutorSettings:
         "impedance: compliant",
         choices=SINKS,
     )
+    # flight recorder
+    incident_folder: str = param("", doc="where the last seconds before a fault are written; empty: ~/.ros/incidents")
+    incident_keep: int = param(20, doc="newest incidents that are kept, 0: none is written", low=0, high=10000)
     # hand
     gripper_threshold: float = param(
         0.3, doc="the hand changes above +threshold and below -threshold", low=0.0, high=0.99

@@ -165,6 +165,12 @@ class EpisodeWriter:
             shutil.rmtree(self._stage, ignore_errors=True)
             self._clean()
 
+    def erase(self) -> None:
+        """As :meth:`discard`, and also what a failed `close` has left for a repair."""
+        self.abandon()
+        shutil.rmtree(self._stage, ignore_errors=True)
+        self._clean()
+
     def abandon(self) -> None:
         """Write nothing more and leave what is on disk to a repair; harmless after `close`."""
         bag, self._bag = self._bag, None

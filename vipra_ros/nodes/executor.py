@@ -25,11 +25,13 @@ from trajectory_msgs.msg import JointTrajectory
 from vipra_ros.config import param
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.executor import ExecutorCore, Result
+from vipra_ros.control.flight import FlightRecorder
 from vipra_ros.control.guard import State
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.settings import ExecutorSettings
 from vipra_ros.control.sinks import PreviewArm, PreviewHand, PreviewSink
 from vipra_ros.control.status import ExecutorStatus
+from vipra_ros.data.incident import IncidentWriter
 from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
@@ -97,16 +99,21 @@ class ExecutorNode(Node):
                 f"executor/{name}",
                 self._service(getattr(self.core, name)),
             )
+        self._incidents = None
+        if settings.incident_keep:
+            self._incidents = IncidentWriter(
+                self.core.flight, self.profile, settings, self.get_logger().warning, self.core.status.robot
+            )
         self._running = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="control", daemon=True)
 
     def _connect(self, connection: ConnectionSettings, settings: ExecutorSettings) -> None:
-        name = self.profile.name
+        name, flight = self.profile.name, FlightRecorder(self.settings.control_rate)
         if self.settings.dry_run:
             self.arm, self.hand = PreviewArm(self.profile.home_q, time.monotonic), None
             sink = PreviewSink(self._show)
             self.core = ExecutorCore(
-                self.profile, settings, sink, PreviewHand(), dry_run=True, name=f"{name}, dry run"
+                self.profile, settings, sink, PreviewHand(), dry_run=True, name=f"{name}, dry run", flight=flight
             )
             self.arm.core = self.core
             return
@@ -122,6 +129,7 @@ class ExecutorNode(Node):
             self.hand or PreviewHand(),
             recover_robot=self.arm.recover,
             name=name,
+            flight=flight,
         )
         self.get_logger().info(f"connected to {name}")
 
@@ -162,6 +170,8 @@ class ExecutorNode(Node):
 
     def __enter__(self) -> ExecutorNode:
         self._running.set()
+        if self._incidents:
+            self._incidents.__enter__()
         self._thread.start()
         return self
 
@@ -178,6 +188,8 @@ class ExecutorNode(Node):
         if self.hand:
             self.hand.close()
         self.arm.close()
+        if self._incidents:
+            self._incidents.__exit__()
 
     def _loop(self) -> None:
         period, due, armed, last_status = 1.0 / self.settings.control_rate, time.monotonic(), False, -np.inf
