@@ -78,7 +78,7 @@ class ExecutorSettings:
     sink: str = param(
         "waypoints",
         doc="waypoints: one motion a chunk; velocity: short motions that end by themselves, for teleoperation; "
-        "impedance: compliant",
+        "impedance: compliant; trajectory: to a joint trajectory controller of franka_ros2",
         choices=SINKS,
     )
     # flight recorder

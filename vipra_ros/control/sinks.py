@@ -10,8 +10,8 @@ import numpy as np
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.reference import Reference
 
-#: How the limited reference reaches the arm: robot/arm.py, robot/velocity.py, robot/impedance.py.
-SINKS = ("waypoints", "velocity", "impedance")
+#: How the limited reference gets to the arm: robot/arm.py, robot/velocity.py, robot/impedance.py, nodes/trajectory.py.
+SINKS = ("waypoints", "velocity", "impedance", "trajectory")
 
 
 class MotionSink(Protocol):

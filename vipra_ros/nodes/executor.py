@@ -37,6 +37,7 @@ from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.nodes.run import serve
+from vipra_ros.nodes.trajectory import TrajectoryArm
 from vipra_ros.robot.connect import ConnectionSettings, connect
 
 RELIABLE, LATEST = QoSProfile(depth=10), QoSProfile(depth=1)
@@ -54,6 +55,12 @@ class ExecutorNodeSettings:
     )
     status_rate: float = param(
         10.0, doc="status messages, beside one at every change", unit="Hz", low=0.5, high=50.0
+    )
+    trajectory_topic: str = param(
+        "joint_trajectory_controller/joint_trajectory", doc="sink trajectory: where the controller takes trajectories"
+    )
+    trajectory_states: str = param(
+        "joint_states", doc="sink trajectory: where the controller's arm publishes joint states; the executor does not"
     )
 
 
@@ -74,7 +81,8 @@ class ExecutorNode(Node):
         def make(kind: type, topic: str, qos: QoSProfile) -> Publisher:
             return self.create_publisher(kind, topic, qos, event_callbacks=events)
 
-        self._states = make(JointState, "joint_states", RELIABLE)
+        foreign = settings.sink == "trajectory" and not s.dry_run  # joint_states are the controller's then
+        self._states = None if foreign else make(JointState, "joint_states", RELIABLE)
         self._commands = make(JointState, "executor/joint_command", RELIABLE)
         self._gripper = make(Float32, "executor/gripper_command", LATCHED)
         self._status = make(ExecutorStatusMessage, "executor/status", LATCHED)
@@ -117,11 +125,16 @@ class ExecutorNode(Node):
             )
             self.arm.core = self.core
             return
-        self.arm, self.hand = connect(
-            self.profile, connection, self.get_logger().warning, settings.sink
-        )
-        self.profile = self.arm.profile  # tightened by what the robot reports
-        name = f"{name} at {connection.host}"
+        if settings.sink == "trajectory":
+            s = self.settings
+            self.arm, self.hand = TrajectoryArm(self, self.profile, s.trajectory_topic, s.trajectory_states), None
+            name = f"{name} by {s.trajectory_topic}"
+        else:
+            self.arm, self.hand = connect(
+                self.profile, connection, self.get_logger().warning, settings.sink
+            )
+            self.profile = self.arm.profile  # tightened by what the robot reports
+            name = f"{name} at {connection.host}"
         self.core = ExecutorCore(
             self.profile,
             settings,
@@ -225,7 +238,7 @@ class ExecutorNode(Node):
 
     def _publish(self, state: RobotState) -> None:
         stamp, profile = self.get_clock().now().to_msg(), self.profile
-        if np.isfinite(state.q).all():
+        if self._states and np.isfinite(state.q).all():
             self._states.publish(convert.measured(state, profile, stamp))
         reference = self.core.reference()
         if reference is not None:
