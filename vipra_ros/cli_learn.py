@@ -17,6 +17,14 @@ def _train_finetune(a: argparse.Namespace) -> None:
     room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=settings(a.set))
 
 
+def _train_latent(a: argparse.Namespace) -> None:
+    room("learning.latent:train")(a.dataset, a.out, a.preset, settings(a.set))
+
+
+def _label(a: argparse.Namespace) -> None:
+    room("learning.label:label")(a.dataset, a.latent, a.out, a.camera, a.stride)
+
+
 def _eval(a: argparse.Namespace) -> None:
     room("learning.evaluate:main")(shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
                                     video=a.video, ros=a.ros)
@@ -37,6 +45,18 @@ LEARNING = (
             "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
             (*TRAINING, arg("--init", default="scratch", metavar="DIR", help="a checkpoint to start from")),
             _train_finetune),
+    Command("train latent", "Learn", "Train latent actions on video without labels, and see whether they are alive.",
+            "vipra train latent out/dataset out/latent --preset tiny --set loop.minutes=30",
+            (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"), *TRAINING[1:]),
+            _train_latent),
+    Command("label", "Learn", "Write the latent actions that follow each frame of a data set or of videos.",
+            "vipra label out/dataset out/latent out/labels --camera front",
+            (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"),
+             arg("latent", metavar="LATENT", help="folder of vipra train latent"),
+             arg("out", metavar="OUT", help="folder for the shards; an interrupted run goes on"),
+             arg("--camera", default="front", help="camera of a data set (%(default)s)"),
+             arg("--stride", type=int, default=0, metavar="N",
+                 help="frames between steps; default: the time step of the training")), _label),
     Command("eval", "Learn", "Measure a policy over unseen random starts: success, latency, smoothness.",
             "vipra eval --checkpoint models/tiny --task push --episodes 50 --seed 1000 --json out/push.json",
             (CHECKPOINT, arg("--task", default="all", choices=(*TASKS, "all"), help="task (%(default)s)"),

@@ -239,10 +239,15 @@ def _optimisers(job: Job, config: LoopConfig) -> list[torch.optim.Optimizer]:
     hidden = {id(p) for p in job.hidden_matrices} if config.muon_lr else set()
     rest = [p for p in job.model.parameters() if p.requires_grad and id(p) not in hidden]
     tables = {id(m.weight) for m in job.model.modules() if isinstance(m, nn.Embedding)}
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2 and id(p) not in tables], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2 or id(p) in tables], "weight_decay": 0.0},
-    ]
+    groups = []
+    # A job may slow some parameters down: `rates`, id of a parameter -> fraction of the learning rate.
+    rates = getattr(job, "rates", {})
+    for rate in sorted({rates.get(id(p), 1.0) for p in rest}, reverse=True):
+        some, lr = [p for p in rest if rates.get(id(p), 1.0) == rate], config.lr * rate
+        decaying = [p for p in some if p.ndim >= 2 and id(p) not in tables]
+        others = [p for p in some if p.ndim < 2 or id(p) in tables]
+        groups.append({"params": decaying, "weight_decay": config.weight_decay, "lr": lr})
+        groups.append({"params": others, "weight_decay": 0.0, "lr": lr})
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)]
     if hidden:
         made.append(

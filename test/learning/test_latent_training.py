@@ -1,0 +1,175 @@
+"""Stage 1 from video files to a checkpoint and labels, at toy size: a bright square that moves left or right."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from vipra_ros.config import ConfigError, build
+from vipra_ros.learning import label, latent, latent_health
+from vipra_ros.learning.footage import open_footage
+from vipra_ros.learning.loop import Interrupted
+
+LENGTH = 20
+
+
+def write_video(path, seed, length=LENGTH):
+    import av
+
+    rng = np.random.default_rng(seed)
+    x, step = 8, 2
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=15, options={"crf": "12"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv444p"
+        for _ in range(length):
+            picture = np.full((32, 32, 3), 60, np.uint8)
+            picture[12:20, x : x + 8] = 220
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+            step = -step if rng.random() < 0.3 or not 2 <= x + step <= 22 else step
+            x += step
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(6):
+        write_video(folder / f"{i}.mp4", i)
+    return folder
+
+
+def training(**changes):
+    loop = dict(steps=8, batch=4, lr=0.002, warmup_steps=1, evaluate_every=100, log_every=1, bf16=False,
+                save_seconds=0, threads=1) | changes.pop("loop", {})
+    model = dict(image_size=32, patch=8, image_layers=0, width=16, heads=2, inverse_blocks=1, forward_blocks=1,
+                 code_dim=8, predict_change=True)
+    values = dict(loop=loop, model=model, fps=15.0, frames=4, holdout=0.2, evaluate_on=8, flow_from_step=5,
+                  flow_ramp_steps=2, codes_from_data=True, replace_every=3)
+    return build(latent.LatentTraining, values | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(videos, tmp_path_factory):
+    return latent.train(videos, tmp_path_factory.mktemp("latent"), training())
+
+
+def test_a_run_leaves_a_whole_folder(trained):
+    model, notes = latent.load_latent(trained)
+    assert notes["losses"] == {"flow": "pyramid", "perceptual": "pyramid"}
+    assert notes["hash"] == latent.weights_hash(model.state_dict())
+    for name in ("psnr", "psnr_copy", "ssim", "shuffle_ratio", "perplexity", "dead_codes", "probe_pixels_r2",
+                 "flow_error", "change_explained"):
+        assert name in notes["figures"]
+    usage = np.array(json.loads((trained / "health.json").read_text())["usage"])
+    assert usage.shape == (1, 8) and usage.sum() == pytest.approx(1, abs=1e-3)
+    assert all((trained / f"{name}.png").exists() for name in ("sheet", "usage", "loss"))
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert "flow" not in rows[5] and "flow" in rows[6], "the gate opens behind step 5"
+
+
+def test_resumes_identically(videos, trained, tmp_path, monkeypatch):
+    original = latent.run
+    monkeypatch.setattr(latent, "run", lambda job, loop, out: original(job, loop, out, lambda s: s.step >= 4))
+    with pytest.raises(Interrupted):
+        latent.train(videos, tmp_path, training())
+    monkeypatch.setattr(latent, "run", original)
+    latent.train(videos, tmp_path, training())
+    assert latent.load_latent(tmp_path)[1]["hash"] == latent.load_latent(trained)[1]["hash"]
+
+
+def test_schedules():
+    c = training(flow_from_step=8, replace_every=10, replace_every_late=100, replace_late_from=50, replace_until=300)
+    assert [s for s in range(1, 500) if latent.replaces(c, s)] == [10, 20, 30, 40, 100, 200, 300]
+    assert [latent.flow_gate(c, s) for s in (7, 8, 9, 10, 99)] == [0, 0, 0.5, 1, 1]
+
+
+def test_image_encoder_learns_at_its_own_rate(videos, tmp_path):
+    from vipra_ros.learning.loop import _optimisers
+
+    c = training(encoder_rate=0.1)
+    job = latent.LatentJob(c, open_footage([videos], tmp_path, 32, 15.0), tmp_path)
+    rate = {id(p): g["peak"] for o in _optimisers(job, c.loop) for g in o.param_groups for p in g["params"]}
+    assert len(rate) == len(list(job.model.parameters()))
+    assert rate[id(job.model.inverse.image.patch.weight)] == pytest.approx(0.0002)
+    assert rate[id(job.model.dynamics.patch.weight)] == pytest.approx(0.002)
+
+
+def test_footage_is_decoded_once_and_goes_on(videos, tmp_path, capsys):
+    a = open_footage([videos], tmp_path, 32, 15.0)
+    assert a.images.shape == (6 * LENGTH, 32, 32, 3) and len(a.held) == 1
+    note = json.loads((tmp_path / "frames.json").read_text())
+    note["shots"] = note["shots"][:2]  # as if killed there
+    (tmp_path / "frames.json").write_text(json.dumps(note))
+    b = open_footage([videos], tmp_path, 32, 15.0)
+    assert np.array_equal(a.images, b.images) and a.shots == b.shots
+    train, held = a.starts(False, 4), a.starts(True, 4)
+    assert len(train) == 5 * (LENGTH - 3) and not set(train) & set(held)
+    with pytest.raises(ConfigError, match="frames of other videos"):
+        open_footage([videos], tmp_path, 16, 15.0)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "bad.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "more" / "good.mp4", 0, length=5)
+    assert len(open_footage([tmp_path / "more"], tmp_path / "other", 32, 15.0).images) == 5
+    assert "bad.mp4 is left out" in capsys.readouterr().err
+
+
+def test_probe_finds_motion_in_codes_and_not_in_noise():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 8, (400, 2))
+    motion = np.stack([codes[:, 0] % 3, codes[:, 1] ** 2], 1) + 0.1 * rng.normal(size=(400, 2))
+    fit = np.arange(400) < 200
+    assert latent_health.linear_probe(codes, motion, 8, fit) > 0.9
+    assert latent_health.linear_probe(rng.integers(0, 8, (400, 2)), motion, 8, fit) < 0.1
+    assert np.isnan(latent_health.linear_probe(codes, np.zeros((400, 2)), 8, fit))
+
+
+def test_alarms():
+    even = np.full((2, 8), 1 / 8)
+    assert not latent_health.alarms({"perplexity_place": 8.0, "shuffle_ratio": 1.5}, even)
+    dead = latent_health.usage_of(np.zeros((10, 3, 2), int), 8)
+    said = latent_health.alarms({"perplexity_place": latent_health.perplexity(dead[0]), "shuffle_ratio": 1.0}, dead)
+    assert len(said) == 3 and "dead codes 1, 2, 3" in said[0]
+
+
+def test_labels_stream_as_windows_say(trained):
+    model, _ = latent.load_latent(trained)
+    frames = np.random.default_rng(0).integers(0, 255, (23, 32, 32, 3), dtype=np.uint8)
+    for stride in (1, 2):
+        got = label.codes_of(model, iter(frames), stride, batch=4)
+        ahead = label.future(23, stride)
+        assert got.shape == (23, 14) and ahead[0] == 14 * stride or stride == 2 and ahead[0] == 22
+        for t in (0, 5, 22):
+            at = np.minimum(t + stride * np.arange(15), 22)
+            with torch.no_grad():
+                want = model.encode(latent.to_frames(torch.from_numpy(frames[at]))[None])
+            assert np.array_equal(got[t], want.flatten().numpy())
+
+
+def test_label_shards_resume_and_divide(videos, trained, tmp_path):
+    label.label(videos, trained, tmp_path / "one", videos_per_shard=4)
+    for rank in (0, 1):
+        label.label(videos, trained, tmp_path / "two", videos_per_shard=4, rank=rank, world=2)
+    names = ["labels-00000.parquet", "labels-00001.parquet"]
+    assert sorted(p.name for p in (tmp_path / "two").glob("*.parquet")) == names
+    for name in names:
+        assert pq.read_table(tmp_path / "one" / name).equals(pq.read_table(tmp_path / "two" / name))
+    table = pq.read_table([tmp_path / "one" / name for name in names])
+    assert str(table.schema.field("codes").type) == "list<element: int8>"
+    assert table.num_rows == 6 * LENGTH
+    row = table.slice(LENGTH + 3, 1).to_pylist()[0]
+    assert (row["episode_index"], row["frame_index"], row["future_index"], len(row["codes"])) == (1, 3, 17, 14)
+    before = (tmp_path / "one" / names[1]).read_bytes()
+    (tmp_path / "one" / names[1]).unlink()
+    label.label(videos, trained, tmp_path / "one", videos_per_shard=4)
+    assert (tmp_path / "one" / names[1]).read_bytes() == before
+    head = json.loads((tmp_path / "one" / "labels.json").read_text())
+    assert (head["steps"], head["codes_per_step"], head["codebook"]) == (14, 1, 8)
+    with pytest.raises(ConfigError, match="has labels with stride = 0, not 2"):
+        label.label(videos, trained, tmp_path / "one", stride=2, videos_per_shard=4)
+    with pytest.raises(ConfigError, match="run vipra train latent first"):
+        label.label(videos, tmp_path, tmp_path / "three")

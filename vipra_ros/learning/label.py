@@ -1,0 +1,183 @@
+"""Pseudo-labels: the latent actions that follow each frame of a video, in parquet shards. `label(source, latent, out)`.
+
+For frame t: codes of the 14 transitions of t, t+1, .., t+14 and the index of frame t+14, both with the last frame
+repeated at a video's end. Frames are decoded once and pass the image encoder once; only the spatio-temporal blocks see
+a frame in every window it is part of. A shard is some videos, written beside and renamed: a killed run goes on at the
+first missing one. Processes that `accelerate launch` or torchrun starts take every n-th shard each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vipra_ros.config import ConfigError
+from vipra_ros.data.clips import Item, find_videos, grid_frames, square
+from vipra_ros.data.dataset import Dataset
+from vipra_ros.learning.footage import rate_of
+from vipra_ros.learning.latent import load_latent
+from vipra_ros.model.latent import LatentActions, to_frames
+
+STEPS = 14
+
+
+@torch.inference_mode()
+def codes_of(
+    model: LatentActions, frames: Iterator[np.ndarray], stride: int = 1, steps: int = STEPS, batch: int = 16
+) -> np.ndarray:
+    """Labels of one video: int8 (T, steps * N), row-major (step, code).
+
+    Args:
+        frames: T pictures uint8 (S, S, 3) in order, read as they are needed.
+        stride: frames from one of a window to the next.
+    """
+    device = next(model.parameters()).device
+    reach = steps * stride
+    kept: list[torch.Tensor] = []  # features of frames first .. first + len - 1
+    first = done = read = 0
+    rows: list[np.ndarray] = []
+
+    def flush(count: int) -> None:
+        nonlocal done, first
+        at = done + torch.arange(count)[:, None] + torch.arange(0, reach + 1, stride)
+        at = at.clamp(max=read - 1) - first
+        windows = torch.stack(kept)[at]
+        rows.append(model.quantiser.nearest(model.inverse(windows)).flatten(1).to(torch.int8).cpu().numpy())
+        done += count
+        del kept[: done - first]
+        first = done
+
+    pictures: list[np.ndarray] = []
+
+    def take() -> None:
+        nonlocal read
+        if pictures:
+            kept.extend(model.inverse.features(to_frames(torch.from_numpy(np.stack(pictures))).to(device)))
+            read += len(pictures)
+            pictures.clear()
+
+    for picture in frames:
+        pictures.append(picture)
+        if len(pictures) == batch:
+            take()
+            while read - done > reach + batch:
+                flush(batch)
+    take()
+    while done < read:
+        flush(min(batch, read - done))
+    return np.concatenate(rows) if rows else np.zeros((0, steps * model.config.codes_per_step), np.int8)
+
+
+def future(count: int, stride: int = 1, steps: int = STEPS) -> np.ndarray:
+    """Index of the frame the codes of each of `count` frames lead to: int64 (count,)."""
+    return np.minimum(np.arange(count) + steps * stride, count - 1)
+
+
+def label(
+    source: str | Path,
+    latent: str | Path,
+    out: str | Path,
+    camera: str = "front",
+    stride: int = 0,
+    videos_per_shard: int = 50,
+    rank: int | None = None,
+    world: int | None = None,
+) -> Path:
+    """Label a data set or a folder of videos; returns `out` with labels-00000.parquet, ... and labels.json.
+
+    Args:
+        latent: folder of `vipra train latent`.
+        camera: of a data set.
+        stride: frames between steps; 0 takes the step in time the latent actions were trained at.
+        rank, world: this process and their number; default: as the launcher says (RANK, WORLD_SIZE), else 0 of 1.
+
+    Raises:
+        ConfigError: no latent actions there, or `out` has labels of other ones or of another source.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source, out = Path(source), Path(out)
+    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+    world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
+    model, notes = load_latent(latent)
+    model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    is_set = (source / "meta" / "info.json").exists()
+    items = find_videos([source], (camera,))
+    rate = Dataset(source).fps if is_set else 0.0
+    head = {
+        "steps": STEPS,
+        "codes_per_step": model.config.codes_per_step,
+        "codebook": model.config.codebook_size,
+        "dataset": str(source),
+        "camera": camera if is_set else "",
+        "latent_hash": notes["hash"],
+        "stride": stride,
+        "videos": len(items),
+        "videos_per_shard": videos_per_shard,
+    }
+    _announce(out, head)
+    shards = range(0, len(items), videos_per_shard)
+    began, frames = time.monotonic(), 0
+    for number, start in list(enumerate(shards))[rank::world]:
+        path = out / f"labels-{number:05d}.parquet"
+        if path.exists():
+            continue
+        table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
+        for episode in range(start, min(start + videos_per_shard, len(items))):
+            codes, step = _video(items[episode], model, notes, rate, stride)
+            table["episode_index"].append(np.full(len(codes), episode))
+            table["frame_index"].append(np.arange(len(codes)))
+            table["codes"].append(codes)
+            table["future_index"].append(future(len(codes), step))
+            frames += len(codes)
+        columns = {k: pa.array(np.concatenate(v), pa.int64()) for k, v in table.items() if k != "codes"}
+        codes = np.concatenate(table["codes"])
+        offsets = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
+        columns["codes"] = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int8()))
+        beside = path.with_suffix(".tmp")
+        pq.write_table(pa.table({k: columns[k] for k in table}), beside, compression="zstd")
+        os.replace(beside, path)
+        speed = frames / max(1e-9, time.monotonic() - began)
+        print(f"[label] shard {number + 1}/{len(shards)}: {frames} frames, {speed:.0f}/s", file=sys.stderr, flush=True)
+    print(f"labels: {frames} frames of {len(items)} videos labelled now -> {out}")
+    return out
+
+
+def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: int) -> tuple[np.ndarray, int]:
+    """Codes of a video and the stride they were taken at; a file that cannot be read is named and gives none."""
+    import av
+
+    try:
+        fps = rate or rate_of(item)
+        # The codes mean motion over the time step they were learnt at, whatever the rate of this video.
+        step = stride or (max(1, round(notes["stride"] * fps / notes["fps"])) if notes["fps"] else notes["stride"])
+        pictures = (square(f.to_ndarray(format="rgb24"), model.config.image_size) for f in grid_frames(item, fps))
+        return codes_of(model, pictures, step), step
+    except (OSError, av.error.FFmpegError, IndexError) as error:
+        print(f"[label] {item.path} is left out: {error}", file=sys.stderr)
+        return np.zeros((0, STEPS * model.config.codes_per_step), np.int8), 1
+
+
+def _announce(out: Path, head: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / "labels.json"
+    if note.exists():
+        known = json.loads(note.read_text())
+        other = [k for k in head if known.get(k) != head[k]]
+        if other:
+            raise ConfigError(
+                f"{out} has labels with {other[0]} = {known.get(other[0])!r}, not {head[other[0]]!r}; "
+                "give another folder or delete it"
+            )
+        return
+    beside = note.with_suffix(f".tmp{os.getpid()}")
+    beside.write_text(json.dumps(head, indent=1))
+    os.replace(beside, note)
