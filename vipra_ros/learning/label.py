@@ -3,7 +3,7 @@
 For frame t: codes of the 14 transitions of t, t+1, .., t+14 and the index of frame t+14, both with the last frame
 repeated at a video's end. Frames are decoded once and pass the image encoder once; only the spatio-temporal blocks see
 a frame in every window it is part of. A shard is some videos, written beside and renamed: a killed run goes on at the
-first missing one. Processes that `accelerate launch` or torchrun starts take every n-th shard each.
+first missing one. Of n processes that a launcher starts (RANK, WORLD_SIZE) each takes every n-th shard.
 """
 
 from __future__ import annotations
