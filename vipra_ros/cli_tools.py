@@ -26,4 +26,7 @@ TOOLS = (
              arg("--profile", default="fr3", help="robot profile (%(default)s)"),
              arg("--out", default=".", metavar="DIR", help="folder of the disk that episodes go to (%(default)s)"),
              arg("--json", action="store_true", help="print JSON")), to("doctor.main:main")),
+    Command("completion", "Tools", "Print what makes a shell complete vipra's commands, options and arguments.",
+            "vipra completion bash",
+            (arg("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish"),), to("completion:main")),
 )
