@@ -35,4 +35,10 @@ TOOLS = (
              arg("arguments", nargs="*", metavar="name:=value", help="launch arguments, as for vipra up"),
              arg("--json", action="store_true", help="print JSON, with what each parameter means")),
             to("nodes.config_dump:main")),
+    Command("faults", "Safety", "Break policy, clock, controller, executor on purpose: detected, stopped, what then.",
+            "vipra faults --sim --json out/faults.json",
+            (arg("--sim", action="store_true", help="on the simulated arm; there is no other way"),
+             arg("--only", default="", metavar="A,B", help="faults whose name contains one of these words"),
+             arg("--json", dest="json_path", default="", metavar="FILE", help="write the table here")),
+            to("nodes.faults:run")),
 )
