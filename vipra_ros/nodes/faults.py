@@ -234,7 +234,8 @@ def table(bench: Bench, say: Callable[[str], None], only: str = "") -> list[Row]
 
     add("policy SIGKILL", lambda: bench.policy.kill(), "start the policy; no arming needed", ("ARMED",),
         mend=bench.start_policy)
-    add("policy SIGSTOP", lambda: bench.policy.send_signal(signal.SIGSTOP), "look why the policy hangs", ("ARMED",), mend=cont)
+    add("policy SIGSTOP", lambda: bench.policy.send_signal(signal.SIGSTOP), "look why the policy hangs", ("ARMED",),
+        mend=cont)
     for words, name, operator, expect in (
         ("nan", "policy answers NaN", "reload the checkpoint", ("ARMED",)),
         ("delay 2.0", "images 2 s late", "look at the cameras", ("ARMED",)),
