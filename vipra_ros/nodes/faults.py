@@ -255,7 +255,8 @@ def table(bench: Bench, say: Callable[[str], None], only: str = "") -> list[Row]
         second.append(bench.policy)
         bench.policy = puppet
 
-    add("second policy", another, "end one of them", ("RUNNING",), mend=lambda: [_end(p) for p in second])
+    add("second policy", another, "end one of them", ("RUNNING",), seconds=30.0,
+        mend=lambda: [_end(p) for p in second])
     add("second executor", lambda: second.append(
         bench.start_executor("second", connect_timeout=1.0, arm_on_start="false")), "end one of them",
         ("RUNNING",), seconds=30.0, mend=lambda: [_end(p) for p in second])
