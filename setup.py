@@ -24,7 +24,7 @@ robot = ["franky-control>=2.0,<3", "ruckig>=0.19", "dynamixel-sdk>=4.1,<5"]
 sim = ["franky-sim>=1.0.4", "mujoco>=3.3", "opencv-python-headless>=4.10", *robot]
 train = ["torch>=2.6", "transformers>=4.53", "tokenizers>=0.21", "safetensors>=0.5", "pyarrow>=18", "av>=14",
          "opencv-python-headless>=4.10", "rosbags>=0.10.4", "matplotlib>=3.9"]
-dev = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"]
+dev = ["msgpack>=1", "sentencepiece>=0.2", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"]
 
 setup(
     name="vipra_ros",

@@ -199,6 +199,8 @@ def train(dataset, out: str | Path, config: str | Path | VQTraining = "tiny", **
         model.fit(images[keep], torch.Generator().manual_seed(config.loop.seed))
         _export(model, images[rest], out, {"training": asdict(config)})
         return out
+    if config.model.kind == "vqgan":
+        raise ConfigError("vq: kind = vqgan has no training here; its weights come from vipra import-lwm")
     job = VQJob(config, images[keep], camera[keep], images[rest], out)
     run(job, config.loop, out)
     return out

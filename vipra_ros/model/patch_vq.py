@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipra_ros.model.vq import VQ, VQConfig
+from vipra_ros.model.vqgan import VQGAN
 
 #: ITU-R BT.601: luma, blue- and red-difference.
 _YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -126,6 +127,6 @@ def _kmeans(z: Tensor, k: int, iterations: int, generator: torch.Generator) -> T
     return centres
 
 
-def make_quantiser(config: VQConfig) -> VQ | PatchVQ:
+def make_quantiser(config: VQConfig) -> VQ | PatchVQ | VQGAN:
     """The frame quantiser a configuration describes."""
-    return PatchVQ(config) if config.kind == "patch" else VQ(config)
+    return {"conv": VQ, "patch": PatchVQ, "vqgan": VQGAN}[config.kind](config)

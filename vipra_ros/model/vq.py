@@ -30,8 +30,9 @@ class VQConfig:
 
     kind: str = param(
         "conv",
-        doc="conv: this module's network; patch: principal components and k-means (patch_vq.py)",
-        choices=("conv", "patch"),
+        doc="conv: this module's network; patch: principal components and k-means (patch_vq.py); "
+        "vqgan: LWM's network (vqgan.py)",
+        choices=("conv", "patch", "vqgan"),
     )
     image_size: int = param(128, doc="side of the square input image", unit="px", low=16)
     patch: int = param(8, doc="side of a patch, kind patch only", unit="px", low=2)
@@ -49,15 +50,17 @@ class VQConfig:
             raise ConfigError(
                 f"vq: image_size = {self.image_size} px is no multiple of {self.stride}; resize the images"
             )
-        if self.kind == "patch" and self.groups != 1:
-            raise ConfigError(f"vq: groups = {self.groups} needs kind conv; a patch has one code")
+        if self.kind != "conv" and self.groups != 1:
+            raise ConfigError(f"vq: groups = {self.groups} needs kind conv; {self.kind} has one code per cell")
         if self.code_dim % self.groups:
             raise ConfigError(f"vq: code_dim = {self.code_dim} cannot be split into {self.groups} groups")
 
     @property
     def stride(self) -> int:
         """Pixels per grid cell side."""
-        return self.patch if self.kind == "patch" else PATCH * 2 ** (len(self.widths) - 1)
+        if self.kind == "patch":
+            return self.patch
+        return (PATCH if self.kind == "conv" else 1) * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> int:

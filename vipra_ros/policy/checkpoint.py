@@ -28,6 +28,7 @@ from vipra_ros.control.chunk import ACTION_SPACES, GRIPPER_CONVENTION
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
+from vipra_ros.model.vqgan import VQGAN
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.text import Prompt
 
@@ -98,7 +99,7 @@ class Checkpoint:
 
     config: CheckpointConfig
     policy: FlowPolicy
-    vq: VQ | PatchVQ
+    vq: VQ | PatchVQ | VQGAN
     statistics: dict
     tokenizer: Tokenizer
     card: str = ""
