@@ -12,9 +12,14 @@ def _train_vq(a: argparse.Namespace) -> None:
     room("learning.vq:train")(a.dataset, a.out, preset, **settings(a.set))
 
 
+def _overrides(a: argparse.Namespace, job: str) -> dict:
+    """Keys of the variant, then those of --set on top."""
+    return room("learning.presets:variant")(a.variant, job) | settings(a.set)
+
+
 def _train_finetune(a: argparse.Namespace) -> None:
     init = a.init if a.init == "scratch" else shipped(a.init)
-    room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=settings(a.set))
+    room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=_overrides(a, "finetune"))
 
 
 def _train_latent(a: argparse.Namespace) -> None:
@@ -23,6 +28,15 @@ def _train_latent(a: argparse.Namespace) -> None:
 
 def _label(a: argparse.Namespace) -> None:
     room("learning.label:label")(a.dataset, a.latent, a.out, a.camera, a.stride)
+
+
+def _train_pretrain(a: argparse.Namespace) -> None:
+    room("learning.pretrain:train")(a.dataset, a.labels, a.out, preset=a.preset,
+                                     overrides=_overrides(a, "pretrain"))
+
+
+def _imagine(a: argparse.Namespace) -> None:
+    room("learning.imagine:main")(a.checkpoint, a.dataset, a.out, a.count)
 
 
 def _eval(a: argparse.Namespace) -> None:
@@ -36,6 +50,8 @@ TRAINING = (
     arg("--preset", default="tiny", help="folder of config/learning, or a YAML file (%(default)s)"),
     arg("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable"),
 )
+VARIANT = arg("--variant", default="", metavar="NAME",
+              help="a method variant of config/learning/variants: vipra_fm, vipra_ac, sp2, la, scratch_fm")
 
 
 LEARNING = (
@@ -43,7 +59,8 @@ LEARNING = (
             "vipra train vq out/dataset out/vq --set loop.minutes=30", TRAINING, _train_vq),
     Command("train finetune", "Learn", "Train the policy on demonstrations.",
             "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
-            (*TRAINING, arg("--init", default="scratch", metavar="DIR", help="a checkpoint to start from")),
+            (*TRAINING, VARIANT, arg("--init", default="scratch", metavar="DIR",
+                                     help="a policy's or a pre-training's checkpoint to start from")),
             _train_finetune),
     Command("train latent", "Learn", "Train latent actions on video without labels, and see whether they are alive.",
             "vipra train latent out/dataset out/latent --preset tiny --set loop.minutes=30",
@@ -57,6 +74,16 @@ LEARNING = (
              arg("--camera", default="front", help="camera of a data set (%(default)s)"),
              arg("--stride", type=int, default=0, metavar="N",
                  help="frames between steps; default: the time step of the training")), _label),
+    Command("train pretrain", "Learn", "Train the trunk on videos and their latent actions, without robot actions.",
+            "vipra train pretrain out/videos out/labels out/pretrain --set vq=out/vq",
+            (TRAINING[0], arg("labels", metavar="LABELS", help="latent actions of DATASET, as vipra label makes them"),
+             *TRAINING[1:], VARIANT), _train_pretrain),
+    Command("imagine", "Learn", "Draw the future frames that a pre-trained model predicts beside the true ones.",
+            "vipra imagine out/pretrain/checkpoint out/videos out/imagined.png --count 6",
+            (arg("checkpoint", metavar="CHECKPOINT", help="folder `checkpoint` of vipra train pretrain"),
+             arg("dataset", metavar="DATASET", help="LeRobot data set"),
+             arg("out", metavar="OUT.png", help="the picture to write"),
+             arg("--count", type=int, default=6, metavar="N", help="moments drawn (%(default)s)")), _imagine),
     Command("eval", "Learn", "Measure a policy over unseen random starts: success, latency, smoothness.",
             "vipra eval --checkpoint models/tiny --task push --episodes 50 --seed 1000 --json out/push.json",
             (CHECKPOINT, arg("--task", default="all", choices=(*TASKS, "all"), help="task (%(default)s)"),

@@ -28,6 +28,7 @@ from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
 from vipra_ros.model.vq import VQ
 from vipra_ros.policy.checkpoint import FORMAT, Checkpoint, CheckpointConfig
 from vipra_ros.policy.normalise import Normaliser
+from vipra_ros.policy.pretrained import Pretrained
 from vipra_ros.policy.sampler import sample
 from vipra_ros.policy.text import Prompt, TokenizerError, train_word_tokenizer
 
@@ -47,6 +48,7 @@ class Finetune:
     prompt: str = param("{task}", doc="text around the instruction")
     cameras: tuple[str, ...] = param(("front",), doc="cameras in the order of the tokens")
     frame_stride: int = param(2, doc="steps between the two frames", low=1)
+    pretrain_stride: int = param(1, doc="that step in the pre-training of `init`; another one is refused", low=1)
     execute_steps: int = param(7, doc="steps executed before the next chunk", low=1)
     action_space: str = param(
         "joint_position", doc="meaning of the action columns", choices=("joint_position", "joint_delta", "ee_delta")
@@ -173,12 +175,15 @@ def train(
     Args:
         dataset: folder of a LeRobot v3 data set, or an opened one (vipra_ros.data.dataset.Dataset).
         preset: name under config/learning, or the path of a YAML file.
-        init: `scratch`, or a checkpoint folder whose network, quantiser and tokenizer are taken over.
+        init: `scratch`, a checkpoint folder whose network, quantiser and tokenizer are taken over, or the folder of
+            a pre-training, whose trunk, tables, quantiser and tokenizer are.
         overrides: dotted keys of the YAML, e.g. {"loop.minutes": 5, "policy.proprio_steps": 1}.
     """
     config = configure(preset, overrides or {})
     out, opened = Path(out), open_dataset(dataset)
-    start = None if init == "scratch" else Checkpoint.load(init)
+    start = None
+    if init != "scratch":
+        start = Pretrained.load(init) if Pretrained.at(init) else Checkpoint.load(init)
     if not config.vq and start is None:
         raise ConfigError("finetune: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
     vq = load_vq(config.vq) if config.vq else start.vq
@@ -210,7 +215,7 @@ def configure(preset: str | Path, overrides: dict[str, Any]) -> Finetune:
     return config
 
 
-def _tokenizer(config: Finetune, start: Checkpoint | None, instructions: list[str]):
+def _tokenizer(config: Finetune, start: Checkpoint | Pretrained | None, instructions: list[str]):
     if config.tokenizer:
         from tokenizers import Tokenizer
 
@@ -220,7 +225,9 @@ def _tokenizer(config: Finetune, start: Checkpoint | None, instructions: list[st
     return start.tokenizer if start else train_word_tokenizer([*instructions, config.prompt.replace("{task}", " ")])
 
 
-def _policy(config: Finetune, start: Checkpoint | None, vq: VQ, vocabulary: int, data: Demonstrations) -> FlowPolicy:
+def _policy(
+    config: Finetune, start: Checkpoint | Pretrained | None, vq: VQ, vocabulary: int, data: Demonstrations
+) -> FlowPolicy:
     derived = dict(
         text_vocab=vocabulary,
         codebook_size=vq.config.codebook_size,
@@ -234,6 +241,9 @@ def _policy(config: Finetune, start: Checkpoint | None, vq: VQ, vocabulary: int,
         policy = FlowPolicy(wanted)
         policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
         return policy
+    if isinstance(start, Pretrained):
+        _check_words(config, start, data.instructions)
+        return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
     if start.config.policy != wanted:
         changed = [
             f.name
@@ -247,6 +257,13 @@ def _policy(config: Finetune, start: Checkpoint | None, vq: VQ, vocabulary: int,
             f"{start.config.frame_stride}; make them the same"
         )
     return start.policy.train()
+
+
+def _check_words(config: Finetune, start: Pretrained, instructions: list[str]) -> None:
+    prompt = Prompt(start.tokenizer, config.prompt, False)
+    unknown = sorted({word for text in instructions for word in prompt.unknown_words(text)})
+    if unknown:
+        raise ConfigError(f"finetune: `init` knows no word {unknown[0]!r}; pre-train with it (--set words='[...]')")
 
 
 def _describe(config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, dataset) -> CheckpointConfig:

@@ -32,3 +32,21 @@ def read(cls: type[T], preset: str | Path, job: str, overrides: dict[str, Any]) 
             table.pop(EXCLUSIVE[last], None)
         table[last] = value
     return build(cls, values, source=str(path))
+
+
+def variant(name: str, job: str) -> dict[str, Any]:
+    """Overrides of `job` (pretrain or finetune) in config/learning/variants/<name>.yaml; none for an empty name.
+
+    Raises:
+        ConfigError: no such variant, or it has no such job.
+    """
+    if not name:
+        return {}
+    folder = share("config", "learning", "variants")
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"variant = {name!r}: choose one of {', '.join(known)}")
+    values = read_yaml(folder / f"{name}.yaml")
+    if job not in values:
+        raise ConfigError(f"variant {name} has no {job}; go on with {', '.join(values)}")
+    return values[job]

@@ -77,8 +77,8 @@ class Prefix:
     proprio: Tensor | None = None
 
 
-class FlowPolicy(nn.Module):
-    """The network. `loss` trains it, `prefill_step` and `step` sample from it."""
+class Perception(nn.Module):
+    """Trunk, text table and vision table: what pre-training and every policy share, by the same weight names."""
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -98,15 +98,8 @@ class FlowPolicy(nn.Module):
             self.vision_row = nn.Parameter(0.02 * torch.randn(side, 1, d))
             self.vision_column = nn.Parameter(0.02 * torch.randn(1, side, d))
             self.vision_frame = nn.Parameter(0.02 * torch.randn(c.frames, c.cameras, 1, d))
-        self.proprio_in = nn.Linear(c.action_dim, d) if c.proprio_steps else None
-        self.action_in = nn.Linear(c.action_dim, d // 2)
-        self.action_mix = nn.Linear(d, d)
-        self.action_out = nn.Linear(d, d)
-        self.head = nn.Linear(d, c.action_dim)
         for embedding in (self.text, self.vision):
             nn.init.normal_(embedding.weight, std=0.02)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def start_vision_from(self, codebook: Tensor, generator: torch.Generator) -> None:
@@ -122,27 +115,62 @@ class FlowPolicy(nn.Module):
             codebook = codebook @ square[:v, :width]
         self.vision.weight[: g * k] = codebook.reshape(g * k, width)
 
-    # --- prefix ---------------------------------------------------------------------------------------------
-
-    def embed_vision(self, codes: Tensor) -> Tensor:
-        """int64 (b, frames, cameras, codes) -> (b, vision tokens, d), each frame followed by its end token."""
+    def embed_cells(self, codes: Tensor) -> Tensor:
+        """int64 (b, f, cameras, codes) -> (b, f, cameras, cells, d): each `vision_merge` square one token."""
         c = self.config
-        b, m, side = len(codes), c.vision_merge, c.grid // c.vision_merge
-        codes = codes.reshape(b, c.frames, c.cameras, c.grid, c.grid, c.code_groups)
+        b, frames, m, side = len(codes), codes.shape[1], c.vision_merge, c.grid // c.vision_merge
+        codes = codes.reshape(b, frames, c.cameras, c.grid, c.grid, c.code_groups)
         rows = self.vision(codes + c.codebook_size * torch.arange(c.code_groups, device=codes.device))
         # Full-width tables add up the groups, narrow ones put them side by side.
         rows = rows.flatten(-2) if c.vision_table_width else rows.sum(-2)
-        rows = rows.reshape(b, c.frames, c.cameras, side, m, side, m, -1).transpose(4, 5).flatten(5)
+        rows = rows.reshape(b, frames, c.cameras, side, m, side, m, -1).transpose(4, 5).flatten(5)
         tokens = self.vision_in(rows)
         if c.vision_position:
             tokens = tokens + self.vision_row + self.vision_column
-        tokens = tokens.reshape(b, c.frames, c.cameras, side * side, -1)
+        return tokens.reshape(b, frames, c.cameras, side * side, -1)
+
+    def embed_vision(self, codes: Tensor, last: bool = True) -> Tensor:
+        """int64 (b, frames, cameras, codes) -> (b, vision tokens, d), each frame followed by its end token.
+
+        last: the span ends here; else the last frame ends as the others do, and another one follows.
+        """
+        c = self.config
+        b, tokens = len(codes), self.embed_cells(codes)
         if c.vision_position:
             tokens = tokens + self.vision_frame
         ends = torch.full((c.frames, c.cameras, 1), c.code_groups * c.codebook_size, device=codes.device)
-        ends[-1, -1] += 1
+        ends[-1, -1] += int(last)
         end_rows = self.end_in(self.vision(ends)).expand(b, -1, -1, -1, -1)
         return torch.cat([tokens, end_rows.to(tokens.dtype)], dim=3).flatten(1, 3)
+
+    def _run(self, sequence: Tensor, allowed: Tensor, positions: Tensor, cache) -> Tensor:
+        dtype = sequence.dtype
+        if torch.is_autocast_enabled(sequence.device.type):
+            dtype = torch.get_autocast_dtype(sequence.device.type)
+        return self.trunk(
+            inputs_embeds=sequence,
+            attention_mask=additive_mask(allowed, dtype),
+            position_ids=positions,
+            cache=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+
+class FlowPolicy(Perception):
+    """The network. `loss` trains it, `prefill_step` and `step` sample from it."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__(config)
+        d, c = config.backbone.width, config
+        self.proprio_in = nn.Linear(c.action_dim, d) if c.proprio_steps else None
+        self.action_in = nn.Linear(c.action_dim, d // 2)
+        self.action_mix = nn.Linear(d, d)
+        self.action_out = nn.Linear(d, d)
+        self.head = nn.Linear(d, c.action_dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    # --- prefix ---------------------------------------------------------------------------------------------
 
     def embed_prefix(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """-> embeddings (b, p, d) and bool (b, p), True where a token stands."""
@@ -205,18 +233,6 @@ class FlowPolicy(nn.Module):
         velocity = self.head(self._run(tokens, allowed, positions, cache))
         cache.crop(-h)
         return velocity
-
-    def _run(self, sequence: Tensor, allowed: Tensor, positions: Tensor, cache) -> Tensor:
-        dtype = sequence.dtype
-        if torch.is_autocast_enabled(sequence.device.type):
-            dtype = torch.get_autocast_dtype(sequence.device.type)
-        return self.trunk(
-            inputs_embeds=sequence,
-            attention_mask=additive_mask(allowed, dtype),
-            position_ids=positions,
-            cache=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
 
     # --- training -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,119 @@
+"""Pre-training end to end at toy size: it learns held-out labels, and fine-tuning starts from it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning import finetune, imagine, presets, pretrain
+from vipra_ros.policy.checkpoint import Checkpoint
+from vipra_ros.policy.pretrained import Pretrained
+
+POLICY = ("vision_position: true, vision_table_width: 8, vision_merge: 2, "
+          "backbone: {width: 32, layers: 1, heads: 2, ffn: 32}")
+
+
+def write_labels(folder, data, steps=14, codes=2):
+    """Labels as `vipra label` writes them; the codes follow from the task, so they can be learnt."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    rows = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
+    for e in data.episodes:
+        for t in range(e.length):
+            rows["episode_index"].append(e.index)
+            rows["frame_index"].append(t)
+            rows["codes"].append([1 + 2 * (e.task == data.episodes[0].task)] * steps * codes)
+            rows["future_index"].append(min(t + steps, e.length - 1))
+    schema = pa.schema([("episode_index", pa.int64()), ("frame_index", pa.int64()), ("codes", pa.list_(pa.int8())),
+                        ("future_index", pa.int64())])
+    pq.write_table(pa.table(rows, schema), folder / "labels-00000.parquet")
+    (folder / "labels.json").write_text(json.dumps({"steps": steps, "codes_per_step": codes, "codebook": 8,
+                                                    "dataset": str(data.path), "latent_hash": "abc"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, quantiser, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pre")
+    labels = write_labels(folder / "labels", data)
+    (folder / "micro.yaml").write_text(f"""
+vq: {quantiser}
+holdout: 0.2
+evaluate_on: 16
+loop: {{steps: 40, batch: 8, lr: 0.01, warmup_steps: 2, evaluate_every: 10, bf16: false}}
+policy: {{{POLICY}}}
+""")
+    pretrain.train(data, labels, folder / "run", folder / "micro.yaml")
+    return folder
+
+
+def test_held_out_parts_fall(pretrained):
+    rows = [json.loads(line) for line in (pretrained / "run" / "log.jsonl").read_text().splitlines()]
+    first, *_, last = [row for row in rows if row["kind"] == "eval"]
+    assert last["held_latent"] < 0.5 * last["latent_guess"]
+    # Forty steps are too few to beat the frequencies of a nearly empty picture; they do have to help.
+    assert last["held_future"] < 0.8 * first["held_future"] and last["future_guess"] > 0
+
+
+def test_finetune_takes_trunk_and_tables_over(pretrained, data, tmp_path):
+    preset = tmp_path / "ft.yaml"
+    preset.write_text(f"""
+holdout: 0.2
+evaluate_on: 8
+loop: {{steps: 1, batch: 4, lr: 0.0, bf16: false}}
+policy: {{proprio_steps: 1, bidirectional_actions: true, {POLICY}}}
+""")
+    start = pretrained / "run" / "checkpoint"
+    finetune.train(data, tmp_path / "ft", preset, start)
+    mine = Checkpoint.load(tmp_path / "ft" / "checkpoint").policy.state_dict()
+    theirs = Pretrained.load(start).model.state_dict()
+    shared = mine.keys() & theirs.keys()
+    assert {"text.weight", "vision.weight", "vision_in.weight", "trunk.norm.weight"} <= shared
+    assert all(torch.equal(mine[k], theirs[k]) for k in shared)
+    for change in ({"pretrain_stride": 2}, {"policy.vision_merge": 1}, {"prompt": "do {task}"}):
+        with pytest.raises(ConfigError, match=next(iter(change)).split(".")[-1]):
+            finetune.train(data, tmp_path / "x", preset, start, change)
+
+
+def test_labels_that_do_not_fit_are_refused(data, tmp_path):
+    labels = pretrain.read_labels(write_labels(tmp_path / "a", data), data)
+    e = data.episodes[1]
+    assert labels.latents.shape[1:] == (14, 2) and labels.future[e.start] == e.start + min(14, e.length - 1)
+    head = json.loads((tmp_path / "a" / "labels.json").read_text())
+    (tmp_path / "a" / "labels.json").write_text(json.dumps(head | {"codebook": 2}))
+    with pytest.raises(ConfigError, match="codebook has 2"):
+        pretrain.read_labels(tmp_path / "a", data)
+    (tmp_path / "a" / "labels-00000.parquet").unlink()
+    with pytest.raises(ConfigError, match="have no label"):
+        pretrain.read_labels(tmp_path / "a", data)
+    assert np.isclose(pretrain.guess(np.array([0, 0, 1]), np.array([0]), 2), -np.log(3 / 5))
+
+
+@pytest.mark.parametrize("name", ["vipra_fm", "vipra_ac", "sp2", "la", "scratch_fm"])
+def test_variants_fit_both_stages(name):
+    for job, cls in (("pretrain", pretrain.Pretrain), ("finetune", finetune.Finetune)):
+        if (name, job) == ("scratch_fm", "pretrain"):
+            with pytest.raises(ConfigError, match="has no pretrain"):
+                presets.variant(name, job)
+            continue
+        for preset in ("tiny", "paper"):
+            config = presets.read(cls, preset, job, presets.variant(name, job))
+            assert config.variant.lower().replace("-", "_").endswith(name)
+    with pytest.raises(ConfigError, match="choose one of"):
+        presets.variant("unheard", "finetune")
+
+
+def test_imagine_draws_a_sheet(pretrained, data, tmp_path):
+    import cv2
+
+    figures = imagine.imagine(pretrained / "run" / "checkpoint", data, tmp_path / "sheet.png", count=2)
+    side = Pretrained.load(pretrained / "run" / "checkpoint").config.vq.image_size
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (2 * side, 4 * side, 3)
+    # Most of the picture is background, which even a toy model has learnt to repeat.
+    assert figures["codes_right"] > 0.3
+    with pytest.raises(ConfigError, match="pretrain.json"):
+        imagine.imagine(tmp_path, data, tmp_path / "x.png")

@@ -1,0 +1,253 @@
+"""Stage 2: videos and their latent-action labels -> a trunk that knows what will happen and how it changes.
+
+`train(dataset, labels, out, preset, overrides)`. The data set needs pictures and instructions only; its action columns
+are never read. Labels are what `vipra label` writes: labels-*.parquet with episode_index, frame_index, codes (row-major
+step, code) and future_index, all within an episode, and labels.json. Frames become codes once (tokenise). What counts
+is the held-out cross-entropy of each part, beside the one of always guessing the training frequencies of the codes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vipra_ros
+from vipra_ros.config import ConfigError, build, param
+from vipra_ros.learning import presets, tokenise
+from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.vq import load_vq, open_dataset
+from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel
+from vipra_ros.model.policy import PolicyConfig
+from vipra_ros.policy.pretrained import Pretrained, PretrainedConfig
+from vipra_ros.policy.text import END, Prompt, TokenizerError, train_word_tokenizer
+
+#: Rows of PolicyConfig that follow from the data, the quantiser and the tokenizer.
+DERIVED = ("text_vocab", "codebook_size", "code_groups", "grid", "cameras", "action_dim")
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """config/learning/<preset>/pretrain.yaml."""
+
+    loop: LoopConfig = field(metadata={"doc": "the training loop"})
+    policy: dict[str, Any] = field(metadata={"doc": "PolicyConfig of trunk and tables, the same as in stage 3"})
+    variant: str = param("ViPRA", doc="name of the method variant, written into the checkpoint")
+    vq: str = param("", doc="folder of the trained frame quantiser")
+    tokenizer: str = param("", doc="tokenizer.json; empty makes a word vocabulary from the instructions")
+    words: tuple[str, ...] = param((), doc="more instructions whose words the vocabulary must hold")
+    prompt: str = param("{task}", doc="text around the instruction")
+    cameras: tuple[str, ...] = param(("front",), doc="cameras in the order of the tokens")
+    frame_stride: int = param(1, doc="steps between the two observed frames", low=1)
+    future: bool = param(True, doc="predict the future frame")
+    latent_steps: int = param(14, doc="steps of latent actions predicted; 0 is none", low=0)
+    loss: str = param("paper", doc="paper: plain sum; code: 0.48 / 0.48 / 0.02", choices=tuple(WEIGHTS))
+    holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one", low=0.0, high=0.5)
+    holdout_seed: int = param(0, doc="seed of that choice")
+    evaluate_on: int = param(128, doc="observations of an evaluation", low=1)
+
+
+@dataclass
+class Labels:
+    """latents int8 (n, steps, N) and future int64 (n,), global frame index, of every frame; head: labels.json."""
+
+    latents: np.ndarray
+    future: np.ndarray
+    head: dict
+
+
+def read_labels(folder: str | Path, dataset) -> Labels:
+    """The labels of every frame of an opened data set.
+
+    Raises:
+        ConfigError: they are incomplete, of another data set, or not labels.
+    """
+    import pyarrow.parquet as pq
+
+    folder = Path(folder)
+    if not (folder / "labels.json").exists():
+        raise ConfigError(f"{folder} holds no labels.json; give the folder `vipra label` made")
+    head = json.loads((folder / "labels.json").read_text())
+    steps, width = head["steps"], head["codes_per_step"]
+    total = len(dataset)
+    latents, future = np.zeros((total, steps, width), np.int8), np.full(total, -1, np.int64)
+    start = {e.index: e.start for e in dataset.episodes}
+    length = {e.index: e.length for e in dataset.episodes}
+    for path in sorted(folder.glob("labels-*.parquet")):
+        table = pq.read_table(path)
+        episode, frame = (table[k].to_numpy() for k in ("episode_index", "frame_index"))
+        ahead = table["future_index"].to_numpy()
+        strange = [i for i in np.unique(episode) if i not in start or frame[episode == i].max() >= length[i]]
+        if strange:
+            raise ConfigError(f"{path}: episode {strange[0]} does not fit {dataset.path}; label this data set again")
+        first, last = (np.array([d[i] for i in episode], np.int64) for d in (start, length))
+        codes = table["codes"].combine_chunks().flatten().to_numpy()
+        if len(codes) != len(frame) * steps * width:
+            raise ConfigError(f"{path}: {len(codes)} codes for {len(frame)} frames of {steps} x {width}; label again")
+        latents[first + frame] = codes.reshape(-1, steps, width)
+        future[first + frame] = first + np.clip(ahead, 0, last - 1)
+    missing = int((future < 0).sum())
+    if missing:
+        raise ConfigError(f"{folder}: {missing} of {total} frames have no label; run `vipra label` again")
+    if latents.min() < 0 or latents.max() >= head["codebook"]:
+        raise ConfigError(f"{folder}: codes reach {latents.max()}, the codebook has {head['codebook']}; label again")
+    return Labels(latents, future, head)
+
+
+class PretrainJob:
+    """The joint model's side of the loop. codes int16 (n, cameras, codes per frame)."""
+
+    def __init__(self, config: Pretrain, made: Pretrained, dataset, codes: np.ndarray, labels: Labels | None,
+                 future: np.ndarray, out: Path):
+        self.config, self.made, self.model, self.out = config, made, made.model, out
+        self.codes, self.labels, self.future = codes, labels, future
+        self.identity = identity_of(config, made.config.data, made.config.latent_hash)
+        self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
+        instructions = sorted({e.task for e in dataset.episodes})
+        prompt = Prompt(made.tokenizer, config.prompt, False)
+        self.text, self.text_mask = (torch.from_numpy(a) for a in prompt.batch(instructions))
+        self.close, self.open, self.end = closing(prompt, config.latent_steps > 0)
+        self.first = np.zeros(len(codes), np.int64)
+        self.instruction = np.zeros(len(codes), np.int64)
+        for e in dataset.episodes:
+            span = slice(e.start, e.start + e.length)
+            self.first[span], self.instruction[span] = e.start, instructions.index(e.task)
+        order = np.random.default_rng(config.holdout_seed).permutation(len(dataset.episodes))
+        count = max(1, round(config.holdout * len(order)))
+        if count >= len(order):
+            raise ConfigError(f"{dataset.path}: {len(order)} episode; pre-training needs two or more, one is held out")
+        held = {int(i) for i in order[:count]}
+        spans = [np.arange(e.start, e.start + e.length) for e in dataset.episodes]
+        self.held = np.concatenate([s for i, s in enumerate(spans) if i in held])
+        self.usable = np.concatenate([s for i, s in enumerate(spans) if i not in held])
+
+    def example(self, index: np.ndarray) -> JointBatch:
+        """Sequences of the frames `index` (global)."""
+        c = self.config
+        which = torch.from_numpy(self.instruction[index])
+        text, mask = self.text[which], self.text_mask[which]
+        longest = int(mask.sum(1).max())
+        offsets = np.arange(1 - self.model.config.frames, 1) * c.frame_stride
+        rows = np.maximum(index[:, None] + offsets, self.first[index][:, None])
+        future = torch.from_numpy(self.codes[self.future[index]].astype(np.int64)) if c.future else None
+        latents = None
+        if c.latent_steps:
+            latents = torch.from_numpy(self.labels.latents[index, : c.latent_steps].astype(np.int64))
+        return JointBatch(text[:, -longest:], mask[:, -longest:], torch.from_numpy(self.codes[rows].astype(np.int64)),
+                          future, latents, self.close, self.open, self.end)
+
+    def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Joint loss of one batch."""
+        drawn = torch.randint(len(self.usable), (self.config.loop.batch,), generator=generator).numpy()
+        return self.model.loss(self.example(self.usable[drawn]), WEIGHTS[self.config.loss])
+
+    def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
+        """Nothing to do."""
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """Held-out cross-entropy of each part (nat per code), and `*_guess`, that of the training frequencies."""
+        c = self.config
+        spread = np.linspace(0, len(self.held) - 1, min(c.evaluate_on, len(self.held))).round().astype(int)
+        index = self.held[spread]
+        sums: dict[str, float] = {}
+        for i in range(0, len(index), 32):
+            part = index[i : i + 32]
+            with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
+                losses = self.model.losses(self.example(part))
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(part)
+        figures = {f"held_{name}": value / len(index) for name, value in sums.items()}
+        some = self.usable[np.linspace(0, len(self.usable) - 1, min(2000, len(self.usable))).round().astype(int)]
+        if c.future:
+            figures["future_guess"] = guess(self.codes[self.future[some]], self.codes[self.future[index]],
+                                            self.model.config.codebook_size)
+        if c.latent_steps:
+            latents = self.labels.latents[:, : c.latent_steps]
+            figures["latent_guess"] = guess(latents[some], latents[index], self.model.joint.latent_codebook)
+        return figures
+
+    def export(self, figures: dict[str, float], state: State) -> None:
+        """The pre-trained folder, complete at every evaluation."""
+        c = self.made.config
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
+        size = sum(p.numel() for p in self.model.parameters()) / 1e6
+        self.made.card = (
+            f"# {c.variant}, pre-trained ({c.preset})\n\n{size:.2f} M parameters, seed {c.seed}, data {c.data}, "
+            f"latent actions {c.latent_hash or 'none'}, vipra_ros {c.code_version}.\n"
+            f"{state.samples} observations in {state.seconds / 60:.1f} minutes, {state.step} steps.\n\n"
+            f"| held out, nat per code | value |\n|---|---|\n{rows}\n"
+        )
+        self.made.save(self.out / "checkpoint")
+
+
+def closing(prompt: Prompt, latents: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Text ids of `</vision>`, `<dynamics>`, and what ends the sequence."""
+    last = prompt.tokenizer.token_to_id(END)
+    if last is None:
+        raise TokenizerError(f"the tokenizer knows no {END}; give the tokenizer.json of a LLaMA model")
+    close, begin, done = (prompt.tokenizer.encode(t, add_special_tokens=False).ids
+                          for t in ("</vision>", "<dynamics>", "</dynamics>"))
+    return torch.tensor(close), torch.tensor(begin), torch.tensor([*(done if latents else []), last])
+
+
+def guess(seen: np.ndarray, held: np.ndarray, size: int) -> float:
+    """Cross-entropy in nat of `held` codes under the frequencies of `seen` ones, one added to each count."""
+    counts = np.bincount(np.asarray(seen).ravel(), minlength=size) + 1.0
+    return float(-np.log(counts / counts.sum())[np.asarray(held).ravel()].mean())
+
+
+def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "tiny",
+          overrides: dict[str, Any] | None = None) -> Path:
+    """Pre-train on a data set and its labels; returns the folder `out`/checkpoint.
+
+    Args:
+        dataset: folder of a LeRobot v3 data set, or an opened one.
+        labels: folder of `vipra label`.
+        preset: name under config/learning, or the path of a YAML file.
+        overrides: dotted keys of the YAML.
+    """
+    config = presets.read(Pretrain, preset, "pretrain", overrides or {})
+    for key in DERIVED:
+        if key in config.policy:
+            raise ConfigError(f"{preset}: policy.{key} follows from the data and the quantiser; delete it")
+    if not config.vq:
+        raise ConfigError("pretrain: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
+    out, opened, vq = Path(out), open_dataset(dataset), load_vq(config.vq)
+    read = read_labels(labels, opened)
+    if config.latent_steps > read.head["steps"]:
+        raise ConfigError(f"pretrain: latent_steps = {config.latent_steps}, the labels have {read.head['steps']}")
+    identity, fingerprint = tokenise.quantiser_hash(vq), tokenise.fingerprint(opened)
+    name = f"{opened.path.name}-{fingerprint}-{identity[:8]}"
+    codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
+    if config.tokenizer:
+        from tokenizers import Tokenizer
+
+        if not Path(config.tokenizer).exists():
+            raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+    else:
+        texts = sorted({e.task for e in opened.episodes})
+        tokenizer = train_word_tokenizer([*texts, *config.words, config.prompt.replace("{task}", " ")])
+    torch.manual_seed(config.loop.seed)
+    trunk = build(PolicyConfig, {
+        **config.policy, "text_vocab": Prompt(tokenizer, config.prompt, False).size,
+        "codebook_size": vq.config.codebook_size, "code_groups": vq.config.groups, "grid": vq.config.grid,
+        "cameras": len(config.cameras)}, source="pretrain: policy")
+    joint = JointConfig(policy=trunk, future=config.future, latent_steps=config.latent_steps,
+                        codes_per_step=read.head["codes_per_step"], latent_codebook=read.head["codebook"])
+    model = JointModel(joint)
+    model.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
+    described = PretrainedConfig(
+        variant=config.variant, preset=Path(preset).stem if str(preset).endswith(".yaml") else str(preset), joint=joint,
+        vq=vq.config, cameras=config.cameras, frame_stride=config.frame_stride, prompt=config.prompt,
+        latent_hash=read.head["latent_hash"] if config.latent_steps else "", seed=config.loop.seed,
+        data=f"{opened.path.name} {fingerprint}", code_version=vipra_ros.__version__)
+    made = Pretrained(described, model, vq, tokenizer)
+    run(PretrainJob(config, made, opened, codes, read, read.future, out), config.loop, out)
+    return out / "checkpoint"
