@@ -56,7 +56,7 @@ def test_held_out_parts_fall(pretrained):
     first, *_, last = [row for row in rows if row["kind"] == "eval"]
     assert last["held_latent"] < 0.5 * last["latent_guess"]
     # Forty steps are too few to beat the frequencies of a nearly empty picture; they do have to help.
-    assert last["held_future"] < 0.8 * first["held_future"] and last["future_guess"] > 0
+    assert last["held_future"] < 0.9 * first["held_future"] and last["future_guess"] > 0
 
 
 def test_finetune_takes_trunk_and_tables_over(pretrained, data, tmp_path):
