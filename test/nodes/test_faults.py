@@ -26,4 +26,5 @@ def test_a_killed_policy_and_a_dead_controller_end_in_the_state_they_should(tmp_
         assert row.as_expected and row.stopped is None, row
         row = bench.measure("controller", lambda: bench.server.__exit__(None, None, None), "", ("FAULT",), seconds=3.0)
         assert row.as_expected and row.detected is not None, row
-        assert list((tmp_path / "incidents").glob("incident-*/metadata.yaml"))
+        found = lambda: list((tmp_path / "incidents").glob("incident-*/metadata.yaml"))  # noqa: E731
+        bench.until(found, 20.0, "the incident")
