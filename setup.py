@@ -38,6 +38,7 @@ setup(
     packages=find_packages(include=["vipra_ros", "vipra_ros.*"]),
     data_files=shared("config", "launch", "models"),
     install_requires=["numpy>=1.26", "PyYAML>=6", "rich>=13", "honcho>=2"],
-    extras_require={"robot": robot, "sim": sim, "train": train, "ray": ["ray>=2.9", *train], "dev": dev},
+    extras_require={"robot": robot, "sim": sim, "train": train, "ray": ["ray>=2.9", *train],
+                    "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5", *train], "dev": dev},
     entry_points={"console_scripts": ["vipra = vipra_ros.cli:main"]},
 )

@@ -21,7 +21,7 @@ from vipra_ros.config import ConfigError
 #: What to install when an import fails: module -> extra of setup.py.
 EXTRAS = {"franky": "robot", "ruckig": "robot", "dynamixel_sdk": "robot", "mujoco": "sim", "franky_sim": "sim"}
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train")
-EXTRAS |= {"ray": "ray"}
+EXTRAS |= {"ray": "ray", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
 EXTRAS |= dict.fromkeys(("pyarrow", "av", "cv2", "rosbags", "matplotlib"), "train")
 ROS_HINT = "use the .venv of `make setup`, or source a ROS 2 with this package built in it"
 

@@ -41,7 +41,7 @@ def _imagine(a: argparse.Namespace) -> None:
 
 def _eval(a: argparse.Namespace) -> None:
     room("learning.evaluate:main")(shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
-                                    video=a.video, ros=a.ros)
+                                    video=a.video, ros=a.ros, engine=a.engine)
 
 
 TRAINING = (
@@ -91,5 +91,6 @@ LEARNING = (
              arg("--seed", type=int, default=1000, help="seed of the first start (%(default)s)"),
              arg("--json", metavar="FILE", help="write the figures here"),
              arg("--video", metavar="DIR", help="write one video per episode here"),
-             arg("--ros", action="store_true", help="through the running nodes")), _eval),
+             arg("--ros", action="store_true", help="through the running nodes"),
+             arg("--engine", default="torch", choices=("torch", "onnx"), help="what computes (%(default)s)")), _eval),
 )

@@ -15,4 +15,10 @@ POLICY = (
              arg("--dtype", default="keep", choices=("keep", "bfloat16", "float16", "float32"),
                  help="of the written weights (%(default)s: as stored)")),
             to("learning.import_lwm:main")),
+    Command("export", "Policy", "Write a checkpoint as ONNX graphs, for onnxruntime on any processor.",
+            "vipra export models/tiny out/graphs",
+            (arg("checkpoint", metavar="CHECKPOINT", help="the policy: a folder, or the name of a shipped one"),
+             arg("out", metavar="OUT", help="folder for the graphs; older graphs there are replaced"),
+             arg("--precision", default="fp32", choices=("fp32", "fp16", "int8"),
+                 help="fp16 is for GPUs, int8 has weights of 8 bits (%(default)s)")), to("policy.export:main")),
 )

@@ -45,6 +45,7 @@ class Job:
     video: str | None = None
     threads: int = 0
     seconds: float | None = None
+    engine: str = "torch"
 
 
 class Decider:
@@ -98,7 +99,7 @@ class FastLane:
         from vipra_ros.sim.lane import Lane
 
         self.job = job
-        self.checkpoint, self.engine = load(job.checkpoint, job.threads)
+        self.checkpoint, self.engine = load(job.checkpoint, job.threads, job.engine)
         c = self.checkpoint.config
         self.period, self._execute = 1.0 / c.rate, c.execute_steps
         self.lane = Lane(
@@ -168,8 +169,8 @@ class FastLane:
         )
 
 
-def load(checkpoint: str | Path, threads: int = 0):
-    """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice."""
+def load(checkpoint: str | Path, threads: int = 0, engine: str = "torch"):
+    """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice. `engine`: see policy.engine.ENGINES."""
     import torch
 
     from vipra_ros.policy.checkpoint import Checkpoint
@@ -178,9 +179,9 @@ def load(checkpoint: str | Path, threads: int = 0):
     if threads:
         torch.set_num_threads(threads)
     loaded = Checkpoint.load(resolve(checkpoint))
-    engine = load_engine(loaded)
-    engine.warm_up()
-    return loaded, engine
+    made = load_engine(loaded, engine, threads)
+    made.warm_up()
+    return loaded, made
 
 
 def measure_latency(checkpoint, engine, count: int = TIMED) -> float:
@@ -216,6 +217,7 @@ def main(
     workers: int = 1,
     seconds: float | None = None,
     quiet: bool = False,
+    engine: str = "torch",
 ) -> dict:
     """Evaluate `checkpoint` on `episodes` starts of each task, seeds from `seed` on.
 
@@ -228,6 +230,7 @@ def main(
         margin: rows still queued when the next chunk is to arrive.
         workers: processes of the fast lane.
         seconds: limit of an episode; the task's own when None.
+        engine: what computes, torch or onnx; the nodes (`ros`) take theirs from their parameter.
 
     Returns:
         The figures of `results.summarise`; for "all" the total, with one entry per task under "tasks".
@@ -241,17 +244,19 @@ def main(
         raise ConfigError(f"mode {mode!r}: choose one of {', '.join(MODES)}")
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}: give at least 1")
+    if ros and engine != "torch":
+        raise ConfigError(f"engine = {engine!r} with the nodes: set the parameter engine of the policy node instead")
     wanted = list(tasks.TASKS) if task == "all" else [task]
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
-    about = {"checkpoint": str(checkpoint), "mode": mode, "machine": results.machine()}
+    about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "machine": results.machine()}
     if ros:
         from vipra_ros.nodes.evaluation import evaluate as through_ros
 
         records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress)
         about |= extra
     else:
-        records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet)
+        records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet, engine)
         about |= extra
     parts = [results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted]
     result = parts[0]
@@ -281,14 +286,15 @@ def _fast(
     workers: int,
     seconds: float | None,
     quiet: bool,
+    engine: str = "torch",
 ) -> tuple[list[EpisodeRecord], dict]:
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else 0
-    checkpoint, engine = load(folder, threads)
-    measured = measure_latency(checkpoint, engine) if latency is None else None
+    checkpoint, loaded = load(folder, threads, engine)
+    measured = measure_latency(checkpoint, loaded) if latency is None else None
     charged = measured if latency is None else latency
     if video:
         Path(video).mkdir(parents=True, exist_ok=True)
-    job = Job(str(folder), mode, margin, charged, str(video) if video else None, threads, seconds)
+    job = Job(str(folder), mode, margin, charged, str(video) if video else None, threads, seconds, engine)
     if workers > 1:
         # spawn: a forked child would share torch's threads and the GL context
         with multiprocessing.get_context("spawn").Pool(workers, _begin, (job,)) as pool:

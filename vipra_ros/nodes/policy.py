@@ -47,7 +47,7 @@ class PolicySettings:
 
     checkpoint: str = param("models/tiny", doc="checkpoint folder, or the name of a shipped one")
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
-    engine: str = param("torch", doc="what computes", choices=("torch",))
+    engine: str = param("torch", doc="what computes: torch or onnxruntime", choices=("torch", "onnx"))
     threads: int = param(0, doc="threads of the engine, 0: all processors but one, 4 at most", low=0, high=256)
     mode: str = param(
         "async",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,14 +12,17 @@ import cv2
 import numpy as np
 import torch
 
-from vipra_ros.model.policy import Prefix
+from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
 from vipra_ros.policy.lean import LeanSampler
 from vipra_ros.policy.observation import Observation
-from vipra_ros.policy.sampler import draw_noise
+from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
 REMEMBERED = 64
+#: torch: the lean sampler. onnx: onnxruntime. eager: the plain network.
+ENGINES = ("torch", "onnx", "eager")
+Sampler = Callable[[Prefix, torch.Tensor, Callable[[str], None]], torch.Tensor]
 
 
 class ObservationError(ValueError):
@@ -49,22 +53,41 @@ class Engine(Protocol):
         """Answer an observation; the same seed gives the same chunk."""
 
 
-def load_engine(checkpoint: Checkpoint, kind: str = "torch", threads: int = 0, euler_steps: int = 0) -> Engine:
-    """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's."""
-    if kind != "torch":
-        raise CheckpointError(f"engine = {kind!r}: choose 'torch'")
-    return TorchEngine(checkpoint, threads, euler_steps)
+def load_engine(
+    checkpoint: Checkpoint, kind: str = "torch", threads: int = 0, euler_steps: int = 0, **options: object
+) -> Engine:
+    """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's.
+
+    options: of `onnx_engine.OnnxEngine` (graphs, precision, provider).
+    """
+    if kind == "onnx":
+        try:
+            from vipra_ros.policy.onnx_engine import OnnxEngine
+
+            return OnnxEngine(checkpoint, threads, euler_steps, **options)
+        except ModuleNotFoundError as error:
+            raise CheckpointError(f"engine = 'onnx' needs {error.name}; run: pip install 'vipra_ros[onnx]'") from None
+    makers = {"torch": LeanSampler, "eager": NaiveSampler}
+    if kind not in makers:
+        raise CheckpointError(f"engine = {kind!r}: choose {', '.join(map(repr, ENGINES))}")
+    return TorchEngine(checkpoint, threads, euler_steps, makers[kind])
 
 
 class TorchEngine:
     """PyTorch on the CPU or the GPU the checkpoint was loaded to."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int = 0, euler_steps: int = 0):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        threads: int = 0,
+        euler_steps: int = 0,
+        sampler: Callable[[FlowPolicy, int], Sampler] = LeanSampler,
+    ):
         self.checkpoint = checkpoint
         self.steps = euler_steps or checkpoint.config.euler_steps
         self.normaliser, self.prompt = checkpoint.normaliser, checkpoint.prompt
         self._policy, self._vq = checkpoint.policy.eval().requires_grad_(False), checkpoint.vq
-        self._sample = LeanSampler(self._policy, self.steps)
+        self._sample = sampler(self._policy, self.steps)
         self._device = next(self._policy.parameters()).device
         self._between = torch.tensor(self.prompt.between, device=self._device)
         self._after = torch.tensor(self.prompt.after, device=self._device)

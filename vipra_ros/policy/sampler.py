@@ -57,3 +57,16 @@ def sample_naively(policy: FlowPolicy, prefix: Prefix, noise: Tensor, steps: int
         return policy.joint_pass(embedded, present, x[:, None], x.new_full((len(x), 1), time))[:, 0].float()
 
     return flow.euler(velocity, noise, steps)
+
+
+class NaiveSampler:
+    """`sample_naively` behind the call of the other samplers; what an engine is compared with."""
+
+    def __init__(self, policy: FlowPolicy, steps: int):
+        self.policy, self.steps = policy, steps
+
+    def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
+        """Normalised actions (b, h, a) from noise (b, h, a)."""
+        actions = sample_naively(self.policy, prefix, noise, self.steps)
+        mark("denoise")
+        return actions

@@ -1,0 +1,137 @@
+"""The policy through onnxruntime: the graphs of `export.py`, the same observation in and the same chunk out.
+
+The frame quantiser stays torch's: codes are the nearest of thousands, and another rounding would pick others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vipra_ros.model.policy import Prefix
+from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
+from vipra_ros.policy.engine import TorchEngine
+from vipra_ros.policy.export import export
+
+#: Name of a provider for people -> onnxruntime's, tried in this order.
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+
+
+def cache_folder(checkpoint: Checkpoint, precision: str) -> Path:
+    """Where graphs made without being asked for are kept: $XDG_CACHE_HOME/vipra_ros/onnx/<hash>-<precision>."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "vipra_ros" / "onnx" / f"{checkpoint.hash[:16]}-{precision}"
+
+
+def graphs_of(checkpoint: Checkpoint, folder: str | Path | None = None, precision: str = "fp32") -> Path:
+    """A folder of graphs that belong to this checkpoint; without one they are exported into the cache, once.
+
+    Raises:
+        CheckpointError: `folder` has no graphs, or those of another checkpoint.
+    """
+    made = Path(folder) if folder else cache_folder(checkpoint, precision)
+    if not (made / "graphs.json").exists():
+        if folder:
+            raise CheckpointError(f"{made} has no graphs.json; make it with: vipra export CHECKPOINT {made}")
+        if not checkpoint.hash:
+            raise CheckpointError("this checkpoint was never saved; save it, or export it and give the folder")
+        return export(checkpoint, made, precision)
+    try:
+        about = json.loads((made / "graphs.json").read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{made}/graphs.json: not valid JSON ({error}); export again") from None
+    if about.get("checkpoint") != checkpoint.hash:
+        raise CheckpointError(
+            f"{made} was made from checkpoint {str(about.get('checkpoint'))[:16]}, this is {checkpoint.hash[:16]}; "
+            "export again"
+        )
+    return made
+
+
+class OnnxSampler:
+    """Called like `LeanSampler`, for one observation without padding; all arrays stay where the provider computes."""
+
+    def __init__(self, folder: Path, steps: int, provider: str = "cpu", threads: int = 0):
+        import onnxruntime
+
+        if provider not in PROVIDERS:
+            raise CheckpointError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
+        wanted, there = PROVIDERS[provider], onnxruntime.get_available_providers()
+        if wanted[0] not in there:
+            raise CheckpointError(
+                f"provider {provider!r}: this onnxruntime has {', '.join(there)}; install onnxruntime-gpu, or use cpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Threads that wait spinning would take the cores from the executor and the cameras between two chunks.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.steps, self._place = steps, "cpu" if provider == "cpu" else "cuda"
+        self.sessions = [
+            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=list(wanted))
+            for name in ("prefill", "step")
+        ]
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._dt = self._put(np.array([1.0 / steps], np.float32))
+        self._times = [self._put(np.array([k / steps], np.float32)) for k in range(steps)]
+
+    def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
+        """Normalised actions (1, h, a) from noise (1, h, a)."""
+        if len(noise) != 1 or not bool(prefix.before_mask.all()):
+            raise ValueError("the graphs take one observation without padding")
+        prefill, step = self.sessions
+        given = {"before": prefix.before, "codes": prefix.codes}
+        if prefix.proprio is not None:
+            given["proprio"] = prefix.proprio
+        binding = prefill.io_binding()
+        for name, tensor in given.items():
+            binding.bind_ortvalue_input(name, self._put(tensor.cpu().numpy()))
+        for name in ("keys", "values"):
+            binding.bind_output(name, self._place)
+        prefill.run_with_iobinding(binding)
+        keys, values = binding.get_outputs()
+        mark("prefill")
+        x, other = self._put(noise.cpu().numpy()), self._put(np.empty(tuple(noise.shape), np.float32))
+        binding = step.io_binding()
+        for name, value in (("keys", keys), ("values", values), ("dt", self._dt)):
+            binding.bind_ortvalue_input(name, value)
+        for time in self._times:
+            binding.bind_ortvalue_input("actions", x)
+            binding.bind_ortvalue_input("t", time)
+            binding.bind_ortvalue_output("later", other)
+            step.run_with_iobinding(binding)
+            x, other = other, x
+        actions = torch.from_numpy(x.numpy())
+        mark("denoise")
+        return actions
+
+    def _put(self, array: np.ndarray):
+        return self._value(np.ascontiguousarray(array), self._place, 0)
+
+
+class OnnxEngine(TorchEngine):
+    """As `TorchEngine`, with onnxruntime computing prefix and steps."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        threads: int = 0,
+        euler_steps: int = 0,
+        graphs: str | Path | None = None,
+        precision: str = "fp32",
+        provider: str = "cpu",
+    ):
+        folder = graphs_of(checkpoint, graphs, precision)
+        super().__init__(
+            checkpoint, threads, euler_steps, lambda _, steps: OnnxSampler(folder, steps, provider, threads)
+        )
