@@ -19,6 +19,6 @@ POLICY = (
             "vipra export models/tiny out/graphs",
             (arg("checkpoint", metavar="CHECKPOINT", help="the policy: a folder, or the name of a shipped one"),
              arg("out", metavar="OUT", help="folder for the graphs; older graphs there are replaced"),
-             arg("--precision", default="fp32", choices=("fp32", "fp16", "int8"),
-                 help="fp16 is for GPUs, int8 has weights of 8 bits (%(default)s)")), to("policy.export:main")),
+             arg("--precision", default="fp32", choices=("fp32", "fp16"),
+                 help="fp16 is for GPUs (%(default)s)")), to("policy.export:main")),
 )

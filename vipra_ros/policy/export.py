@@ -29,8 +29,8 @@ from vipra_ros.model import flow
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.lean import LeanSampler
 
-#: fp32 equals torch to rounding; fp16 is for GPUs; int8 has 8-bit weights, activations scaled at run time.
-PRECISIONS = ("fp32", "fp16", "int8")
+#: fp32 equals torch to rounding; fp16 is for GPUs.
+PRECISIONS = ("fp32", "fp16")
 OPSET = 20
 #: Bytes of weights above which they go into a file of their own; protobuf ends at 2 GB.
 EXTERNAL = 1_900_000_000
@@ -172,8 +172,8 @@ def export(checkpoint: Checkpoint, out: str | Path, precision: str = "fp32") -> 
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         part = Path(folder) / "graphs"
         part.mkdir()
-        _write(prefill, seen, ("keys", "values"), {"before": {1: "l"}}, part / "prefill.onnx", precision)
-        _write(step, later, ("later",), {"keys": {3: "p"}, "values": {2: "p"}}, part / "step.onnx", precision)
+        _write(prefill, seen, ("keys", "values"), {"before": {1: "l"}}, part / "prefill.onnx")
+        _write(step, later, ("later",), {"keys": {3: "p"}, "values": {2: "p"}}, part / "step.onnx")
         about = {
             "checkpoint": checkpoint.hash,
             "precision": precision,
@@ -189,7 +189,7 @@ def export(checkpoint: Checkpoint, out: str | Path, precision: str = "fp32") -> 
 
 
 def _write(
-    graph: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...], free: dict, path: Path, precision: str
+    graph: nn.Module, given: dict[str, Tensor], outputs: tuple[str, ...], free: dict, path: Path
 ) -> None:
     import onnx
 
@@ -208,21 +208,6 @@ def _write(
         )
     size = sum(w.numel() * w.element_size() for w in graph.state_dict().values())
     program.save(path, external_data=size > EXTERNAL)
-    if precision == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        plain = path.with_suffix(".fp32.onnx")
-        path.rename(plain)
-        quantize_dynamic(
-            plain,
-            path,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul"],
-            extra_options={"MatMulConstBOnly": True},
-            use_external_data_format=size > EXTERNAL,
-        )
-        for left in path.parent.glob(f"{plain.name}*"):
-            left.unlink()
     onnx.checker.check_model(str(path))
 
 
