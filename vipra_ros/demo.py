@@ -61,7 +61,7 @@ def film(path: Path, seen: list) -> None:
     """Both cameras side by side, the chunk in force over the front one, from (trace, images) per episode."""
     from vipra_ros.control.profile import load_profile
     from vipra_ros.data.video import Codec, VideoEncoder
-    from vipra_ros.nodes.policy import decode_jpeg
+    from vipra_ros.policy.pictures import from_jpeg
     from vipra_ros.sim import film as frames
     from vipra_ros.sim.lockstep import LockstepWorld
     from vipra_ros.sim.projection import Pinhole
@@ -75,14 +75,14 @@ def film(path: Path, seen: list) -> None:
             if stamp < due:
                 continue
             due = max(due + 1 / FPS, stamp + 0.5 / FPS)
-            left = frames.enlarged(decode_jpeg(jpeg))
+            left = frames.enlarged(from_jpeg(jpeg))
             said = f"{stamp - trace.began:4.1f} s"
             running = [c for c in trace.chunks if c[1] <= stamp]
             if running:
                 frames.draw_plan(left, camera, profile, running[-1][2], trace.executed)
                 said += f", observation {1e3 * (stamp - running[-1][0]):.0f} ms old"
             near = min(wrist, key=lambda w: abs(w[0] - stamp), default=None)
-            right = frames.enlarged(decode_jpeg(near[1])) if near else None
+            right = frames.enlarged(from_jpeg(near[1])) if near else None
             encoder.add(frames.side_by_side(left, right, (trace.record.instruction, said)))
     encoder.close()
 

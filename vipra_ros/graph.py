@@ -71,7 +71,7 @@ _ROBOT = (
 )
 _EXECUTOR = (
     Argument("profile", "", "robot profile, a file of config/robots without its ending",
-             node="executor gello demonstrator"),
+             node="executor gello demonstrator policy"),
     Argument("realtime_config", "", "enforce needs a real-time kernel; empty: ignore in simulation, else the "
              "executor's own default", choices=("enforce", "ignore"), node="executor"),
     Argument("dry_run", "", "true: limited commands go to a preview topic, the arm is not moved", bool,
@@ -99,6 +99,11 @@ _POLICY = (
     Argument("instruction", "", "what to do, in words; may change later on the topic policy/instruction",
              node="policy"),
     Argument("rate", "", "most chunks per second", float, node="policy"),
+    Argument("engine", "", "what computes; remote: a policy server", choices=("torch", "remote"), node="policy"),
+    Argument("server", "", "of engine:=remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS",
+             node="policy"),
+    Argument("server_config", "", "YAML file on a server that does not say what it serves", node="policy"),
+    Argument("token_file", "", "file with the token that the server asks for", node="policy"),
 )
 _TELEOP = (
     Argument("gello", "", "emulated: no leader arm, servos that swing about the home pose", choices=("emulated",)),
@@ -164,6 +169,8 @@ def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
         wrong = next((a.name for a in _SIM if values[a.name] != a.default), None)
         if wrong:
             raise ConfigError(f"{system}: {wrong}:={values[wrong]} is for robot:=sim only; leave it out")
+    if (values.get("engine") == "remote") != bool(values.get("server")):
+        raise ConfigError(f"{system}: engine:=remote and server:=ws://HOST:PORT go together; add the other one")
     if values.get("expert"):
         _check_expert(values)
     elif values.get("episodes"):

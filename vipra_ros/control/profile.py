@@ -204,3 +204,23 @@ def load_profile(robot: str | Path = "fr3") -> RobotProfile:
                 f"robot profile {str(robot)!r} is unknown; use fr3, panda or the path of a YAML file"
             ) from None
     return load(RobotProfile, path)
+
+
+def check_joints(joint_names: tuple[str, ...], profile: RobotProfile) -> None:
+    """Refuse a policy that drives other joints than the robot has.
+
+    Raises:
+        ConfigError: joints differ in number, name or order.
+    """
+    mine, theirs = tuple(profile.joint_names), tuple(joint_names)
+    if len(mine) != len(theirs):
+        raise ConfigError(
+            f"checkpoint drives {len(theirs)} joints, robot {profile.name} has {len(mine)}; "
+            "use a checkpoint of this robot"
+        )
+    if mine != theirs:
+        first = next((a, b) for a, b in zip(theirs, mine) if a != b)
+        raise ConfigError(
+            f"checkpoint drives joint {first[0]!r} where robot {profile.name} has {first[1]!r}; "
+            "use a checkpoint of this robot or its profile"
+        )

@@ -23,7 +23,7 @@ def evaluate(
 ) -> tuple[list[EpisodeRecord], dict]:
     """Run `todo` (task, seed) through the nodes in real time; the records, and what else the JSON says."""
     from vipra_ros.learning.evaluate import write_video
-    from vipra_ros.nodes.policy import decode_jpeg
+    from vipra_ros.policy.pictures import from_jpeg
 
     pictures: list[bytes] = []
     statuses: list[ExecutorStatus] = []
@@ -41,7 +41,7 @@ def evaluate(
             if video:
                 write_video(
                     Path(video) / f"{task}-{seed:06d}.mp4",
-                    [decode_jpeg(p) for p in pictures],
+                    [from_jpeg(p) for p in pictures],
                     30.0,
                     f"{record.instruction}: {'done' if record.success else 'not done'}",
                 )

@@ -11,7 +11,6 @@ import uuid
 import zlib
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import rclpy
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
@@ -24,12 +23,14 @@ from std_msgs.msg import String
 
 from vipra_ros.config import ConfigError, param
 from vipra_ros.control.chunk import ActionChunk
+from vipra_ros.control.profile import check_joints, load_profile
 from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
 from vipra_ros.policy.observation import HistorySettings
+from vipra_ros.policy.pictures import from_jpeg
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 
@@ -47,7 +48,16 @@ class PolicySettings:
 
     checkpoint: str = param("models/tiny", doc="checkpoint folder, or the name of a shipped one")
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
-    engine: str = param("torch", doc="what computes: torch or onnxruntime", choices=("torch", "onnx"))
+    engine: str = param(
+        "torch", doc="what computes: torch, onnxruntime, or a policy server", choices=("torch", "onnx", "remote")
+    )
+    server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")
+    server_config: str = param("", doc="YAML file on a server that does not say what it serves")
+    token_file: str = param("", doc="file with the token that the server asks for")
+    server_ca: str = param("", doc="file of the certificate that signed the server's; empty: those of the system")
+    deadline: float = param(1.0, doc="time for an answer of the server", unit="s", low=0.05, high=60.0)
+    jpeg: int = param(0, doc="JPEG quality of images on their way to the server, 0: pixels", low=0, high=100)
+    profile: str = param("", doc="robot profile that the policy must fit; empty: left to the executor")
     threads: int = param(0, doc="threads of the engine, 0: all processors but one, 4 at most", low=0, high=256)
     mode: str = param(
         "async",
@@ -77,7 +87,8 @@ class PolicyNode(Node):
         self.settings = s = declare(self, PolicySettings)
         # The loop counts from here on: seconds since 1970 in a float would round a stamp to 0.2 microseconds.
         self._origin = self.get_clock().now().nanoseconds
-        self.folder = resolve(s.checkpoint)
+        self.folder = resolve(s.checkpoint) if s.engine != "remote" else None
+        self._remote = None
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
         self._cameras_ready = False
@@ -124,11 +135,25 @@ class PolicyNode(Node):
 
     def __exit__(self, *exc: object) -> None:
         self.loop.stop()
+        if self._remote is not None:
+            self._remote.close()
         self._thread.join(timeout=PATIENCE)
 
     # --- loading, in the loop's thread ---------------------------------------------------------------------
 
     def _load(self) -> tuple[object, Plan]:
+        engine = self._connect() if self.settings.engine == "remote" else self._load_here()
+        checkpoint = engine.checkpoint
+        unknown = sorted(set(self._topics) - set(checkpoint.config.cameras))
+        if unknown:
+            raise ConfigError(
+                f"camera_topics names {unknown[0]!r}; this checkpoint looks at {', '.join(checkpoint.config.cameras)}"
+            )
+        if self.settings.profile:
+            check_joints(checkpoint.config.joint_names, load_profile(self.settings.profile))
+        return engine, Plan.of(checkpoint)
+
+    def _load_here(self) -> object:
         from vipra_ros.policy.checkpoint import (
             Checkpoint,  # torch takes seconds: the node already tells its state
         )
@@ -137,12 +162,25 @@ class PolicyNode(Node):
         checkpoint = Checkpoint.load(self.folder)
         engine = load_engine(checkpoint, self.settings.engine, self.settings.threads or _threads())
         self._engine_text = f"{self.settings.engine} {next(checkpoint.policy.parameters()).device.type}"
-        unknown = sorted(set(self._topics) - set(checkpoint.config.cameras))
-        if unknown:
-            raise ConfigError(
-                f"camera_topics names {unknown[0]!r}; this checkpoint looks at {', '.join(checkpoint.config.cameras)}"
+        return engine
+
+    def _connect(self) -> object:
+        from vipra_ros.serving.contract import read_token
+        from vipra_ros.serving.remote import RemoteEngine, Server
+
+        s = self.settings
+        self._engine_text = f"remote {s.server}"
+        self._remote = RemoteEngine(
+            Server(
+                s.server,
+                read_token(s.token_file),
+                s.deadline,
+                jpeg=s.jpeg,
+                describe=s.server_config,
+                ca=s.server_ca,
             )
-        return engine, Plan.of(checkpoint)
+        )
+        return self._remote
 
     def _listen(self) -> None:
         """Subscribe to the cameras that the checkpoint asks for (executor thread)."""
@@ -244,7 +282,7 @@ def decode(message: CompressedImage | Image) -> np.ndarray:
         ValueError: the data are no image, or of an encoding that is not supported.
     """
     if isinstance(message, CompressedImage):
-        return decode_jpeg(message.data)
+        return from_jpeg(message.data)
     channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}.get(message.encoding)
     if channels is None:
         raise ValueError(f"image encoding {message.encoding!r} is not supported; publish rgb8 or bgr8")
@@ -253,14 +291,6 @@ def decode(message: CompressedImage | Image) -> np.ndarray:
     if channels == 1:
         return np.repeat(image, 3, axis=2)
     return image[..., 2::-1] if message.encoding.startswith("bgr") else image[..., :3]
-
-
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """JPEG or PNG bytes as uint8 RGB (H, W, 3); ValueError when they are neither."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{len(data)} bytes are no image; publish JPEG or PNG")
-    return image[..., ::-1]
 
 
 def _threads() -> int:

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import ACTION_SPACES, GRIPPER_CONVENTION
+from vipra_ros.control.profile import check_joints
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
@@ -181,18 +182,10 @@ class Checkpoint:
         Raises:
             CheckpointError: joints differ in number, name or order, or data leave the robot's position limits.
         """
-        names = tuple(profile.joint_names)
-        if len(names) != len(self.config.joint_names):
-            raise CheckpointError(
-                f"checkpoint drives {len(self.config.joint_names)} joints, robot {profile.name} has "
-                f"{len(names)}; use a checkpoint of this robot"
-            )
-        if names != self.config.joint_names:
-            first = next((a, b) for a, b in zip(self.config.joint_names, names) if a != b)
-            raise CheckpointError(
-                f"checkpoint drives joint {first[0]!r} where robot {profile.name} has {first[1]!r}; "
-                "use a checkpoint of this robot or its profile"
-            )
+        try:
+            check_joints(self.config.joint_names, profile)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
 
 
 def folder_hash(path: str | Path) -> str:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 
 from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
 from vipra_ros.policy.lean import LeanSampler
-from vipra_ros.policy.observation import Observation
+from vipra_ros.policy.observation import Observation, ObservationError, Prediction
+from vipra_ros.policy.pictures import resize
 from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
@@ -23,22 +22,6 @@ REMEMBERED = 64
 #: torch: the lean sampler. onnx: onnxruntime. eager: the plain network.
 ENGINES = ("torch", "onnx", "eager")
 Sampler = Callable[[Prefix, torch.Tensor, Callable[[str], None]], torch.Tensor]
-
-
-class ObservationError(ValueError):
-    """An observation cannot be answered; the message names what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A chunk: float64 (horizon, a) in raw units (rad and gripper +-1, or as the action space says).
-
-    timing: ms by stage, `total` included. seed: of the noise, None when it was fresh.
-    """
-
-    actions: np.ndarray
-    timing: dict[str, float] = field(default_factory=dict)
-    seed: int | None = None
 
 
 class Engine(Protocol):
@@ -179,17 +162,6 @@ class TorchEngine:
                 torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps :])).float()[None].to(self._device)
             )
         return joints[-1], proprio
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> (size, size, 3): the centre square, by area averaging."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[top : top + side, left : left + side]
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
 
 
 class _Stages:

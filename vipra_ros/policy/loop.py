@@ -19,7 +19,7 @@ import numpy as np
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.guard import State as Executor
-from vipra_ros.policy.observation import FrameHistory, HistorySettings, Observation
+from vipra_ros.policy.observation import FrameHistory, HistorySettings, NoAnswer, Observation
 from vipra_ros.policy.scheduler import Latency, Scheduler
 from vipra_ros.policy.streams import JointHistory, StreamMonitor
 
@@ -33,6 +33,8 @@ SETTLE = 0.1
 EXECUTOR_TIMEOUT = 1.0
 #: Undecoded images kept per camera: two seconds at 60 Hz.
 KEPT = 120
+#: s between two attempts at an engine that gives no answer.
+RETRY = 0.2
 #: s; a stamp further back than this is a clock set back, not an image that came late.
 CLOCK_JUMP = 1.0
 
@@ -150,6 +152,7 @@ class PolicyLoop:
         self._joints = JointHistory()
         self._scheduler: Scheduler | None = None
         self._phase, self._reasons = Phase.LOADING, ()
+        self._unanswered: tuple[str, ...] = ()
         self._task_id, self._instruction = 0, ""
         self._executor: tuple[int, int, int] | None = None  # state, epoch, queue
         self._executor_seen = self._published_at = -math.inf
@@ -235,8 +238,21 @@ class PolicyLoop:
         except Exception as error:  # the node stays up to tell; nothing is published any more
             self._set(Phase.FAULT, (f"{type(error).__name__}: {error}",))
 
+    def _insist(self, attempt: Callable[[], object], phase: Phase) -> object:
+        """Do what the engine can only do when it is within reach, as soon as it is."""
+        while not self._stopped:
+            try:
+                return attempt()
+            except NoAnswer as error:
+                self._set(phase, (str(error),))
+                with self._wake:
+                    self._wake.wait(RETRY)
+        return None
+
     def _prepare(self) -> object:
-        engine, plan = self._load()
+        if (loaded := self._insist(self._load, Phase.LOADING)) is None:
+            return None
+        engine, plan = loaded
         t = self.timing
         scheduler = Scheduler(plan.execute, plan.period, t.mode, t.rate, t.margin)
         with self._wake:
@@ -245,8 +261,7 @@ class PolicyLoop:
             self._encoded = {c: OrderedDict() for c in plan.cameras}
             self._monitors = {c: StreamMonitor() for c in plan.cameras}
         self._set(Phase.WARMING, ())
-        if not self._stopped:
-            engine.warm_up()
+        self._insist(engine.warm_up, Phase.WARMING)
         return engine
 
     def _answer(self, engine: object) -> None:
@@ -258,7 +273,8 @@ class PolicyLoop:
                 self._set(Phase.WAITING if problems else Phase.PAUSED, (*problems, *held))
                 self._wake.wait(0.05)
                 return
-            self._set(Phase.RUNNING, ())
+            # After no answer, RUNNING is believed with the next one only.
+            self._set(Phase.WAITING if self._unanswered else Phase.RUNNING, self._unanswered)
             stamp, plan, number = chosen.stamp, self.plan, self._chunks + 1
             if stamp < self._scheduler.due(self._empty_since):
                 self._wake.wait(0.05)
@@ -268,10 +284,21 @@ class PolicyLoop:
             task, words, epoch = self._task_id, self._instruction, self._epoch()
         frames = {c: np.stack([self._decode(p) for p in pair]) for c, pair in pictures.items()}
         began = time.monotonic()
-        prediction = engine.infer(
-            Observation(stamp, frames, words, vectors, chosen.frame_stamps),
-            None if self.timing.seed is None else self.timing.seed + number,
-        )
+        try:
+            prediction = engine.infer(
+                Observation(stamp, frames, words, vectors, chosen.frame_stamps),
+                None if self.timing.seed is None else self.timing.seed + number,
+            )
+        except NoAnswer as error:
+            self._unanswered = (str(error),)
+            self._set(Phase.WAITING, self._unanswered)
+            with self._wake:
+                if not self._stopped:
+                    self._wake.wait(RETRY)
+            return
+        if self._unanswered:
+            self._unanswered = ()
+            self._set(Phase.RUNNING, ())
         self._inference.add(time.monotonic() - began)
         with self._wake:
             if self._stopped or task != self._task_id or epoch != self._epoch() or self._holds():

@@ -35,6 +35,26 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A chunk: float64 (horizon, a) in raw units (rad and gripper +-1, or as the action space says).
+
+    timing: ms by stage, `total` included. seed: of the noise, None when it was fresh.
+    """
+
+    actions: np.ndarray
+    timing: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+class ObservationError(ValueError):
+    """An observation cannot be answered; the message names what is wrong with it."""
+
+
+class NoAnswer(RuntimeError):
+    """The engine cannot be reached now, or was too slow this time; asking again later may help."""
+
+
+@dataclass(frozen=True)
 class HistorySettings:
     """How frames are kept and when a camera is not to be trusted."""
 
