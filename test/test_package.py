@@ -102,7 +102,7 @@ sys.meta_path.insert(0, Block())
 for name in {[n.removesuffix(".__init__") for n in names]!r}:
     importlib.import_module(name)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

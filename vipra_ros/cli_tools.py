@@ -34,7 +34,7 @@ TOOLS = (
             (arg("system", help="policy, teleop, sim or replay"),
              arg("arguments", nargs="*", metavar="name:=value", help="launch arguments, as for vipra up"),
              arg("--json", action="store_true", help="print JSON, with what each parameter means")),
-            to("nodes.config_dump:main")),
+            to("nodes.config_dump:dump")),
     Command("faults", "Safety", "Break policy, clock, controller, executor on purpose: detected, stopped, what then.",
             "vipra faults --sim --json out/faults.json",
             (arg("--sim", action="store_true", help="on the simulated arm; there is no other way"),

@@ -120,7 +120,7 @@ def as_yaml(nodes: dict[str, list[Value]], namespace: str = "") -> str:
     return "\n".join(lines)
 
 
-def main(system: str, arguments: list[str], json: bool) -> None:
+def dump(system: str, arguments: list[str], json: bool) -> None:
     """`vipra config dump`."""
     processes = graph.processes(system, graph.parse(arguments))
     nodes = {p.executable: values(p) for p in processes}

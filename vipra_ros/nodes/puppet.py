@@ -23,7 +23,7 @@ def path(home: np.ndarray, t: float) -> np.ndarray:
     return home + SIZE * np.array([1, 0.3, 1, 0.3, 1, 0.5, 1]) * np.sin(2 * np.pi * SWING * t)
 
 
-def main() -> None:
+def publish() -> None:
     """Publish until standard input ends."""
     import rclpy
 
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    publish()
