@@ -21,6 +21,8 @@ from franky_sim import SimulationServer
 from franky_sim.mujoco_simulator import MujocoSimulator
 
 from . import scene, tasks
+from .brisk import brisk
+from .brisk import tick as advance
 from .world import World
 
 #: Further behind than this it gives up catching up: time then runs slow instead of in a burst that a
@@ -75,6 +77,7 @@ def main(host: str, path: str, realtime: bool) -> None:
     sim.init()
     server = SimulationServer(sim, hostname_candidates=[host])
     server.init()
+    brisk(sim, server)
     world, pending = World(sim.model, sim.data), ""
     shared = SharedState(path, sim.model.nq, sim.model.nv)
     shared.write(sim.data)
@@ -96,7 +99,7 @@ def main(host: str, path: str, realtime: bool) -> None:
                 _place(world, line)
                 shared.write(sim.data)
                 print("placed", flush=True)
-        server.run_once(realtime=False)
+        advance(sim, server)
         shared.write(sim.data)
         tick += 1
         if not realtime:
