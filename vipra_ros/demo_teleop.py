@@ -23,6 +23,13 @@ from vipra_ros.config import ConfigError
 LIMIT = 120.0
 #: s after SIGINT that all nodes are given to end.
 END_TIMEOUT = 6.0
+#: Pictures at the rate of the data set: the arm, its controller and cameras share this machine's cores with all else.
+CAMERAS = """/**/sim:
+  ros__parameters:
+    camera_rate: 15.0
+"""
+#: s; for the same reason longer pauses in the bags are bridged than on a robot, where they would mean a fault.
+BRIDGED = 0.4
 SAID = re.compile(r"\[demonstrator\]: (.*)")
 
 
@@ -69,7 +76,7 @@ def demonstrate(task: str, seed: int, episodes: int, bags: Path, log: Path) -> l
     from vipra_ros.nodes.system import PATIENT
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as parameters:
-        parameters.write(PATIENT)
+        parameters.write(PATIENT + CAMERAS)
         parameters.flush()
         number = os.getpid()
         given = {
@@ -113,9 +120,11 @@ def _end(process: subprocess.Popen) -> None:
 
 def _convert(bags: Path, dataset: Path, console) -> None:
     from vipra_ros.data.convert import convert
+    from vipra_ros.data.work import load_settings
 
+    settings = load_settings(resampling={"joint_gap": BRIDGED, "image_age": BRIDGED})
     began = time.monotonic()
-    report = convert([bags], dataset, progress=False, quiet=True)
+    report = convert([bags], dataset, progress=False, quiet=True, settings=settings)
     flags = ", ".join(f"{k} {n}x" for k, n in report.flags().items()) or "none"
     seconds = time.monotonic() - began
     console.print(f"   {report.count('converted')} episodes, {report.frames} frames in {seconds:.1f} s; flags: {flags}")
