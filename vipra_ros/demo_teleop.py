@@ -23,10 +23,15 @@ from vipra_ros.config import ConfigError
 LIMIT = 120.0
 #: s after SIGINT that all nodes are given to end.
 END_TIMEOUT = 6.0
-#: Pictures at the rate of the data set: the arm, its controller and cameras share this machine's cores with all else.
-CAMERAS = """/**/sim:
+#: The arm, its controller, cameras and servos are programs here and share the cores with all else: pictures at the
+#: rate of the data set, fewer passes of the executor, and a servo may answer late.
+FRUGAL = """    control_rate: 60.0
+/**/sim:
   ros__parameters:
     camera_rate: 15.0
+/**/gello:
+  ros__parameters:
+    late_read: 0.3
 """
 #: s; for the same reason longer pauses in the bags are bridged than on a robot, where they would mean a fault.
 BRIDGED = 0.4
@@ -76,7 +81,7 @@ def demonstrate(task: str, seed: int, episodes: int, bags: Path, log: Path) -> l
     from vipra_ros.nodes.system import PATIENT
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as parameters:
-        parameters.write(PATIENT + CAMERAS)
+        parameters.write(PATIENT + FRUGAL)
         parameters.flush()
         number = os.getpid()
         given = {
