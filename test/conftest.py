@@ -56,6 +56,7 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
         proprio_steps=proprio_steps,
         prompt="{task}",
         euler_steps=4,
+        noise_scale=1.0,
         attention_order="causal",
         flow_estimator="none",
         perceptual_loss="none",

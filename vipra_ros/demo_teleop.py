@@ -23,13 +23,8 @@ from vipra_ros.config import ConfigError
 LIMIT = 120.0
 #: s after SIGINT that all nodes are given to end.
 END_TIMEOUT = 6.0
-#: The arm, its controller, cameras and servos are programs here and share the cores with all else: pictures at the
-#: rate of the data set, fewer passes of the executor, and a servo may answer late.
-FRUGAL = """    control_rate: 60.0
-/**/sim:
-  ros__parameters:
-    camera_rate: 15.0
-/**/gello:
+#: The servos are a program here and share the cores with all else: one may answer late.
+LATE = """/**/gello:
   ros__parameters:
     late_read: 0.3
 """
@@ -81,7 +76,7 @@ def demonstrate(task: str, seed: int, episodes: int, bags: Path, log: Path) -> l
     from vipra_ros.nodes.system import PATIENT
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as parameters:
-        parameters.write(PATIENT + FRUGAL)
+        parameters.write(PATIENT + LATE)
         parameters.flush()
         number = os.getpid()
         given = {

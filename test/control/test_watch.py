@@ -147,7 +147,7 @@ def test_limiter_activity_holds(make_rig):
         rig.offer(lambda t: home + flips * (1 if int(t * 5) % 2 else -1))
         rig.run(0.1)
         assert rig.now < rig.start + 5
-    assert "limits kept the arm from" in rig.core.status.reasons[-1]
+    assert "limits kept the arm far from" in rig.core.status.reasons[-1]
     assert rig.wrong() == []
 
 

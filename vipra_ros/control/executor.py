@@ -170,7 +170,7 @@ class ExecutorCore(Intake, Operator):
                 self.telemetry.actions.note(segment.end)
                 if not self._homing and segment.end > self._ramp[1]:
                     # Kept inside the workspace is no overload: sliding along the table is a policy's right.
-                    overload = bool(segment.limited & (Limited.REACH | Limited.BRAKE))
+                    overload = bool(segment.limited & (Limited.FAR | Limited.BRAKE))
                     self._watch.limiter.note(segment.end, overload)
 
     def _replan(self, now: float) -> None:

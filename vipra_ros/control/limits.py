@@ -27,6 +27,8 @@ APPROACH = 0.65
 VELOCITY_SHARE = 0.9
 #: rad; a row that ends further from its target counts as limited.
 MISSED = 2e-3
+#: rad; a row missed by more is an overload. Two chunks that disagree a little miss rows by less, all the time.
+FAR_MISSED = 0.05
 #: s; up to this row period a joint far from its limits needs no look at them.
 FAR_PERIOD = 0.2
 #: Points of a braking motion that are checked, as shares of its time.
@@ -176,8 +178,10 @@ class Limiter:
         safe = self._holds(state, segment)
         if not safe.all():
             segment = self._each(state, time, q, dq, up, down, ~safe, flag | Limited.BRAKE)
-        if np.abs(segment.at(time)[0] - q).max() > MISSED:
-            segment = Segment(segment.start, segment.end, segment.profiles, segment.limited | Limited.REACH)
+        missed = np.abs(segment.at(time)[0] - q).max()
+        if missed > MISSED:
+            flags = segment.limited | Limited.REACH | (Limited.FAR if missed > FAR_MISSED else Limited.NO)
+            segment = Segment(segment.start, segment.end, segment.profiles, flags)
         return segment
 
     def _each(

@@ -30,6 +30,7 @@ class Limited(enum.IntFlag):
     WORKSPACE = 2  # the target lay outside the workspace box or under the table's clearance
     REACH = 4  # velocity, acceleration or jerk limits kept the row from being reached in time
     BRAKE = 8  # some joint braked because following the target was not safe
+    FAR = 16  # REACH, and by so much that the policy asks for another arm than this one
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class ExecutorSettings:
     )
     tracking_limit: float = param(0.25, doc="largest |commanded - measured| of a joint", unit="rad", low=0.01, high=1.0)
     tracking_time: float = param(0.1, doc="how long tracking_limit must be exceeded", unit="s", low=0.0, high=2.0)
-    limiter_share: float = param(0.95, doc="share of limited rows that holds the arm, 1: never", low=0.1, high=1.0)
+    limiter_share: float = param(
+        0.95, doc="share of rows missed by over 0.05 rad that holds the arm, 1: never", low=0.1, high=1.0
+    )
     limiter_window: float = param(3.0, doc="time over which limiter_share is judged", unit="s", low=0.2, high=60.0)
     # the last hop
     sink: str = param(

@@ -152,7 +152,7 @@ class Watchdogs:
             return f"dead-man silent for {now - self.deadman:.2f} s; hold it, then call executor/arm"
         if self.limiter.trips(now):
             return (
-                f"limits kept the arm from {100 * self.limiter.active(now):.0f} % of the rows in "
+                f"limits kept the arm far from {100 * self.limiter.active(now):.0f} % of the rows in "
                 f"{self.settings.limiter_window} s; the policy asks for more than the arm may do, slow it"
             )
         return ""

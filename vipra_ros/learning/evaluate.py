@@ -45,7 +45,7 @@ class Job:
     video: str | None = None
     threads: int = 0
     seconds: float | None = None
-    engine: str = "torch"
+    engine: str = "auto"
 
 
 class Decider:
@@ -169,7 +169,7 @@ class FastLane:
         )
 
 
-def load(checkpoint: str | Path, threads: int = 0, engine: str = "torch"):
+def load(checkpoint: str | Path, threads: int = 0, engine: str = "auto"):
     """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice. `engine`: see policy.engine.ENGINES."""
     import torch
 
@@ -217,7 +217,7 @@ def main(
     workers: int = 1,
     seconds: float | None = None,
     quiet: bool = False,
-    engine: str = "torch",
+    engine: str = "auto",
 ) -> dict:
     """Evaluate `checkpoint` on `episodes` starts of each task, seeds from `seed` on.
 
@@ -286,7 +286,7 @@ def _fast(
     workers: int,
     seconds: float | None,
     quiet: bool,
-    engine: str = "torch",
+    engine: str = "auto",
 ) -> tuple[list[EpisodeRecord], dict]:
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else 0
     checkpoint, loaded = load(folder, threads, engine)

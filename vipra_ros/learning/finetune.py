@@ -61,6 +61,7 @@ class Finetune:
     early_frames: int = param(8, doc="frames that count as the beginning", low=1)
     draws: int = param(4, doc="(noise, time) pairs per observation and step", low=1)
     euler_steps: int = param(10, doc="integration steps of the sampler", low=1)
+    noise_scale: float = param(1.0, doc="of the noise the sampler starts from; 0: none", low=0.0, high=2.0)
     holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one per task", low=0.0, high=0.5)
     holdout_seed: int = param(0, doc="seed of that choice")
     episodes: int = param(0, doc="training episodes used; 0 is all", low=0)
@@ -138,7 +139,7 @@ class FinetuneJob:
         for i in range(0, len(index), 64):
             prefix, _, truth = self.example(data, index[i : i + 64])
             with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
-                normal = sample(self.model, prefix, noise[i : i + 64], c.euler_steps)
+                normal = sample(self.model, prefix, c.noise_scale * noise[i : i + 64], c.euler_steps)
             made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i : i + 64]]))
             raw.append(truth)
         made, raw = np.concatenate(made), np.concatenate(raw)
@@ -292,6 +293,7 @@ def _describe(config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, datas
         proprio_steps=policy.proprio_steps,
         prompt=config.prompt,
         euler_steps=config.euler_steps,
+        noise_scale=config.noise_scale,
         attention_order="bidirectional" if policy.bidirectional_actions else "causal",
         flow_estimator="none",
         perceptual_loss="none",

@@ -10,7 +10,7 @@ import numpy as np
 from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes.session import Session
-from vipra_ros.nodes.system import System
+from vipra_ros.nodes.system import CAMERA_RATE, System
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
                 write_video(
                     Path(video) / f"{task}-{seed:06d}.mp4",
                     [from_jpeg(p) for p in pictures],
-                    30.0,
+                    CAMERA_RATE,
                     f"{record.instruction}: {'done' if record.success else 'not done'}",
                 )
             yield record

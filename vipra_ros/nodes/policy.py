@@ -49,7 +49,9 @@ class PolicySettings:
     checkpoint: str = param("models/tiny", doc="checkpoint folder, or the name of a shipped one")
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
     engine: str = param(
-        "torch", doc="what computes: torch, onnxruntime, or a policy server", choices=("torch", "onnx", "remote")
+        "auto",
+        doc="what computes: auto (onnx where graphs are ready, else torch), torch, onnx, or remote, a policy server",
+        choices=("auto", "torch", "onnx", "remote"),
     )
     server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")
     server_config: str = param("", doc="YAML file on a server that does not say what it serves")
@@ -161,7 +163,8 @@ class PolicyNode(Node):
 
         checkpoint = Checkpoint.load(self.folder)
         engine = load_engine(checkpoint, self.settings.engine, self.settings.threads or _threads())
-        self._engine_text = f"{self.settings.engine} {next(checkpoint.policy.parameters()).device.type}"
+        kind = type(engine).__name__.removesuffix("Engine").lower()
+        self._engine_text = f"{kind} {next(checkpoint.policy.parameters()).device.type}"
         return engine
 
     def _connect(self) -> object:

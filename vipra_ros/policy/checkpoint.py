@@ -64,6 +64,7 @@ class CheckpointConfig:
     proprio_steps: int = param(doc="joint vectors given to the policy", low=0)
     prompt: str = param(doc="template around the instruction")
     euler_steps: int = param(doc="integration steps of the sampler", low=1)
+    noise_scale: float = param(doc="of the noise the sampler starts from; 1: as trained, 0: none", low=0.0, high=2.0)
     attention_order: str = param(doc="visibility inside a chunk", choices=("causal", "bidirectional"))
     flow_estimator: str = param(doc="optical flow used by stage 1, none without one")
     perceptual_loss: str = param(doc="perceptual loss used by stage 1, none without one")
@@ -105,6 +106,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     card: str = ""
     hash: str = ""
+    folder: Path | None = None
 
     @property
     def normaliser(self) -> Normaliser:
@@ -127,7 +129,7 @@ class Checkpoint:
         for name, module in (("policy", self.policy), ("vq", self.vq)):
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / f"{name}.safetensors")
         (path / "card.md").write_text(self.card)
-        self.hash = folder_hash(path)
+        self.hash, self.folder = folder_hash(path), path
         return self.hash
 
     @classmethod
@@ -174,6 +176,7 @@ class Checkpoint:
             tokenizer,
             card,
             folder_hash(path),
+            path,
         )
 
     def check(self, profile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
 REMEMBERED = 64
-#: torch: the lean sampler. onnx: onnxruntime. eager: the plain network.
-ENGINES = ("torch", "onnx", "eager")
+#: auto: onnx where it is installed and graphs are ready, else torch. torch: the lean sampler. onnx: onnxruntime.
+#: eager: the plain network.
+ENGINES = ("auto", "torch", "onnx", "eager")
 Sampler = Callable[[Prefix, torch.Tensor, Callable[[str], None]], torch.Tensor]
 
 
@@ -43,6 +45,8 @@ def load_engine(
 
     options: of `onnx_engine.OnnxEngine` (graphs, precision, provider).
     """
+    if kind == "auto":
+        kind = "onnx" if _graphs_ready(checkpoint) else "torch"
     if kind == "onnx":
         try:
             from vipra_ros.policy.onnx_engine import OnnxEngine
@@ -54,6 +58,14 @@ def load_engine(
     if kind not in makers:
         raise CheckpointError(f"engine = {kind!r}: choose {', '.join(map(repr, ENGINES))}")
     return TorchEngine(checkpoint, threads, euler_steps, makers[kind])
+
+
+def _graphs_ready(checkpoint: Checkpoint) -> bool:
+    """Whether onnxruntime can compute this checkpoint at once, where it does better: on the CPU."""
+    from vipra_ros.policy.onnx_engine import ready_graphs
+
+    on_cpu = next(checkpoint.policy.parameters()).device.type == "cpu"
+    return on_cpu and importlib.util.find_spec("onnxruntime") is not None and ready_graphs(checkpoint) is not None
 
 
 class TorchEngine:
@@ -98,7 +110,7 @@ class TorchEngine:
         codes = self._encode(observation, clock)
         before = torch.tensor([self.prompt.before(observation.instruction)], device=self._device)
         prefix = Prefix(before, torch.ones_like(before, dtype=torch.bool), codes, self._between, self._after, proprio)
-        noise = draw_noise(self._policy, 1, seed).to(self._device)
+        noise = self.checkpoint.config.noise_scale * draw_noise(self._policy, 1, seed).to(self._device)
         normal = self._sample(prefix, noise, clock.mark)
         actions = self.normaliser.raw_actions(normal[0].double().cpu().numpy(), state)
         if not np.isfinite(actions).all():

@@ -33,13 +33,25 @@ def cache_folder(checkpoint: Checkpoint, precision: str) -> Path:
     return root / "vipra_ros" / "onnx" / f"{checkpoint.hash[:16]}-{precision}"
 
 
+def ready_graphs(checkpoint: Checkpoint, precision: str = "fp32") -> Path | None:
+    """Graphs of this checkpoint that need not be made: in its folder `onnx`, or in the cache."""
+    for made in (checkpoint.folder and checkpoint.folder / "onnx", cache_folder(checkpoint, precision)):
+        try:
+            about = json.loads((made / "graphs.json").read_text()) if made else {}
+        except (OSError, json.JSONDecodeError):
+            continue
+        if (about.get("checkpoint"), about.get("precision")) == (checkpoint.hash, precision):
+            return made
+    return None
+
+
 def graphs_of(checkpoint: Checkpoint, folder: str | Path | None = None, precision: str = "fp32") -> Path:
-    """A folder of graphs that belong to this checkpoint; without one they are exported into the cache, once.
+    """A folder of graphs that belong to this checkpoint; where none are ready they are exported into the cache, once.
 
     Raises:
         CheckpointError: `folder` has no graphs, or those of another checkpoint.
     """
-    made = Path(folder) if folder else cache_folder(checkpoint, precision)
+    made = Path(folder) if folder else ready_graphs(checkpoint, precision) or cache_folder(checkpoint, precision)
     if not (made / "graphs.json").exists():
         if folder:
             raise CheckpointError(f"{made} has no graphs.json; make it with: vipra export CHECKPOINT {made}")
