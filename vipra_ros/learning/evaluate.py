@@ -244,8 +244,6 @@ def main(
         raise ConfigError(f"mode {mode!r}: choose one of {', '.join(MODES)}")
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}: give at least 1")
-    if ros and engine != "torch":
-        raise ConfigError(f"engine = {engine!r} with the nodes: set the parameter engine of the policy node instead")
     wanted = list(tasks.TASKS) if task == "all" else [task]
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
@@ -253,7 +251,7 @@ def main(
     if ros:
         from vipra_ros.nodes.evaluation import evaluate as through_ros
 
-        records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress)
+        records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress, engine)
         about |= extra
     else:
         records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet, engine)

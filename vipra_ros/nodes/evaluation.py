@@ -20,6 +20,7 @@ def evaluate(
     video: str | Path | None = None,
     seconds: float | None = None,
     progress: Callable[[Iterable[EpisodeRecord], int], Iterator[EpisodeRecord]] | None = None,
+    engine: str = "auto",
 ) -> tuple[list[EpisodeRecord], dict]:
     """Run `todo` (task, seed) through the nodes in real time; the records, and what else the JSON says."""
     from vipra_ros.learning.evaluate import write_video
@@ -49,7 +50,7 @@ def evaluate(
 
     if video:
         Path(video).mkdir(parents=True, exist_ok=True)
-    with System(folder, mode=mode) as system:
+    with System(folder, mode=mode, engine=engine) as system:
         session = Session(system.domain, system.check, keep if video else None)
         try:
             session.wait_ready()

@@ -61,7 +61,7 @@ class System:
             "sim_host": host,
             **({"checkpoint": str(checkpoint)} if system == "policy" else {}),
             "arm_on_start": "false",
-            "camera_rate": "15",  # the rate of the shipped policy; two cores have no more to give
+            "camera_rate": str(CAMERA_RATE),
             **arguments,
         }
         self.log = Path(log or Path(tempfile.mkdtemp(prefix="vipra-")) / "system.log")
