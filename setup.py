@@ -25,6 +25,7 @@ sim = ["franky-sim>=1.0.4", "mujoco>=3.3", "opencv-python-headless>=4.10", *robo
 train = ["torch>=2.6", "transformers>=4.53", "tokenizers>=0.21", "safetensors>=0.5", "pyarrow>=18", "av>=14",
          "opencv-python-headless>=4.10", "rosbags>=0.10.4", "matplotlib>=3.9"]
 serve = ["websockets>=13", "msgpack>=1.0.5", "opencv-python-headless>=4.10"]
+console = ["nicegui>=3.0,<4"]
 dev = ["msgpack>=1", "sentencepiece>=0.2", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"]
 
 setup(
@@ -39,7 +40,8 @@ setup(
     packages=find_packages(include=["vipra_ros", "vipra_ros.*"]),
     data_files=shared("config", "launch", "models"),
     install_requires=["numpy>=1.26", "PyYAML>=6", "rich>=13", "honcho>=2"],
-    extras_require={"robot": robot, "sim": sim, "train": train, "serve": serve, "ray": ["ray>=2.9", *train],
-                    "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5", *train], "dev": dev},
+    extras_require={"robot": robot, "sim": sim, "train": train, "serve": serve, "console": console,
+                    "ray": ["ray>=2.9", *train], "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5", *train],
+                    "dev": dev},
     entry_points={"console_scripts": ["vipra = vipra_ros.cli:main"]},
 )

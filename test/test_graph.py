@@ -15,7 +15,7 @@ def every_node_exists(monkeypatch, tmp_path):
     """The graph of every system, whether this version has all its nodes or not."""
     nodes = tmp_path / "nodes"
     nodes.mkdir()
-    for name in ("sim", "executor", "policy", "gello", "demonstrator", "recorder", "replay"):
+    for name in ("sim", "executor", "policy", "gello", "demonstrator", "recorder", "replay", "console"):
         (nodes / f"{name}.py").touch()
     monkeypatch.setattr(graph, "__file__", str(tmp_path / "graph.py"))
 
@@ -32,6 +32,13 @@ def test_simulation_starts_the_sim_and_gives_its_address_to_the_executor():
     executor = found["executor"].parameters
     assert executor["host"] == "127.0.0.9" and executor["realtime_config"] == "ignore"
     assert executor["arm_on_start"] is True
+
+
+def test_the_console_comes_when_asked_for_and_the_dead_man_is_the_executors():
+    assert "console" not in by_name("policy")
+    found = by_name("policy", console="true", deadman_timeout="0.3", profile="panda")
+    assert found["console"].parameters == {"profile": "panda", "use_sim_time": False}
+    assert found["executor"].parameters["deadman_timeout"] == 0.3 and not found["console"].required
 
 
 def test_hardware_starts_no_sim_and_arms_nothing_by_itself():

@@ -3,6 +3,16 @@
 from vipra_ros.command import Command, arg, to
 
 TOOLS = (
+    Command("console", "Run", "A web page for the operator of a running system: cameras, state, STOP, hold-to-run.",
+            "vipra console --camera front --camera wrist",
+            (arg("--host", default="127.0.0.1", metavar="ADDRESS", help="another than this machine needs --token-file "
+                 "(%(default)s)"),
+             arg("--port", type=int, default=8090, metavar="N", help="of the page; commands go to the next one "
+                 "(%(default)s)"),
+             arg("--token-file", default="", metavar="FILE", help="what the operator types in; at least 16 characters"),
+             arg("--camera", action="append", default=[], metavar="NAME", help="repeatable (front, wrist)"),
+             arg("--profile", default="fr3", help="robot profile (%(default)s)"),
+             arg("--namespace", default="", metavar="NAME", help="namespace of the system")), to("nodes.console:run")),
     Command("incident", "Safety", "What happened in the last seconds before a fault: order, values, limits, plot.",
             "vipra incident ~/.ros/incidents/incident-20260101-120000-000",
             (arg("file", metavar="FILE", help="bag of the executor's flight recorder"),

@@ -71,7 +71,7 @@ _ROBOT = (
 )
 _EXECUTOR = (
     Argument("profile", "", "robot profile, a file of config/robots without its ending",
-             node="executor gello demonstrator policy"),
+             node="executor gello demonstrator policy console"),
     Argument("realtime_config", "", "enforce needs a real-time kernel; empty: ignore in simulation, else the "
              "executor's own default", choices=("enforce", "ignore"), node="executor"),
     Argument("dry_run", "", "true: limited commands go to a preview topic, the arm is not moved", bool,
@@ -123,6 +123,11 @@ _TELEOP = (
 _RECORD = (
     Argument("record", "", "folder for the episodes; empty: nothing is recorded", node="recorder"),
 )
+_CONSOLE = (
+    Argument("console", "false", "true: a web page for the operator, at http://127.0.0.1:8090", bool),
+    Argument("deadman_timeout", "", "s; the arm moves only while the console's hold-to-run is held, and stops after "
+             "this silence; empty: no dead-man", float, node="executor"),
+)
 _REPLAY = (
     Argument("bag", "", "recorded episode to replay through the executor", node="replay"),
     Argument("dataset", "", "instead of a bag: folder of a data set", node="replay"),
@@ -131,12 +136,12 @@ _REPLAY = (
 
 #: system -> (one sentence, launch arguments, nodes beside the executor)
 SYSTEMS: dict[str, tuple[str, tuple[Argument, ...], tuple[str, ...]]] = {
-    "policy": ("A trained policy drives the arm.", _ROBOT + _POLICY + _RECORD + _EXECUTOR + _SIM + _COMMON,
+    "policy": ("A trained policy drives the arm.", _ROBOT + _POLICY + _RECORD + _CONSOLE + _EXECUTOR + _SIM + _COMMON,
                ("policy", "recorder")),
     "teleop": ("A person drives the arm with a GELLO, and may record.",
-               _ROBOT + _TELEOP + _RECORD + _EXECUTOR + _SIM + _COMMON, ("gello", "recorder")),
-    "sim": ("A simulated arm with table and cameras, and its executor.", _EXECUTOR + _SIM + _COMMON, ()),
-    "replay": ("A recorded episode drives the arm.", _ROBOT + _REPLAY + _EXECUTOR + _SIM + _COMMON,
+               _ROBOT + _TELEOP + _RECORD + _CONSOLE + _EXECUTOR + _SIM + _COMMON, ("gello", "recorder")),
+    "sim": ("A simulated arm with table and cameras, and its executor.", _CONSOLE + _EXECUTOR + _SIM + _COMMON, ()),
+    "replay": ("A recorded episode drives the arm.", _ROBOT + _REPLAY + _CONSOLE + _EXECUTOR + _SIM + _COMMON,
                ("replay",)),
 }
 #: The system has no meaning without these: when one ends, all end.
@@ -204,6 +209,7 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     simulated = values.get("robot", "sim") == "sim"
     names = ["sim"] * simulated + ["executor"]
     names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
+    names += ["console"] * (values["console"] == "true")
     names += ["demonstrator"] * bool(values.get("expert"))
     parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
                          if {name, "*"} & set(a.node.split()) and values[a.name]} for name in names}

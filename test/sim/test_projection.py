@@ -30,3 +30,9 @@ def test_behind_the_camera_is_nowhere_and_a_moving_camera_is_refused():
     assert np.isnan(camera.pixels(camera.position + camera.rotation @ (0.0, 0.0, 1.0))).all()
     with pytest.raises(ValueError, match="moves with the arm"):
         Pinhole.of(world.model, "wrist", 128)
+
+
+def test_the_front_camera_without_a_model_is_the_one_with():
+    with_model, without = Pinhole.of(LockstepWorld().model, "front", 128), Pinhole.front(128)
+    point = np.array([[0.5, 0.1, 0.05], [0.3, -0.3, 0.4]])
+    np.testing.assert_allclose(without.pixels(point), with_model.pixels(point), atol=1e-3)

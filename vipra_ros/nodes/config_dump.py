@@ -23,6 +23,7 @@ TABLES = {
     "policy": ("nodes.policy:PolicySettings",),
     "gello": ("nodes.gello:GelloNodeSettings", "teleop.follow:FollowSettings"),
     "recorder": ("nodes.recorder:RecorderSettings",),
+    "console": ("nodes.console:ConsoleSettings",),
     "demonstrator": ("nodes.demonstrator:DemonstratorSettings",),
     "replay": ("nodes.replay:ReplaySettings",),
 }

@@ -45,6 +45,13 @@ class Pinhole:
             model.cam_mat0[index].reshape(3, 3).copy(),
         )
 
+    @classmethod
+    def front(cls, size: int) -> Pinhole:
+        """The scene's fixed camera at `size` x `size` pixels, without a model of the scene."""
+        right, up = (np.asarray(axis) / np.linalg.norm(axis) for axis in scene.FRONT_AXES)
+        rotation = np.stack([right, up, np.cross(right, up)], axis=1)
+        return cls(scene.focal_length("front", size), size / 2, np.asarray(scene.FRONT_POSITION), rotation)
+
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) in m -> (..., 2) pixels, x right and y down; NaN behind the camera."""
         local = (np.asarray(points, float) - self.position) @ self.rotation

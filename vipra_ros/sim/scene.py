@@ -26,6 +26,9 @@ CUBE_RGBA = {"red": "0.85 0.08 0.08 1", "green": "0.10 0.65 0.15 1", "blue": "0.
 ZONE_RGBA = {"yellow": "0.85 0.75 0.15 1", "purple": "0.50 0.20 0.60 1"}
 CAMERAS = ("front", "wrist")
 FOVY = {"front": 31.0, "wrist": 75.0}  # vertical field of view, degrees
+#: Place (m, base frame) of the front camera, and its axes to the right and up. It looks down on the whole working area
+#: from the far side of the table: a cube is about 11 px wide at 128 px.
+FRONT_POSITION, FRONT_AXES = (1.27, 0.0, 0.98), ((0.0, 1.0, 0.0), (-0.735, 0.0, 0.678))
 
 
 def build(sim: MujocoSimulator) -> MujocoSimulator:
@@ -48,9 +51,8 @@ def build(sim: MujocoSimulator) -> MujocoSimulator:
         ET.SubElement(body, "freejoint", name=f"cube_{colour}")
         ET.SubElement(body, "geom", name=f"cube_{colour}", type="box", size=f"{half} {half} {half}", mass="0.08",
                       rgba=CUBE_RGBA[colour], friction="0.9 0.01 0.0005", condim="4")
-    # Looks down on the whole working area from the far side of the table: a cube is about 11 px wide at 128 px.
-    ET.SubElement(world, "camera", name="front", pos="1.27 0 0.98", xyaxes="0 1 0 -0.735 0 0.678",
-                  fovy=str(FOVY["front"]))
+    ET.SubElement(world, "camera", name="front", pos=" ".join(map(str, FRONT_POSITION)),
+                  xyaxes=" ".join(str(v) for axis in FRONT_AXES for v in axis), fovy=str(FOVY["front"]))
     hand = next(b for b in world.iter("body") if b.get("name") == "robot0_hand")
     ET.SubElement(hand, "camera", name="wrist", pos="0.07 0 0.03", xyaxes="0 1 0 0.95 0 0.31", fovy=str(FOVY["wrist"]))
     return sim
