@@ -155,6 +155,21 @@ def test_home_goes_through_the_limiter_and_ends_idle(make_rig):
     assert rig.wrong() == [] and rig.sink.stops == 1
 
 
+@pytest.mark.parametrize("setting, opened", [("open", True), ("keep", False)])
+def test_the_hand_on_the_way_home(make_rig, setting, opened):
+    """Also right after it closed, and from a pose that is home already."""
+    rig = make_rig(ExecutorSettings(home_gripper=setting))
+    rig.arm()
+    rig.offer(lambda t: HOME, gripper=-1.0)
+    rig.run(0.2)
+    rig.core.stop(rig.now)
+    rig.run(0.5)
+    assert rig.core.hand.commands == [-1.0]
+    assert rig.core.home(rig.now).success
+    rig.run(2.0)
+    assert rig.core.hand.commands == ([-1.0, 1.0] if opened else [-1.0])
+
+
 def test_commands_are_refused_with_a_remedy(make_rig):
     rig = make_rig()
     assert "arm first" in rig.core.hold(rig.now).message

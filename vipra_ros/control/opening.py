@@ -21,6 +21,10 @@ class Opening:
         """The next clear wish is a change, whatever it is."""
         self.value, self._since = math.nan, -math.inf
 
+    def set(self, now: float, value: float) -> None:
+        """An operator's wish, +1 or -1: at once, whatever was before."""
+        self.value, self._since = value, now
+
     def changes(self, now: float, wish: float) -> bool:
         """Take the wish in [-1, 1]; True when :attr:`value` (+1 open, -1 closed) became another."""
         wanted = 1.0 if wish > self.threshold else -1.0 if wish < -self.threshold else self.value

@@ -85,13 +85,16 @@ class Operator:
                 stamp=now,
                 period=HOME_PERIOD,
                 q=rows,
-                gripper=np.full(len(rows), 1.0 if self.settings.home_gripper == "open" else 0.0),
+                gripper=np.zeros(len(rows)),
                 execute=len(rows),
                 chunk_id=-1,
                 task_id=-1,
                 commit=now,
                 on_grid=False,
             )
+            if self.settings.home_gripper == "open":
+                self._opening.set(now, 1.0)
+                self._send(lambda: self.hand.command(1.0), now)
             return Result(True, f"going home in {len(rows) * HOME_PERIOD:.1f} s")
 
     def recover(self, now: float) -> Result:

@@ -34,6 +34,8 @@ START_TIMEOUT = 120.0
 SERVICE_TIMEOUT = 10.0
 #: s for an arm to stop swinging.
 STILL_TIMEOUT = 5.0
+#: m, half of the width of an open hand, and s for opening it; a hand that reports no width is taken for open.
+OPEN_FINGER, HAND_TIMEOUT = 0.038, 5.0
 #: s for the way home from anywhere.
 HOME_TIMEOUT = 20.0
 
@@ -81,6 +83,7 @@ class Session:
         self.outcome: dict = {}
         self.chunk: ActionChunk | None = None
         self.trace: Trace | None = None
+        self.finger = math.nan  # m, half of the hand's width as measured
         self._lock = threading.Lock()
         node.create_subscription(ExecutorStatus, "executor/status", self._on_executor, LATCHED)
         node.create_subscription(PolicyStatus, "policy/status", self._on_policy, LATCHED)
@@ -239,6 +242,8 @@ class Session:
         """
         goal = tasks.sample_start(task, seed).goal
         self.home(tick)
+        # A policy that sees a closed hand at the start believes that it holds something.
+        self.until(lambda: not self.finger < OPEN_FINGER, HAND_TIMEOUT, "an open hand", tick)
         self.instruct(self.reset(task, seed))
         time.sleep(0.2)  # a frame of the new scene for every camera
         self._insist("arm")
@@ -314,6 +319,8 @@ class Session:
             self.trace.executed = message.execute_steps
 
     def _on_joints(self, message: JointState, what: str) -> None:
+        if what == "measured" and len(message.position) > 7:
+            self.finger = message.position[7]
         with self._lock:
             if self.trace is not None:
                 getattr(self.trace, what).append(
