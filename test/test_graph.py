@@ -89,11 +89,21 @@ def test_two_arms_by_namespace_share_nothing():
 
 
 def test_what_is_not_given_is_left_to_the_node():
-    assert by_name("policy")["policy"].parameters == {"use_sim_time": False}
+    assert by_name("policy")["policy"].parameters == {"use_sim_time": False, "simulated": True}
+    assert by_name("policy", robot="172.16.0.2")["policy"].parameters == {"use_sim_time": False}
     policy = by_name("policy", checkpoint="c", instruction="lift the red cube", rate="2")["policy"].parameters
     assert policy == {"checkpoint": "c", "instruction": "lift the red cube", "rate": 2.0,
-                      "use_sim_time": False}
+                      "use_sim_time": False, "simulated": True}
     assert isinstance(policy["rate"], float)
+
+
+def test_a_discrete_policy_goes_to_no_real_arm(tmp_path):
+    (tmp_path / "config.json").write_text('{"variant": "ViPRA-AR", "policy": {"decoder": "discrete"}}')
+    assert by_name("policy", checkpoint=str(tmp_path))["policy"].parameters["simulated"] is True
+    with pytest.raises(ConfigError, match="ViPRA-AR has a discrete decoder: .*safety stop"):
+        by_name("policy", checkpoint=str(tmp_path), robot="172.16.0.2")
+    (tmp_path / "config.json").write_text('{"variant": "ViPRA-FM", "policy": {}}')
+    assert "simulated" not in by_name("policy", checkpoint=str(tmp_path), robot="172.16.0.2")["policy"].parameters
 
 
 def test_ros_arguments(tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
+from vipra_ros.policy.deployment import check_folder
 
 #: Best-effort images need more than Fast DDS' default transport: raw ones are lost almost whole with it.
 ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA", "PYTHONUNBUFFERED": "1"}
@@ -203,7 +204,7 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     """The processes of `system`, in the order to start them.
 
     Raises:
-        ConfigError: as :func:`resolve`, or this version lacks a node of the system.
+        ConfigError: as :func:`resolve`, the policy is not for a real arm, or this version lacks a node of the system.
     """
     values = resolve(system, given)
     simulated = values.get("robot", "sim") == "sim"
@@ -219,6 +220,11 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     if simulated:
         parameters["executor"].setdefault("realtime_config", "ignore")
         parameters["sim"] |= {"host": host, "publish_clock": values["use_sim_time"] == "true"}
+    if "policy" in names:
+        if simulated:
+            parameters["policy"]["simulated"] = True
+        elif values["checkpoint"]:
+            check_folder(values["checkpoint"], simulated)
     if values.get("expert"):
         # One port a robot, as there is one address; both sides learn it here.
         port = str(Path(tempfile.gettempdir(), f"gello-{values['sim_host']}"))

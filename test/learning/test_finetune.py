@@ -98,6 +98,36 @@ def test_init_takes_the_network_over_and_refuses_another_shape(trained, data, tm
             finetune.train(data, tmp_path / "x", preset, trained / "checkpoint", overrides | {key: value})
 
 
+def test_discrete_actions_are_learnt_resumed_and_taken_over(data, quantiser, tmp_path):
+    path = tmp_path / "micro.yaml"
+    path.write_text(f"""
+vq: {quantiser}
+holdout: 0.2
+evaluate_on: 16
+relative_actions: true
+loop: {{steps: 60, batch: 16, lr: 0.01, warmup_steps: 5, evaluate_every: 30, log_every: 5, bf16: false}}
+policy: {{proprio_steps: 1, horizon: 4, decoder: discrete, action_bins: 15, action_position: true,
+         backbone: {{width: 32, layers: 1, heads: 2, ffn: 64}}}}
+execute_steps: 2
+""")
+    finetune.train(data, tmp_path / "ft", path)
+    losses = [row["loss"] for row in log(tmp_path / "ft", "train")]
+    assert losses[-1] < 0.6 * losses[0]
+    last = log(tmp_path / "ft", "eval")[-1]
+    assert last["train_chunk_rad"] < 0.8 * last["hold_rad"]
+    made = Checkpoint.load(tmp_path / "ft" / "checkpoint")
+    assert made.config.decoder == "discrete" and made.config.attention_order == "causal"
+    # Its bins are those of the training frames, in normalised numbers.
+    assert made.policy.edges.shape == (7, 16) and made.policy.edges.abs().max() < 6
+    finetune.train(data, tmp_path / "more", path, tmp_path / "ft" / "checkpoint",
+                   {"vq": "", "loop.steps": 1, "loop.lr": 0.0})
+    again = Checkpoint.load(tmp_path / "more" / "checkpoint").policy.state_dict()
+    assert all((v == again[k]).all() for k, v in made.policy.state_dict().items())
+    with pytest.raises(ConfigError, match="decoder"):
+        finetune.train(data, tmp_path / "x", path, tmp_path / "ft" / "checkpoint",
+                       {"vq": "", "policy.decoder": "flow"})
+
+
 @pytest.mark.parametrize(
     "overrides, word",
     [

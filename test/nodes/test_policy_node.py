@@ -272,3 +272,32 @@ def test_bad_parameters_end_the_node_with_one_line(parameter, said, micro_checkp
     )
     assert done.returncode == 1 and said in done.stderr + done.stdout, json.dumps(done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_a_discrete_policy_drives_a_simulated_arm_only(micro_checkpoint, unused_ros_domain, tmp_path):
+    """Real node, real discrete checkpoint: without word of a simulation it ends in FAULT and sends nothing."""
+    import dataclasses
+
+    from vipra_ros.model.discrete import make_policy
+    from vipra_ros.policy.checkpoint import Checkpoint
+
+    made = Checkpoint.load(micro_checkpoint)
+    network = dataclasses.replace(made.config.policy, decoder="discrete", action_bins=15)
+    policy = make_policy(network)
+    policy.fit(np.random.default_rng(0).normal(size=(200, 8)))
+    described = dataclasses.replace(made.config, policy=network, variant="ViPRA-AR")
+    Checkpoint(described, policy, made.vq, made.statistics, made.tokenizer).save(tmp_path)
+    for simulated in (False, True):
+        world = World(unused_ros_domain + 1)
+        process = start(tmp_path, unused_ros_domain + 1, f"simulated:={str(simulated).lower()}", 'instruction:="go"')
+        try:
+            if simulated:
+                rows = np.array(world.fresh(1, seconds=40.0)[0].actions).reshape(7, 8)
+                assert set(rows[:, -1]) <= {-1.0, 1.0}
+            else:
+                world.status("FAULT", "ViPRA-AR has a discrete decoder: its actions spike and trip the safety", 40.0)
+                assert not world.chunks
+        finally:
+            process.kill()
+            process.wait()
+            world.close()

@@ -6,8 +6,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import RobotProfile
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding
+from vipra_ros.policy.deployment import check_deployment
 
 AREA = "checkpoint"
 MIB = 2**20
@@ -31,6 +33,11 @@ def compatibility(folder: Path, profile: RobotProfile) -> list[Finding]:
     text = f"{c.variant} {c.preset}, cameras {', '.join(c.cameras)}, {c.rate:g} Hz, "
     text += f"{c.execute_steps} of {c.horizon} steps"
     found = [Finding(AREA, "loading", OK, text)]
+    try:
+        check_deployment(c.decoder, c.variant, simulated=False)
+    except ConfigError as error:
+        text, _, fix = str(error).rpartition("; ")
+        found.append(Finding(AREA, "decoder", WARN, text, fix))
     try:
         checkpoint.check(profile)
     except CheckpointError as error:

@@ -1,8 +1,9 @@
-"""Stage 3: demonstrations -> a flow-matching policy, `train(dataset, out, preset, init, overrides)`.
+"""Stage 3: demonstrations -> a policy, `train(dataset, out, preset, init, overrides)`.
 
 Frames become codes once (tokenise), everything else sits in memory, and each step trains `draws` (noise, time)
-pairs per observation behind one prefix. What counts is the held-out chunk error: full 10-step samples on
-episodes never trained on, in radians, per task, beside the error of not moving at all.
+pairs per observation behind one prefix; a discrete decoder is taught every token of the chunk at once. What counts is
+the held-out chunk error: full samples on episodes never trained on, in radians, per task, beside the error of not
+moving at all.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model import flow
+from vipra_ros.model.discrete import DiscretePolicy, make_policy
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
 from vipra_ros.model.vq import VQ
 from vipra_ros.policy.checkpoint import FORMAT, Checkpoint, CheckpointConfig
+from vipra_ros.policy.generator import generate
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.pretrained import Pretrained
 from vipra_ros.policy.sampler import sample
@@ -98,7 +101,7 @@ class FinetuneJob:
         return Prefix(text[:, -longest:], mask[:, -longest:], codes, self.between, self.after, proprio), actions, raw
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Flow-matching loss of one batch, `draws` pairs per observation."""
+        """Loss of one batch: flow matching with `draws` pairs per observation, or cross-entropy of discrete actions."""
         c = self.config
         prefix, actions, _ = self.example(self.data, self._draw(generator))
         if prefix.proprio is not None and c.proprio_noise:
@@ -106,6 +109,8 @@ class FinetuneJob:
         if prefix.proprio is not None and c.proprio_dropout:
             kept = torch.rand(len(actions), 1, 1, generator=generator) >= c.proprio_dropout
             prefix.proprio = prefix.proprio * kept
+        if isinstance(self.model, DiscretePolicy):
+            return self.model.loss(prefix, actions).mean(), {}
         t = flow.sample_time((len(actions), c.draws), generator)
         noise = torch.randn(len(actions), c.draws, *actions.shape[1:], generator=generator)
         return self.model.loss(prefix, actions, noise, t).mean(), {}
@@ -139,7 +144,7 @@ class FinetuneJob:
         for i in range(0, len(index), 64):
             prefix, _, truth = self.example(data, index[i : i + 64])
             with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
-                normal = sample(self.model, prefix, c.noise_scale * noise[i : i + 64], c.euler_steps)
+                normal = self._chunks(prefix, noise[i : i + 64])
             made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i : i + 64]]))
             raw.append(truth)
         made, raw = np.concatenate(made), np.concatenate(raw)
@@ -157,6 +162,12 @@ class FinetuneJob:
             still = np.abs(data.states[index][:, None, :-1] - raw[..., :-1])
             figures[f"{name}hold_rad"] = float(still.mean())
         return figures
+
+    def _chunks(self, prefix: Prefix, noise: Tensor) -> Tensor:
+        """Sampled chunks, normalised."""
+        if isinstance(self.model, DiscretePolicy):
+            return generate(self.model, prefix, noise)
+        return sample(self.model, prefix, self.config.noise_scale * noise, self.config.euler_steps)
 
     def export(self, figures: dict[str, float], state: State) -> None:
         """The checkpoint folder, complete at every evaluation."""
@@ -202,9 +213,19 @@ def train(
     described = _describe(
         config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), policy.config, vq, opened
     )
-    job = FinetuneJob(config, Checkpoint(described, policy, vq, statistics, tokenizer), data, held, out)
+    checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer)
+    if isinstance(policy, DiscretePolicy):
+        policy.fit(_rows(data, checkpoint.normaliser, policy.config.horizon))
+    job = FinetuneJob(config, checkpoint, data, held, out)
     run(job, config.loop, out)
     return out / "checkpoint"
+
+
+def _rows(data: Demonstrations, normaliser: Normaliser, horizon: int) -> np.ndarray:
+    """Normalised actions (n, a) of the chunks of the training frames, of 50 000 of them at most."""
+    index = data.spread(50_000)
+    rows = normaliser.actions(data.chunks(index, horizon), data.states[index])
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def configure(preset: str | Path, overrides: dict[str, Any]) -> Finetune:
@@ -228,7 +249,7 @@ def _tokenizer(config: Finetune, start: Checkpoint | Pretrained | None, instruct
 
 def _policy(
     config: Finetune, start: Checkpoint | Pretrained | None, vq: VQ, vocabulary: int, data: Demonstrations
-) -> FlowPolicy:
+) -> FlowPolicy | DiscretePolicy:
     derived = dict(
         text_vocab=vocabulary,
         codebook_size=vq.config.codebook_size,
@@ -239,7 +260,7 @@ def _policy(
     )
     wanted = build(PolicyConfig, {**config.policy, **derived}, source="finetune: policy")
     if start is None:
-        policy = FlowPolicy(wanted)
+        policy = make_policy(wanted)
         policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
         return policy
     if isinstance(start, Pretrained):

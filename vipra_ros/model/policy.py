@@ -8,6 +8,8 @@ depends on them, so it is computed once per chunk and its keys and values serve 
 Training uses the same fact: several draws of (noise, time) of one observation stand side by side behind one
 prefix. Each draw is a block of action tokens at the same positions that sees the prefix and itself only.
 
+Actions are decoded by flow matching (`FlowPolicy`, here) or token by token (`model/discrete.py`).
+
 Letters in shapes: b observation, s draw, p prefix token, h step of the chunk, a action dimension, d width.
 """
 
@@ -23,10 +25,13 @@ from vipra_ros.config import ConfigError, param
 from vipra_ros.model import flow
 from vipra_ros.model.backbone import BackboneConfig, additive_mask, make_backbone
 
+DECODERS = ("flow", "discrete")
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Architecture of the policy. Fields after `proprio_steps` go beyond the paper and are off in `paper`."""
+    """Architecture of the policy. Fields from `vision_table_width` to `action_position` go beyond the paper and are off
+    in `paper`."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig, metadata={"doc": "size of the trunk"})
     text_vocab: int = param(128, doc="entries of the text table", low=4)
@@ -46,12 +51,19 @@ class PolicyConfig:
     bidirectional_prefix: bool = param(False, doc="prefix tokens see each other both ways")
     bidirectional_actions: bool = param(False, doc="the steps of a chunk see each other both ways")
     time_band: str = param("paper", doc="frequencies of the time features", choices=("paper", "wide"))
+    action_position: bool = param(False, doc="of decoder discrete: add a learned vector per action dimension")
+    decoder: str = param("flow", doc="flow: continuous chunks; discrete: a token per action dimension and step",
+                         choices=DECODERS)
+    action_bins: int = param(2047, doc="of decoder discrete: quantile bins of a joint column", low=2)
 
     def __post_init__(self) -> None:
         if self.grid % self.vision_merge:
             raise ConfigError(f"policy: vision_merge = {self.vision_merge} does not divide the grid of {self.grid}")
         if self.backbone.width % 4:
             raise ConfigError(f"policy: backbone width {self.backbone.width} must be a multiple of 4")
+        if self.decoder == "discrete" and self.bidirectional_actions:
+            raise ConfigError("policy: bidirectional_actions = true with decoder = discrete: a token would see itself; "
+                              "set it to false")
 
     @property
     def vision_tokens(self) -> int:
@@ -156,21 +168,12 @@ class Perception(nn.Module):
         ).last_hidden_state
 
 
-class FlowPolicy(Perception):
-    """The network. `loss` trains it, `prefill_step` and `step` sample from it."""
+class ActingPolicy(Perception):
+    """What every policy has before its actions: the prefix."""
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
-        d, c = config.backbone.width, config
-        self.proprio_in = nn.Linear(c.action_dim, d) if c.proprio_steps else None
-        self.action_in = nn.Linear(c.action_dim, d // 2)
-        self.action_mix = nn.Linear(d, d)
-        self.action_out = nn.Linear(d, d)
-        self.head = nn.Linear(d, c.action_dim)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    # --- prefix ---------------------------------------------------------------------------------------------
+        self.proprio_in = nn.Linear(config.action_dim, config.backbone.width) if config.proprio_steps else None
 
     def embed_prefix(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """-> embeddings (b, p, d) and bool (b, p), True where a token stands."""
@@ -185,6 +188,19 @@ class FlowPolicy(Perception):
         embedded = torch.cat([part.to(dtype) for part in parts], dim=1)
         rest = torch.ones(b, embedded.shape[1] - prefix.before.shape[1], dtype=torch.bool, device=embedded.device)
         return embedded, torch.cat([prefix.before_mask, rest], dim=1)
+
+class FlowPolicy(ActingPolicy):
+    """The continuous decoder. `loss` trains it, `joint_pass` and `cached_step` sample from it."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__(config)
+        d, c = config.backbone.width, config
+        self.action_in = nn.Linear(c.action_dim, d // 2)
+        self.action_mix = nn.Linear(d, d)
+        self.action_out = nn.Linear(d, d)
+        self.head = nn.Linear(d, c.action_dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     # --- actions --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.policy.deployment import check_deployment
 from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
 from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.pictures import from_jpeg
@@ -60,6 +61,9 @@ class PolicySettings:
     deadline: float = param(1.0, doc="time for an answer of the server", unit="s", low=0.05, high=60.0)
     jpeg: int = param(0, doc="JPEG quality of images on their way to the server, 0: pixels", low=0, high=100)
     profile: str = param("", doc="robot profile that the policy must fit; empty: left to the executor")
+    simulated: bool = param(
+        False, doc="the arm is a simulated one: discrete policies may drive it; robot:=sim sets it"
+    )
     threads: int = param(0, doc="threads of the engine, 0: all processors but one, 4 at most", low=0, high=256)
     mode: str = param(
         "async",
@@ -151,6 +155,7 @@ class PolicyNode(Node):
             raise ConfigError(
                 f"camera_topics names {unknown[0]!r}; this checkpoint looks at {', '.join(checkpoint.config.cameras)}"
             )
+        check_deployment(checkpoint.config.decoder, checkpoint.config.variant, self.settings.simulated)
         if self.settings.profile:
             check_joints(checkpoint.config.joint_names, load_profile(self.settings.profile))
         return engine, Plan.of(checkpoint)

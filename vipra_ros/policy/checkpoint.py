@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import ACTION_SPACES, GRIPPER_CONVENTION
 from vipra_ros.control.profile import check_joints
+from vipra_ros.model.discrete import DiscretePolicy, make_policy
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
@@ -94,13 +95,18 @@ class CheckpointConfig:
         if self.policy.action_dim != joint_columns + 1:
             raise ConfigError(f"checkpoint: {self.policy.action_dim} action columns for {joint_columns} and a gripper")
 
+    @property
+    def decoder(self) -> str:
+        """How actions are decoded: flow or discrete."""
+        return self.policy.decoder
+
 
 @dataclass
 class Checkpoint:
     """A loaded (or about to be saved) checkpoint. `statistics`: {"action": {...}, "state": {...}}."""
 
     config: CheckpointConfig
-    policy: FlowPolicy
+    policy: FlowPolicy | DiscretePolicy
     vq: VQ | PatchVQ | VQGAN
     statistics: dict
     tokenizer: Tokenizer
@@ -152,11 +158,16 @@ class Checkpoint:
         statistics = _json(path / "statistics.json")
         _check_statistics(statistics, config, str(path / "statistics.json"))
         with torch.device("meta"):
-            policy, vq = FlowPolicy(config.policy), make_quantiser(config.vq)
+            policy, vq = make_policy(config.policy), make_quantiser(config.vq)
         # Rotary frequencies are computed, not stored: built here on the real device.
         policy.trunk.rotary_emb = type(policy.trunk.rotary_emb)(policy.trunk.config)
         _load_weights(policy, path / "policy.safetensors", device)
         _load_weights(vq, path / "vq.safetensors", device)
+        if isinstance(policy, DiscretePolicy):
+            try:
+                policy.check_bins()
+            except ConfigError as error:
+                raise CheckpointError(f"{path}/policy.safetensors: {error}") from None
         policy.trunk.rotary_emb.to(device)
         try:
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))

@@ -11,8 +11,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from vipra_ros.model.discrete import DiscretePolicy
 from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
+from vipra_ros.policy.generator import LeanGenerator, NaiveGenerator
 from vipra_ros.policy.lean import LeanSampler
 from vipra_ros.policy.observation import Observation, ObservationError, Prediction
 from vipra_ros.policy.pictures import resize
@@ -23,6 +25,11 @@ REMEMBERED = 64
 #: auto: onnx where it is installed and graphs are ready, else torch. torch: the lean sampler. onnx: onnxruntime.
 #: eager: the plain network.
 ENGINES = ("auto", "torch", "onnx", "eager")
+#: Samplers by decoder and engine.
+SAMPLERS = {
+    "flow": {"torch": LeanSampler, "eager": NaiveSampler},
+    "discrete": {"torch": LeanGenerator, "eager": NaiveGenerator},
+}
 Sampler = Callable[[Prefix, torch.Tensor, Callable[[str], None]], torch.Tensor]
 
 
@@ -45,8 +52,11 @@ def load_engine(
 
     options: of `onnx_engine.OnnxEngine` (graphs, precision, provider).
     """
+    decoder = checkpoint.config.decoder
     if kind == "auto":
-        kind = "onnx" if _graphs_ready(checkpoint) else "torch"
+        kind = "onnx" if decoder == "flow" and _graphs_ready(checkpoint) else "torch"
+    if kind == "onnx" and decoder == "discrete":
+        raise CheckpointError("engine = 'onnx' has no graph of a discrete decoder; choose 'torch'")
     if kind == "onnx":
         try:
             from vipra_ros.policy.onnx_engine import OnnxEngine
@@ -54,10 +64,9 @@ def load_engine(
             return OnnxEngine(checkpoint, threads, euler_steps, **options)
         except ModuleNotFoundError as error:
             raise CheckpointError(f"engine = 'onnx' needs {error.name}; run: pip install 'vipra_ros[onnx]'") from None
-    makers = {"torch": LeanSampler, "eager": NaiveSampler}
-    if kind not in makers:
+    if kind not in SAMPLERS[decoder]:
         raise CheckpointError(f"engine = {kind!r}: choose {', '.join(map(repr, ENGINES))}")
-    return TorchEngine(checkpoint, threads, euler_steps, makers[kind])
+    return TorchEngine(checkpoint, threads, euler_steps, SAMPLERS[decoder][kind])
 
 
 def _graphs_ready(checkpoint: Checkpoint) -> bool:
@@ -76,12 +85,13 @@ class TorchEngine:
         checkpoint: Checkpoint,
         threads: int = 0,
         euler_steps: int = 0,
-        sampler: Callable[[FlowPolicy, int], Sampler] = LeanSampler,
+        sampler: Callable[[FlowPolicy | DiscretePolicy, int], Sampler] | None = None,
     ):
         self.checkpoint = checkpoint
         self.steps = euler_steps or checkpoint.config.euler_steps
         self.normaliser, self.prompt = checkpoint.normaliser, checkpoint.prompt
         self._policy, self._vq = checkpoint.policy.eval().requires_grad_(False), checkpoint.vq
+        sampler = sampler or SAMPLERS[checkpoint.config.decoder]["torch"]
         self._sample = sampler(self._policy, self.steps)
         self._device = next(self._policy.parameters()).device
         self._between = torch.tensor(self.prompt.between, device=self._device)

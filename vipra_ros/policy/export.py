@@ -148,11 +148,13 @@ def export(checkpoint: Checkpoint, out: str | Path, precision: str = "fp32") -> 
     """Write the graphs of a checkpoint (on the CPU) into the folder `out`, all of them or none.
 
     Raises:
-        ConfigError: unknown precision.
+        ConfigError: unknown precision, or a discrete decoder.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     out, c = Path(out), checkpoint.config
+    if c.decoder == "discrete":
+        raise ConfigError(f"{c.variant} has a discrete decoder, the graphs are of flow matching; use engine torch")
     if out.exists() and not (out / "graphs.json").exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out} holds other files; export into a folder of its own")
     policy = checkpoint.policy.float().eval().requires_grad_(False)

@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vipra_ros.model import flow
-from vipra_ros.model.policy import FlowPolicy, Prefix
+from vipra_ros.model.policy import ActingPolicy, FlowPolicy, Prefix
 
 
-class LeanSampler:
-    """Samples chunks of a policy whose weights no longer change."""
+class LeanTrunk:
+    """The trunk of a policy whose weights no longer change, with the keys and values of one sequence."""
 
     @torch.inference_mode()
-    def __init__(self, policy: FlowPolicy, steps: int):
+    def __init__(self, policy: ActingPolicy):
         trunk, c = policy.trunk, policy.config
-        self.policy, self.steps = policy, steps
         self.heads, self.eps = c.backbone.heads, c.backbone.norm_eps
         self.layers = []
         for layer in trunk.layers:
@@ -33,42 +32,11 @@ class LeanSampler:
             qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before
             gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * after
             self.layers.append((qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))
-        self.head_weight = policy.head.weight * trunk.norm.weight
-        # silu(W [half, features] + b): the features' share of it, for every step, (steps, 1, 1, d).
-        half = c.backbone.width // 2
-        mix = policy.action_mix
-        times = torch.arange(steps, device=mix.weight.device) / steps
-        features = flow.time_features(times, half, c.time_band).to(mix.weight.dtype)
-        self.mix_action = mix.weight[:, :half].contiguous()
-        self.mix_time = F.linear(features, mix.weight[:, half:], mix.bias)[:, None, None]
 
-    @torch.inference_mode()
-    def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
-        """Normalised actions (b, h, a) from noise (b, h, a)."""
-        c, policy = self.policy.config, self.policy
-        embedded, present = policy.embed_prefix(prefix)
-        b, p, _ = embedded.shape
-        h = c.horizon
-        place = present.long().cumsum(1) - 1
-        positions = torch.cat([place.clamp_min(0), place[:, -1:] + 1 + torch.arange(h, device=noise.device)], dim=1)
-        cosine, sine = (r[:, None] for r in policy.trunk.rotary_emb(embedded, positions))
-        allowed = policy.joint_mask(present, 1)[:, None]
-        caches = self._prefill(embedded, cosine[:, :, :p], sine[:, :, :p], allowed[:, :, :p, :p], p + h)
-        mark("prefill")
-        cosine, sine = cosine[:, :, p:], sine[:, :, p:]
-        # Without padding and with both-way blocks every look is allowed, and no mask is the fastest one.
-        mask = None if bool(allowed[:, :, p:].all()) else allowed[:, :, p:]
-        x = noise
-        for time in self.mix_time:
-            half = policy.action_in(x)
-            tokens = policy.action_out(F.silu(F.linear(half, self.mix_action) + time))
-            x = x + self._step(tokens, cosine, sine, mask, caches, p).float() / self.steps
-        mark("denoise")
-        return x
-
-    def _prefill(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int
-    ) -> list[tuple[Tensor, Tensor]]:
+    def prefill(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int, last: bool = False
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """Keys and values of a prefix, with room for `length` tokens; with `last` also its last token's output."""
         b, p, d = x.shape
         caches = []
         for i, weights in enumerate(self.layers):
@@ -76,20 +44,25 @@ class LeanSampler:
             keys, values = (t.new_empty(b, self.heads, length, d // self.heads) for t in (key, value))
             keys[:, :, :p], values[:, :, :p] = key, value
             caches.append((keys, values))
-            if i + 1 < len(self.layers):
-                x = self._rest(
-                    x, F.scaled_dot_product_attention(query, key, value, attn_mask=self._safe(allowed)), weights
-                )
-        return caches
+            mask = self._safe(allowed)
+            if i + 1 == len(self.layers):
+                if not last:
+                    return caches, None
+                x, query, mask = x[:, -1:], query[:, :, -1:], mask[:, :, -1:]
+            x = self._rest(x, F.scaled_dot_product_attention(query, key, value, attn_mask=mask), weights)
+        return caches, x
 
-    def _step(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, caches: list[tuple[Tensor, Tensor]], p: int
+    def through(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None, caches: list[tuple[Tensor, Tensor]], at: int
     ) -> Tensor:
+        """Tokens x (b, n, d) at places at .. at + n - 1 through all layers; what they leave in the caches stays."""
+        end = at + x.shape[1]
         for weights, (keys, values) in zip(self.layers, caches):
             query, key, value = self._qkv(x, weights[0], cosine, sine)
-            keys[:, :, p:], values[:, :, p:] = key, value
-            x = self._rest(x, F.scaled_dot_product_attention(query, keys, values, attn_mask=mask), weights)
-        return F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), self.head_weight, self.policy.head.bias)
+            keys[:, :, at:end], values[:, :, at:end] = key, value
+            attended = F.scaled_dot_product_attention(query, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+            x = self._rest(x, attended, weights)
+        return x
 
     def _qkv(self, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b, n, d = x.shape
@@ -111,3 +84,47 @@ class LeanSampler:
         # A left-padding row of a causal prefix may look nowhere; looking at itself keeps it finite, nobody reads it.
         p = allowed.shape[-1]
         return allowed | torch.eye(p, dtype=torch.bool, device=allowed.device)
+
+
+class LeanSampler(LeanTrunk):
+    """Samples chunks of a flow-matching policy."""
+
+    @torch.inference_mode()
+    def __init__(self, policy: FlowPolicy, steps: int):
+        super().__init__(policy)
+        c = policy.config
+        self.policy, self.steps = policy, steps
+        self.head_weight = policy.head.weight * policy.trunk.norm.weight
+        # silu(W [half, features] + b): the features' share of it, for every step, (steps, 1, 1, d).
+        half = c.backbone.width // 2
+        mix = policy.action_mix
+        times = torch.arange(steps, device=mix.weight.device) / steps
+        features = flow.time_features(times, half, c.time_band).to(mix.weight.dtype)
+        self.mix_action = mix.weight[:, :half].contiguous()
+        self.mix_time = F.linear(features, mix.weight[:, half:], mix.bias)[:, None, None]
+
+    @torch.inference_mode()
+    def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
+        """Normalised actions (b, h, a) from noise (b, h, a)."""
+        c, policy = self.policy.config, self.policy
+        embedded, present = policy.embed_prefix(prefix)
+        b, p, _ = embedded.shape
+        h = c.horizon
+        place = present.long().cumsum(1) - 1
+        positions = torch.cat([place.clamp_min(0), place[:, -1:] + 1 + torch.arange(h, device=noise.device)], dim=1)
+        cosine, sine = (r[:, None] for r in policy.trunk.rotary_emb(embedded, positions))
+        allowed = policy.joint_mask(present, 1)[:, None]
+        caches, _ = self.prefill(embedded, cosine[:, :, :p], sine[:, :, :p], allowed[:, :, :p, :p], p + h)
+        mark("prefill")
+        cosine, sine = cosine[:, :, p:], sine[:, :, p:]
+        # Without padding and with both-way blocks every look is allowed, and no mask is the fastest one.
+        mask = None if bool(allowed[:, :, p:].all()) else allowed[:, :, p:]
+        x = noise
+        for time in self.mix_time:
+            half = policy.action_in(x)
+            tokens = policy.action_out(F.silu(F.linear(half, self.mix_action) + time))
+            hidden = self.through(tokens, cosine, sine, mask, caches, p)
+            velocity = F.linear(F.rms_norm(hidden, hidden.shape[-1:], eps=self.eps), self.head_weight, policy.head.bias)
+            x = x + velocity.float() / self.steps
+        mark("denoise")
+        return x

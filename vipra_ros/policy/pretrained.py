@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from vipra_ros.config import ConfigError, build, param
+from vipra_ros.model.discrete import DiscretePolicy, make_policy
 from vipra_ros.model.joint import JointConfig, JointModel
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
 
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
-OF_ACTIONS = ("action_dim", "horizon", "proprio_steps", "bidirectional_actions", "time_band")
+OF_ACTIONS = ("action_dim", "horizon", "proprio_steps", "bidirectional_actions", "time_band", "decoder", "action_bins",
+              "action_position")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class Pretrained:
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
         return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card)
 
-    def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy:
+    def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy | DiscretePolicy:
         """A policy with this trunk and these tables; its action parts are fresh.
 
         Args:
@@ -108,7 +110,7 @@ class Pretrained:
             if mine != theirs:
                 raise ConfigError(f"finetune: {name} = {theirs!r}, `init` was pre-trained with {mine!r}; "
                                   "make them the same")
-        policy = FlowPolicy(wanted)
+        policy = make_policy(wanted)
         shared = policy.state_dict().keys() & self.model.state_dict().keys()
         with torch.no_grad():
             policy.load_state_dict({k: v for k, v in self.model.state_dict().items() if k in shared}, strict=False)

@@ -40,6 +40,8 @@ class Contract:
     joint_scale: float = param(1.0, doc="the server's joint columns times this are rad, or rad per step", low=1e-6)
     hash: str = param("", doc="fingerprint of the checkpoint")
     variant: str = param("", doc="what kind of policy it is")
+    decoder: str = param("flow", doc="how actions are decoded; discrete ones go to no real arm",
+                         choices=("flow", "discrete"))
     jpeg: bool = param(False, doc="the server also takes an image as JPEG bytes")
     images: dict[str, str] = field(default_factory=dict, metadata={"doc": "camera: key of its images"})
     state: str = param("observation/state", doc="key of the joint vectors; the gripper is their last column")
@@ -75,7 +77,8 @@ class Contract:
         # A checkpoint's `prompt` is the template around the words, not the key they travel under.
         c, own = checkpoint.config, {f.name for f in dataclasses.fields(cls)} - {"prompt"}
         shared = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name in own}
-        return cls(**{**shared, "frames": c.policy.frames, "hash": checkpoint.hash, "jpeg": True})
+        return cls(**{**shared, "frames": c.policy.frames, "hash": checkpoint.hash, "jpeg": True,
+                      "decoder": c.decoder})
 
     def message(self) -> dict:
         """The server's first message."""
