@@ -106,6 +106,14 @@ def test_a_discrete_policy_goes_to_no_real_arm(tmp_path):
     assert "simulated" not in by_name("policy", checkpoint=str(tmp_path), robot="172.16.0.2")["policy"].parameters
 
 
+def test_chunks_of_one_row_are_played_when_they_arrive(tmp_path):
+    (tmp_path / "config.json").write_text('{"execute_steps": 1, "policy": {}}')
+    found = by_name("policy", checkpoint=str(tmp_path))
+    assert found["policy"].parameters["mode"] == found["executor"].parameters["mode"] == "sync"
+    assert by_name("policy", checkpoint=str(tmp_path), mode="async")["executor"].parameters["mode"] == "async"
+    assert "mode" not in by_name("policy", checkpoint="models/tiny")["policy"].parameters
+
+
 def test_ros_arguments(tmp_path):
     params = tmp_path / "my.yaml"
     params.write_text("{}")

@@ -51,7 +51,8 @@ TRAINING = (
     arg("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable"),
 )
 VARIANT = arg("--variant", default="", metavar="NAME",
-              help="a method variant of config/learning/variants: vipra_fm, vipra_ac, sp2, la, scratch_fm")
+              help="a method variant of config/learning/variants: vipra_fm, vipra_ar, vipra_ac, sp2, sp2_ar, la, "
+                   "sp3_fm, sp3_ar, lapa, scratch_fm")
 
 
 LEARNING = (

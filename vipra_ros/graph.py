@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
-from vipra_ros.policy.deployment import check_folder
+from vipra_ros.policy.deployment import check_folder, mode_of_folder
 
 #: Best-effort images need more than Fast DDS' default transport: raw ones are lost almost whole with it.
 ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA", "PYTHONUNBUFFERED": "1"}
@@ -223,8 +223,10 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     if "policy" in names:
         if simulated:
             parameters["policy"]["simulated"] = True
-        elif values["checkpoint"]:
+        if values["checkpoint"]:
             check_folder(values["checkpoint"], simulated)
+            if not values["mode"] and mode_of_folder(values["checkpoint"]) == "sync":
+                parameters["executor"]["mode"] = parameters["policy"]["mode"] = "sync"
     if values.get("expert"):
         # One port a robot, as there is one address; both sides learn it here.
         port = str(Path(tempfile.gettempdir(), f"gello-{values['sim_host']}"))

@@ -79,6 +79,37 @@ policy: {{proprio_steps: 1, bidirectional_actions: true, {POLICY}}}
             finetune.train(data, tmp_path / "x", preset, start, change)
 
 
+@pytest.mark.parametrize("decoder", ["flow", "discrete"])
+def test_the_future_frame_is_a_target_while_fine_tuning_and_not_part_of_the_policy(pretrained, data, tmp_path, decoder):
+    """SP3: the frame's head comes from pre-training, falls with the actions, and stays out of the checkpoint."""
+    preset = tmp_path / "ft.yaml"
+    preset.write_text(f"""
+holdout: 0.2
+evaluate_on: 16
+future_weight: 1.0
+loop: {{steps: 30, batch: 8, lr: 0.01, warmup_steps: 2, evaluate_every: 10, log_every: 1, bf16: false}}
+policy: {{proprio_steps: 1, decoder: {decoder}, action_bins: 15, {POLICY}}}
+""")
+    start = pretrained / "run" / "checkpoint"
+    finetune.train(data, tmp_path / "ft", preset, start)
+    rows = [json.loads(line) for line in (tmp_path / "ft" / "log.jsonl").read_text().splitlines()]
+    steps, evals = ([r for r in rows if r["kind"] == k] for k in ("train", "eval"))
+    assert steps[-1]["future"] < steps[0]["future"] and steps[-1]["actions"] < steps[0]["actions"]
+    assert steps[0]["loss"] == pytest.approx(steps[0]["future"] + steps[0]["actions"], rel=1e-4)
+    # It starts where pre-training ended: far below a head that knows nothing.
+    assert steps[0]["future"] < 0.95 * np.log(32) and evals[-1]["held_future"] > 0
+    assert not any("vision_head" in k for k in Checkpoint.load(tmp_path / "ft" / "checkpoint").policy.state_dict())
+    presets_without = finetune.train(data, tmp_path / "plain", preset, start, {"future_weight": 0.0, "loop.steps": 1})
+    assert Checkpoint.load(presets_without).policy.state_dict().keys() == \
+        Checkpoint.load(tmp_path / "ft" / "checkpoint").policy.state_dict().keys()
+
+
+def test_the_future_frame_is_as_far_away_as_the_labels_say(pretrained):
+    assert Pretrained.load(pretrained / "run" / "checkpoint").config.ahead == 11  # the episodes have 12 frames
+    future = np.minimum(np.arange(60) + 28, 59)
+    assert pretrain.reach(future) == 28 and pretrain.reach(np.arange(3)) == 1
+
+
 def test_labels_that_do_not_fit_are_refused(data, tmp_path):
     labels = pretrain.read_labels(write_labels(tmp_path / "a", data), data)
     e = data.episodes[1]
@@ -93,7 +124,8 @@ def test_labels_that_do_not_fit_are_refused(data, tmp_path):
     assert np.isclose(pretrain.guess(np.array([0, 0, 1]), np.array([0]), 2), -np.log(3 / 5))
 
 
-@pytest.mark.parametrize("name", ["vipra_fm", "vipra_ar", "vipra_ac", "sp2", "la", "scratch_fm"])
+@pytest.mark.parametrize("name", ["vipra_fm", "vipra_ar", "vipra_ac", "sp2", "sp2_ar", "sp3_fm", "sp3_ar", "la", "lapa",
+                                  "scratch_fm"])
 def test_variants_fit_both_stages(name):
     for job, cls in (("pretrain", pretrain.Pretrain), ("finetune", finetune.Finetune)):
         if (name, job) == ("scratch_fm", "pretrain"):

@@ -22,6 +22,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.learning import metrics, results
 from vipra_ros.learning.results import EpisodeRecord
+from vipra_ros.policy.deployment import mode_of_folder
 from vipra_ros.policy.scheduler import MODES, replan_steps
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
@@ -211,7 +212,7 @@ def main(
     json_path: str | Path | None = None,
     video: str | Path | None = None,
     ros: bool = False,
-    mode: str = "async",
+    mode: str = "",
     latency: float | None = None,
     margin: int = 1,
     workers: int = 1,
@@ -226,6 +227,7 @@ def main(
         json_path: where the result is written.
         video: folder for one MP4 of the front camera per episode.
         ros: through the running nodes in real time instead of in this process.
+        mode: async or sync; empty: as the checkpoint's executed rows ask for (`deployment.mode_of`).
         latency: s charged per chunk in the fast lane; None measures this machine's.
         margin: rows still queued when the next chunk is to arrive.
         workers: processes of the fast lane.
@@ -240,13 +242,14 @@ def main(
     """
     if task != "all" and task not in tasks.TASKS:
         raise ConfigError(f"task {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}, all")
-    if mode not in MODES:
+    if mode and mode not in MODES:
         raise ConfigError(f"mode {mode!r}: choose one of {', '.join(MODES)}")
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}: give at least 1")
     wanted = list(tasks.TASKS) if task == "all" else [task]
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
+    mode = mode or mode_of_folder(folder) or MODES[0]
     about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "machine": results.machine()}
     if ros:
         from vipra_ros.nodes.evaluation import evaluate as through_ros

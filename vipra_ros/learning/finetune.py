@@ -22,6 +22,7 @@ from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import GRIPPER_CONVENTION
 from vipra_ros.learning import demonstrations, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
+from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model import flow
@@ -63,6 +64,8 @@ class Finetune:
                                "(beyond the paper)", low=0.0, high=1.0)
     early_frames: int = param(8, doc="frames that count as the beginning", low=1)
     draws: int = param(4, doc="(noise, time) pairs per observation and step", low=1)
+    future_weight: float = param(0.0, doc="weight of the future frame's cross-entropy beside the action loss (SP3); "
+                                 "0 is off", low=0.0)
     euler_steps: int = param(10, doc="integration steps of the sampler", low=1)
     noise_scale: float = param(1.0, doc="of the noise the sampler starts from; 0: none", low=0.0, high=2.0)
     holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one per task", low=0.0, high=0.5)
@@ -72,19 +75,24 @@ class Finetune:
 
 
 class FinetuneJob:
-    """The policy's side of the loop."""
+    """The policy's side of the loop. With `future_weight` the model trained has heads that the checkpoint has not;
+    `ahead`: frames from now to the future one."""
 
-    def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path):
+    def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path,
+                 start: Pretrained | None = None):
         self.config, self.checkpoint, self.data, self.held, self.out = config, checkpoint, data, held, out
-        self.model = checkpoint.policy
+        self.policy = self.model = checkpoint.policy
+        self.ahead = start.config.ahead if start else self.policy.config.horizon
+        if config.future_weight:
+            self.model = WithFuture(self.policy, checkpoint.prompt, start)
         self.identity = identity_of(config, checkpoint.config.data)
-        self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
+        self.hidden_matrices = [p for p in self.policy.trunk.layers.parameters() if p.ndim == 2]
         self.normaliser: Normaliser = checkpoint.normaliser
         prompt = checkpoint.prompt
         self.text, self.text_mask = (torch.from_numpy(a) for a in prompt.batch(data.instructions))
         self.between, self.after = torch.tensor(prompt.between), torch.tensor(prompt.after)
-        strides = np.arange(1 - self.model.config.frames, 1) * config.frame_stride
-        self.frame_offsets, self.state_offsets = strides, np.arange(1 - self.model.config.proprio_steps, 1)
+        strides = np.arange(1 - self.policy.config.frames, 1) * config.frame_stride
+        self.frame_offsets, self.state_offsets = strides, np.arange(1 - self.policy.config.proprio_steps, 1)
 
     def example(self, data: Demonstrations, index: np.ndarray) -> tuple[Prefix, Tensor, np.ndarray]:
         """Prefix, normalised actions (b, h, a) and raw actions of the frames `index`."""
@@ -93,27 +101,37 @@ class FinetuneJob:
         longest = int(mask.sum(1).max())
         codes = torch.from_numpy(data.codes[data.history(index, self.frame_offsets)].astype(np.int64))
         proprio = None
-        if self.model.config.proprio_steps:
+        if self.policy.config.proprio_steps:
             states = data.states[data.history(index, self.state_offsets)]
             proprio = torch.from_numpy(self.normaliser.states(states)).float()
-        raw = data.chunks(index, self.model.config.horizon)
+        raw = data.chunks(index, self.policy.config.horizon)
         actions = torch.from_numpy(self.normaliser.actions(raw, data.states[index])).float()
         return Prefix(text[:, -longest:], mask[:, -longest:], codes, self.between, self.after, proprio), actions, raw
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch: flow matching with `draws` pairs per observation, or cross-entropy of discrete actions."""
         c = self.config
-        prefix, actions, _ = self.example(self.data, self._draw(generator))
+        index = self._draw(generator)
+        prefix, actions, _ = self.example(self.data, index)
         if prefix.proprio is not None and c.proprio_noise:
             prefix.proprio = prefix.proprio + c.proprio_noise * torch.randn(prefix.proprio.shape, generator=generator)
         if prefix.proprio is not None and c.proprio_dropout:
             kept = torch.rand(len(actions), 1, 1, generator=generator) >= c.proprio_dropout
             prefix.proprio = prefix.proprio * kept
-        if isinstance(self.model, DiscretePolicy):
-            return self.model.loss(prefix, actions).mean(), {}
-        t = flow.sample_time((len(actions), c.draws), generator)
-        noise = torch.randn(len(actions), c.draws, *actions.shape[1:], generator=generator)
-        return self.model.loss(prefix, actions, noise, t).mean(), {}
+        if isinstance(self.policy, DiscretePolicy):
+            loss = self.policy.loss(prefix, actions).mean()
+        else:
+            t = flow.sample_time((len(actions), c.draws), generator)
+            noise = torch.randn(len(actions), c.draws, *actions.shape[1:], generator=generator)
+            loss = self.policy.loss(prefix, actions, noise, t).mean()
+        if not c.future_weight:
+            return loss, {}
+        future = self.model.future_loss(prefix, self._future(self.data, index))
+        return loss + c.future_weight * future, {"actions": float(loss.detach()), "future": float(future.detach())}
+
+    def _future(self, data: Demonstrations, index: np.ndarray) -> Tensor:
+        """Codes int64 (b, cameras, codes per frame) `ahead` frames later, at most the episode's last."""
+        return torch.from_numpy(data.codes[np.minimum(index + self.ahead, data.last[index])].astype(np.int64))
 
     def _draw(self, generator: torch.Generator) -> np.ndarray:
         c = self.config
@@ -126,6 +144,11 @@ class FinetuneJob:
         """Chunk error on held-out frames (and on training frames, for the gap), rad."""
         figures = self.chunk_error(self.held, "")
         seen = self.chunk_error(self.data, "train_")
+        if self.config.future_weight:
+            index = self.held.spread(min(64, self.config.evaluate_on))
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.config.loop.bf16):
+                prefix, _, _ = self.example(self.held, index)
+                figures["held_future"] = float(self.model.future_loss(prefix, self._future(self.held, index)))
         return figures | {"train_chunk_rad": seen["train_chunk_rad"]}
 
     @torch.inference_mode()
@@ -136,8 +159,8 @@ class FinetuneJob:
         index = data.spread(c.evaluate_on)
         noise = torch.randn(
             len(index),
-            self.model.config.horizon,
-            self.model.config.action_dim,
+            self.policy.config.horizon,
+            self.policy.config.action_dim,
             generator=torch.Generator().manual_seed(7),
         )
         made, raw = [], []
@@ -165,9 +188,9 @@ class FinetuneJob:
 
     def _chunks(self, prefix: Prefix, noise: Tensor) -> Tensor:
         """Sampled chunks, normalised."""
-        if isinstance(self.model, DiscretePolicy):
-            return generate(self.model, prefix, noise)
-        return sample(self.model, prefix, self.config.noise_scale * noise, self.config.euler_steps)
+        if isinstance(self.policy, DiscretePolicy):
+            return generate(self.policy, prefix, noise)
+        return sample(self.policy, prefix, self.config.noise_scale * noise, self.config.euler_steps)
 
     def export(self, figures: dict[str, float], state: State) -> None:
         """The checkpoint folder, complete at every evaluation."""
@@ -216,7 +239,7 @@ def train(
     checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer)
     if isinstance(policy, DiscretePolicy):
         policy.fit(_rows(data, checkpoint.normaliser, policy.config.horizon))
-    job = FinetuneJob(config, checkpoint, data, held, out)
+    job = FinetuneJob(config, checkpoint, data, held, out, start if isinstance(start, Pretrained) else None)
     run(job, config.loop, out)
     return out / "checkpoint"
 

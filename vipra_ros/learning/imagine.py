@@ -20,9 +20,6 @@ from vipra_ros.policy.engine import resize
 from vipra_ros.policy.pretrained import Pretrained
 from vipra_ros.policy.text import Prompt
 
-#: Steps from now to the future frame, as `vipra label` pairs them.
-AHEAD = 14
-
 
 def imagine(checkpoint: str | Path, dataset, out: str | Path, count: int = 6) -> dict[str, float]:
     """Write the sheet to `out` (PNG) and return `codes_right` and `codes_same_as_now`: the shares of the true future's
@@ -42,7 +39,7 @@ def imagine(checkpoint: str | Path, dataset, out: str | Path, count: int = 6) ->
     for at in np.linspace(0, len(opened) - 1, count + 2).round().astype(int)[1:-1]:
         episode = next(e for e in opened.episodes if e.start <= at < e.start + e.length)
         frames = np.arange(1 - c.joint.policy.frames, 1) * c.frame_stride + at
-        wanted = [*np.maximum(frames, episode.start), min(at + AHEAD, episode.start + episode.length - 1)]
+        wanted = [*np.maximum(frames, episode.start), min(at + c.ahead, episode.start + episode.length - 1)]
         pictures = [[resize(next(p for _, p in opened.frames(camera, int(i), int(i) + 1)), c.vq.image_size)
                      for camera in c.cameras] for i in wanted]
         codes = torch.stack([made.vq.encode(torch.from_numpy(np.stack(p))).long() for p in pictures])

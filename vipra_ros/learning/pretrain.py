@@ -186,6 +186,11 @@ class PretrainJob:
         self.made.save(self.out / "checkpoint")
 
 
+def reach(future: np.ndarray) -> int:
+    """Frames from now to the future frame: what labels of frames that are far enough from an episode's end say."""
+    return max(1, int((future - np.arange(len(future))).max()))
+
+
 def closing(prompt: Prompt, latents: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Text ids of `</vision>`, `<dynamics>`, and what ends the sequence."""
     last = prompt.tokenizer.token_to_id(END)
@@ -246,6 +251,7 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
     described = PretrainedConfig(
         variant=config.variant, preset=Path(preset).stem if str(preset).endswith(".yaml") else str(preset), joint=joint,
         vq=vq.config, cameras=config.cameras, frame_stride=config.frame_stride, prompt=config.prompt,
+        ahead=reach(read.future),
         latent_hash=read.head["latent_hash"] if config.latent_steps else "", seed=config.loop.seed,
         data=f"{opened.path.name} {fingerprint}", code_version=vipra_ros.__version__)
     made = Pretrained(described, model, vq, tokenizer)

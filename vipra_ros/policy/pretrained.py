@@ -38,6 +38,7 @@ class PretrainedConfig:
     vq: VQConfig = field(metadata={"doc": "frame quantiser"})
     cameras: tuple[str, ...] = param(doc="cameras in the order of the tokens")
     frame_stride: int = param(doc="steps between the two observed frames", low=1)
+    ahead: int = param(14, doc="frames from now to the future frame, as the labels pair them", low=1)
     prompt: str = param(doc="template around the instruction")
     latent_hash: str = param(doc="the latent actions that made the labels; empty without labels")
     seed: int = param(doc="training seed")
