@@ -47,7 +47,7 @@ def test_bins_hold_equal_shares_and_give_back_what_went_in_to_half_a_bin():
     for k in range(2):
         assert torch.bincount(ids[:, k], minlength=50).tolist() == pytest.approx([100] * 50, abs=2)
     widths = policy.edges.diff(dim=1)[torch.arange(2), ids[:, :2]]
-    assert ((policy.decode(ids)[:, :2] - actions[:, :2]).abs() <= widths / 2 + 1e-5).all()
+    assert ((policy.decode(ids)[:, :2] - actions[:, :2]).abs() <= widths / 2 + 1e-4).all()
     assert torch.equal(policy.decode(ids)[:, 2], actions[:, 2]) and set(ids[:, 2].tolist()) == {50, 51}
     # Beyond the data: the outer bins. A joint that never moved: itself.
     assert policy.encode(torch.tensor([[-99.0, 9999.0, 0.3]])).tolist() == [[0, 49, 51]]
@@ -79,15 +79,15 @@ def test_loss_by_hand(config):
     ids = policy.encode(actions)
     embedded, present = policy.embed_prefix(prefix)
     tokens = policy.action.weight[ids] + (policy.action_place if config.action_position else 0.0)
-    outputs = policy.hidden(embedded, present, tokens.flatten(1, 2))
+    outputs = policy.hidden(embedded, present, tokens.flatten(1, 2)).detach()
     # Token i is read at the token before it, a joint among 5 bins, the gripper among the last two rows.
     for b in range(2):
         expected = 0.0
         for i in range(6):
             rows = policy.action_head.weight[5:] if i % 3 == 2 else policy.action_head.weight[:5]
             target = int(ids[b].flatten()[i]) - (5 if i % 3 == 2 else 0)
-            expected -= float((rows @ outputs[b, i]).log_softmax(-1)[target]) / 6
-        assert float(policy.loss(prefix, actions)[b]) == pytest.approx(expected, abs=1e-5)
+            expected -= float((rows.detach() @ outputs[b, i]).log_softmax(-1)[target]) / 6
+        assert float(policy.loss(prefix, actions)[b].detach()) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("config", [BASE, BEYOND], ids=["base", "beyond"])

@@ -292,10 +292,10 @@ def test_a_discrete_policy_drives_a_simulated_arm_only(micro_checkpoint, unused_
         process = start(tmp_path, unused_ros_domain + 1, f"simulated:={str(simulated).lower()}", 'instruction:="go"')
         try:
             if simulated:
-                rows = np.array(world.fresh(1, seconds=40.0)[0].actions).reshape(7, 8)
+                rows = np.array(world.fresh(1, seconds=120.0)[0].actions).reshape(7, 8)
                 assert set(rows[:, -1]) <= {-1.0, 1.0}
             else:
-                world.status("FAULT", "ViPRA-AR has a discrete decoder: its actions spike and trip the safety", 40.0)
+                world.status("FAULT", "ViPRA-AR has a discrete decoder: its actions spike and trip the safety", 120.0)
                 assert not world.chunks
         finally:
             process.kill()

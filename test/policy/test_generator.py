@@ -33,8 +33,8 @@ def network(name):
     for module in policy.modules():
         if "Norm" in type(module).__name__:
             torch.nn.init.normal_(module.weight, 1.0, 0.2)
-    for weight in (policy.action.weight, policy.action_head.weight):
-        torch.nn.init.normal_(weight, std=1.0)
+    torch.nn.init.normal_(policy.action.weight, std=1.0)
+    torch.nn.init.normal_(policy.action_head.weight, std=0.2)
     return policy
 
 

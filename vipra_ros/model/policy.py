@@ -189,6 +189,7 @@ class ActingPolicy(Perception):
         rest = torch.ones(b, embedded.shape[1] - prefix.before.shape[1], dtype=torch.bool, device=embedded.device)
         return embedded, torch.cat([prefix.before_mask, rest], dim=1)
 
+
 class FlowPolicy(ActingPolicy):
     """The continuous decoder. `loss` trains it, `joint_pass` and `cached_step` sample from it."""
 
