@@ -162,7 +162,8 @@ SCRIPT = """
   setInterval(() => {
     const node = document.querySelector('.v-beat'), text = node ? node.textContent : '';
     if (text !== beat) { beat = text; since = performance.now(); }
-    document.querySelector('.v-stale').toggleAttribute('data-on', performance.now() - since > 2500);
+    const line = document.querySelector('.v-stale');
+    if (line) line.toggleAttribute('data-on', performance.now() - since > 2500);
   }, 250);
   window.addEventListener('DOMContentLoaded', () => { since = performance.now(); });
 })();
