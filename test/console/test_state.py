@@ -75,7 +75,7 @@ def test_bars_stand_where_the_joint_stands():
     low, high = np.array(PROFILE.q_min), np.array(PROFILE.q_max)
     text = drawing.joint_bars((low + high) / 2, None, low, high, 0.05)
     blocks = re.findall(r'<rect x="([\d.]+)" y="\d+" width="8"', text)
-    assert len(blocks) == 7 and all(float(x) + 4 == pytest.approx(26 + 330 / 2) for x in blocks)
+    assert len(blocks) == 7 and all(float(x) + 4 == pytest.approx(30 + 318 / 2) for x in blocks)
     assert 'stroke="#ffd54f"' not in text and "#ff8a65" not in text
     assert drawing.joint_bars(high, high, low, high, 0.05).count("#ff8a65") == 7
     assert "nan" not in drawing.joint_bars(np.full(7, math.nan), None, low, high, 0.05)

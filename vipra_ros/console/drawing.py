@@ -44,7 +44,7 @@ def joint_bars(measured: np.ndarray | None, commanded: np.ndarray | None, low: S
         low, high: limits, rad.
         margin: what the limiter keeps from them, rad.
     """
-    row, left, width = 22, 26, 330
+    row, left, width = 32, 30, 318
     out = [f'<svg viewBox="0 0 420 {row * len(low) + 2}" class="v-joints">']
     for i, (a, b) in enumerate(zip(low, high)):
         y = row * i + 3
@@ -53,18 +53,18 @@ def joint_bars(measured: np.ndarray | None, commanded: np.ndarray | None, low: S
             return left + width * min(max((value - a) / (b - a), 0.0), 1.0)
 
         edge = width * margin / (b - a)
-        out.append(f'<text x="2" y="{y + 13}" class="v-axis">J{i + 1}</text>')
-        out.append(f'<rect x="{left}" y="{y}" width="{width}" height="16" rx="3" fill="#24303b"/>')
+        out.append(f'<text x="2" y="{y + 18}" class="v-axis">J{i + 1}</text>')
+        out.append(f'<rect x="{left}" y="{y}" width="{width}" height="24" rx="3" fill="#24303b"/>')
         for start in (left, left + width - edge):
-            out.append(f'<rect x="{start:.1f}" y="{y}" width="{edge:.1f}" height="16" fill="#b3404a"/>')
+            out.append(f'<rect x="{start:.1f}" y="{y}" width="{edge:.1f}" height="24" fill="#b3404a"/>')
         if measured is not None and np.isfinite(measured[i]):
             near = min(measured[i] - a, b - measured[i]) < 2 * margin
             colour = "#ff8a65" if near else "#4dd0e1"
-            out.append(f'<rect x="{x(measured[i]) - 4:.1f}" y="{y + 1}" width="8" height="14" rx="2" fill="{colour}"/>')
-            out.append(f'<text x="416" y="{y + 13}" text-anchor="end" class="v-axis">{measured[i]:+.2f}</text>')
+            out.append(f'<rect x="{x(measured[i]) - 4:.1f}" y="{y + 1}" width="8" height="22" rx="2" fill="{colour}"/>')
+            out.append(f'<text x="416" y="{y + 18}" text-anchor="end" class="v-axis">{measured[i]:+.2f}</text>')
         if commanded is not None and np.isfinite(commanded[i]):
             at = x(commanded[i])
-            out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 2}" y2="{y + 18}" stroke="#ffd54f" '
+            out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 2}" y2="{y + 26}" stroke="#ffd54f" '
                        'stroke-width="2"/>')
     return "".join([*out, "</svg>"])
 

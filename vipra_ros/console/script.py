@@ -34,7 +34,7 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
 .v-card { background: #18222b; border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px; }
 .v-card h3 { font-size: 13px; line-height: 1.3; margin: 0 0 4px; color: var(--dim); font-weight: 600; }
 .v-joints { width: 100%; display: block; }
-.v-axis { fill: #b8c4ce; font-size: 13px; font-family: monospace; }
+.v-axis { fill: #b8c4ce; font-size: 17px; font-family: monospace; }
 .v-spark { width: 100%; height: 26px; display: block; }
 .v-number { display: flex; justify-content: space-between; font-size: 13px; color: var(--dim); line-height: 1.3; }
 .v-number b { color: #e8eef2; font-variant-numeric: tabular-nums; }
@@ -52,7 +52,8 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
 .v-words { display: flex; gap: 8px; } .v-words input { flex: 1; min-width: 0; min-height: 48px; font-size: 17px;
   padding: 0 12px; border-radius: 8px; border: 1px solid #40505e; background: #0e151b; color: #fff; }
 .v-words button { width: auto; padding: 0 18px; }
-.v-line { font-size: 14px; color: var(--dim); line-height: 1.3; overflow-wrap: anywhere; }
+.v-line { font-size: 14px; color: var(--dim); line-height: 1.3; overflow-wrap: anywhere; margin-top: 4px; }
+.v-line:empty { display: none; }
 .v-stop { position: fixed; left: 12px; right: 12px; bottom: 10px; height: 104px; border: 4px solid #ffd7d2;
   border-radius: 14px; background: #d50000; color: #fff; font-size: 60px; font-weight: 900; letter-spacing: .25em;
   text-indent: .25em; z-index: 9000; cursor: pointer; touch-action: none; user-select: none; line-height: 1; }
@@ -66,7 +67,7 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
 @media (max-aspect-ratio: 1/1) {
   .v-grid { grid-template-columns: minmax(0, 1fr); grid-template-areas: "banner" "eyes" "acts" "plots"; }
   .v-eyes { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .v-eye { max-height: 350px; }
+  .v-stop { height: 130px; } .v-answer { bottom: 150px; } .v-grid { padding-bottom: 152px; }
 }
 """
 
