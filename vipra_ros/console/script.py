@@ -58,16 +58,17 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
   border-radius: 14px; background: #d50000; color: #fff; font-size: 60px; font-weight: 900; letter-spacing: .25em;
   text-indent: .25em; z-index: 9000; cursor: pointer; touch-action: none; user-select: none; line-height: 1; }
 .v-stop:active { background: #ff5252; }
-.v-answer { position: fixed; left: 50%; transform: translateX(-50%); bottom: 124px; z-index: 9001; max-width: 92vw;
+.v-answer { position: fixed; left: 50%; transform: translateX(-50%); bottom: 176px; z-index: 9001; max-width: 92vw;
   padding: 10px 18px; border-radius: 8px; font-size: 17px; background: #0b4f2b; color: #fff; display: none; }
 .v-answer[data-kind=bad] { background: #8c1d18; } .v-answer[data-kind] { display: block; }
-.v-stale { position: fixed; inset: 0 0 auto 0; z-index: 9002; background: #ffb300; color: #000; font-size: 20px;
+.v-stale { position: fixed; inset: auto 12px 118px 12px; border-radius: 8px;
+  z-index: 9002; background: #ffb300; color: #000; font-size: 20px;
   font-weight: 700; text-align: center; padding: 10px; display: none; }
 .v-stale[data-on] { display: block; }
 @media (max-aspect-ratio: 1/1) {
   .v-grid { grid-template-columns: minmax(0, 1fr); grid-template-areas: "banner" "eyes" "acts" "plots"; }
   .v-eyes { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .v-stop { height: 130px; } .v-answer { bottom: 150px; } .v-grid { padding-bottom: 152px; }
+  .v-eyes { width: min(100%, 650px); justify-self: center; }
 }
 """
 
@@ -149,9 +150,12 @@ SCRIPT = """
 
   // Pictures: the next is asked for when the last is there, so a slow network means fewer, never older ones.
   const look = img => {
-    const began = performance.now();
-    img.onload = () => setTimeout(() => look(img), Math.max(0, 66 - (performance.now() - began)));
-    img.onerror = () => setTimeout(() => look(img), 500);
+    const began = performance.now(), next = (seen, wait) => {
+      img.style.opacity = seen;
+      setTimeout(() => look(img), Math.max(0, wait));
+    };
+    img.onload = () => next(1, 66 - (performance.now() - began));
+    img.onerror = () => next(0, 500);
     img.src = `/camera/${img.dataset.camera}?${Date.now()}`;
   };
   setInterval(() => document.querySelectorAll('img[data-camera]:not([data-on])').forEach(img => {
