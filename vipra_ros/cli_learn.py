@@ -93,6 +93,6 @@ LEARNING = (
              arg("--json", metavar="FILE", help="write the figures here"),
              arg("--video", metavar="DIR", help="write one video per episode here"),
              arg("--ros", action="store_true", help="through the running nodes"),
-             arg("--engine", default="auto", choices=("auto", "torch", "onnx"), help="what computes (%(default)s)")),
-            _eval),
+             arg("--engine", default="auto", choices=("auto", "torch", "onnx", "fused"),
+                 help="what computes (%(default)s)")), _eval),
 )

@@ -207,7 +207,7 @@ class FlowPolicy(ActingPolicy):
 
     def embed_actions(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy actions (..., h, a) at times (...,) -> tokens (..., h, d)."""
-        half = self.action_in(x)
+        half = self.action_in(x.to(self.action_in.weight.dtype))
         features = flow.time_features(t, half.shape[-1], self.config.time_band).to(half.dtype)
         features = features[..., None, :].expand_as(half)
         return self.action_out(F.silu(self.action_mix(torch.cat([half, features], dim=-1))))

@@ -52,7 +52,7 @@ class PolicySettings:
     engine: str = param(
         "auto",
         doc="what computes: auto (onnx where graphs are ready, else torch), torch, onnx, or remote, a policy server",
-        choices=("auto", "torch", "onnx", "remote"),
+        choices=("auto", "torch", "onnx", "fused", "static", "remote"),
     )
     server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")
     server_config: str = param("", doc="YAML file on a server that does not say what it serves")

@@ -6,6 +6,7 @@ import importlib.util
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,9 +23,10 @@ from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
 REMEMBERED = 64
-#: auto: onnx where it is installed and graphs are ready, else torch. torch: the lean sampler. onnx: onnxruntime.
-#: eager: the plain network.
-ENGINES = ("auto", "torch", "onnx", "eager")
+#: auto: onnx where it is installed and graphs are ready, else torch. torch: the lean sampler. onnx: onnxruntime with
+#: exported graphs. fused: onnxruntime on a CPU, graphs made at the start. static: buffers that never move, for CUDA
+#: graphs. eager: the plain network.
+ENGINES = ("auto", "torch", "onnx", "fused", "static", "eager")
 #: Samplers by decoder and engine.
 SAMPLERS = {
     "flow": {"torch": LeanSampler, "eager": NaiveSampler},
@@ -50,20 +52,28 @@ def load_engine(
 ) -> Engine:
     """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's.
 
-    options: of `onnx_engine.OnnxEngine` (graphs, precision, provider).
+    options: of `onnx_engine.OnnxEngine` (graphs, precision, provider) or `static.StaticSampler` (capture, compile ...).
     """
     decoder = checkpoint.config.decoder
     if kind == "auto":
         kind = "onnx" if decoder == "flow" and _graphs_ready(checkpoint) else "torch"
-    if kind == "onnx" and decoder == "discrete":
-        raise CheckpointError("engine = 'onnx' has no graph of a discrete decoder; choose 'torch'")
-    if kind == "onnx":
+    if kind in ("onnx", "fused", "static") and decoder == "discrete":
+        raise CheckpointError(f"engine = {kind!r} has no graph of a discrete decoder; choose 'torch'")
+    if kind == "static":
+        from vipra_ros.policy.static import StaticSampler
+
+        return TorchEngine(checkpoint, threads, euler_steps, partial(StaticSampler, **options))
+    if kind in ("onnx", "fused"):
         try:
+            if kind == "fused":
+                from vipra_ros.policy.fused import FusedEngine
+
+                return FusedEngine(checkpoint, threads, euler_steps)
             from vipra_ros.policy.onnx_engine import OnnxEngine
 
             return OnnxEngine(checkpoint, threads, euler_steps, **options)
         except ModuleNotFoundError as error:
-            raise CheckpointError(f"engine = 'onnx' needs {error.name}; run: pip install 'vipra_ros[onnx]'") from None
+            raise CheckpointError(f"engine = {kind!r} needs {error.name}; run: pip install 'vipra_ros[onnx]'") from None
     if kind not in SAMPLERS[decoder]:
         raise CheckpointError(f"engine = {kind!r}: choose {', '.join(map(repr, ENGINES))}")
     return TorchEngine(checkpoint, threads, euler_steps, SAMPLERS[decoder][kind])
@@ -92,8 +102,11 @@ class TorchEngine:
         self.normaliser, self.prompt = checkpoint.normaliser, checkpoint.prompt
         self._policy, self._vq = checkpoint.policy.eval().requires_grad_(False), checkpoint.vq
         sampler = sampler or SAMPLERS[checkpoint.config.decoder]["torch"]
+        weight = next(self._policy.parameters())
+        self._device, self._dtype = weight.device, weight.dtype
         self._sample = sampler(self._policy, self.steps)
-        self._device = next(self._policy.parameters()).device
+        #: Called with a stage's name as it ends; a benchmark waits for a GPU here, and times single Euler steps.
+        self.on_stage: Callable[[str], None] = lambda name: None
         self._between = torch.tensor(self.prompt.between, device=self._device)
         self._after = torch.tensor(self.prompt.after, device=self._device)
         self._codes: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()
@@ -115,7 +128,7 @@ class TorchEngine:
         Raises:
             ObservationError: a camera, frame or joint vector is missing or has the wrong shape.
         """
-        clock = _Stages()
+        clock = _Stages(self.on_stage)
         state, proprio = self._joints(observation)
         codes = self._encode(observation, clock)
         before = torch.tensor([self.prompt.before(observation.instruction)], device=self._device)
@@ -155,7 +168,7 @@ class TorchEngine:
         clock.mark("resize")
         if fresh:
             images = torch.from_numpy(np.stack([image for *_, image in fresh])).to(self._device)
-            for (f, k, key, _), codes in zip(fresh, self._vq.encode(images)):
+            for (f, k, key, _), codes in zip(fresh, self._codes_of(images)):
                 table[f, k] = codes
                 if key is not None:
                     self._codes[key] = codes
@@ -164,6 +177,10 @@ class TorchEngine:
         clock.mark("encode")
         rows = [torch.stack([table[f, k] for k in range(len(c.cameras))]) for f in range(c.policy.frames)]
         return torch.stack(rows)[None]
+
+    def _codes_of(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, side, side, 3) -> int64 (n, codes per frame)."""
+        return self._vq.encode(images)
 
     def _joints(self, observation: Observation) -> tuple[np.ndarray | None, torch.Tensor | None]:
         """(state at the observation (a,), normalised proprio (1, n, a)), each None when not used."""
@@ -181,7 +198,7 @@ class TorchEngine:
         proprio = None
         if c.proprio_steps:
             proprio = (
-                torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps :])).float()[None].to(self._device)
+                torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps :]))[None].to(self._device, self._dtype)
             )
         return joints[-1], proprio
 
@@ -189,11 +206,13 @@ class TorchEngine:
 class _Stages:
     """Wall time of consecutive stages in ms."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
         self._begin = self._last = time.perf_counter()
+        self._on_stage = on_stage
         self.stages: dict[str, float] = {}
 
     def mark(self, name: str) -> None:
+        self._on_stage(name)
         now = time.perf_counter()
         self.stages[name] = self.stages.get(name, 0.0) + 1e3 * (now - self._last)
         self._last = now

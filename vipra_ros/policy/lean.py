@@ -22,16 +22,20 @@ class LeanTrunk:
     """The trunk of a policy whose weights no longer change, with the keys and values of one sequence."""
 
     @torch.inference_mode()
-    def __init__(self, policy: ActingPolicy):
+    def __init__(self, policy: ActingPolicy, release: bool = False):
+        """release: drop the policy's own layers as they are folded; it can then be sampled from here only."""
         trunk, c = policy.trunk, policy.config
         self.heads, self.eps = c.backbone.heads, c.backbone.norm_eps
         self.layers = []
-        for layer in trunk.layers:
+        for i, layer in enumerate(trunk.layers):
             attention, mlp = layer.self_attn, layer.mlp
             before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
             qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before
             gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * after
             self.layers.append((qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))
+            if release:
+                trunk.layers[i] = torch.nn.Identity()
+                del layer, attention, mlp
 
     def prefill(
         self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int, last: bool = False
@@ -90,10 +94,10 @@ class LeanSampler(LeanTrunk):
     """Samples chunks of a flow-matching policy."""
 
     @torch.inference_mode()
-    def __init__(self, policy: FlowPolicy, steps: int):
-        super().__init__(policy)
+    def __init__(self, policy: FlowPolicy, steps: int, release: bool = False):
+        super().__init__(policy, release)
         c = policy.config
-        self.policy, self.steps = policy, steps
+        self.policy, self.steps, self.dtype = policy, steps, policy.head.weight.dtype
         self.head_weight = policy.head.weight * policy.trunk.norm.weight
         # silu(W [half, features] + b): the features' share of it, for every step, (steps, 1, 1, d).
         half = c.backbone.width // 2
@@ -120,11 +124,14 @@ class LeanSampler(LeanTrunk):
         # Without padding and with both-way blocks every look is allowed, and no mask is the fastest one.
         mask = None if bool(allowed[:, :, p:].all()) else allowed[:, :, p:]
         x = noise
-        for time in self.mix_time:
-            half = policy.action_in(x)
-            tokens = policy.action_out(F.silu(F.linear(half, self.mix_action) + time))
-            hidden = self.through(tokens, cosine, sine, mask, caches, p)
+        for k in range(self.steps):
+            hidden = self.through(self._action_tokens(x, k), cosine, sine, mask, caches, p)
             velocity = F.linear(F.rms_norm(hidden, hidden.shape[-1:], eps=self.eps), self.head_weight, policy.head.bias)
             x = x + velocity.float() / self.steps
-        mark("denoise")
+            mark("denoise")
         return x
+
+    def _action_tokens(self, x: Tensor, k: int) -> Tensor:
+        """Noisy actions (b, h, a) before Euler step k -> tokens (b, h, d)."""
+        half = self.policy.action_in(x.to(self.dtype))
+        return self.policy.action_out(F.silu(F.linear(half, self.mix_action) + self.mix_time[k]))

@@ -123,9 +123,8 @@ class OnnxSampler:
             binding.bind_ortvalue_output("later", other)
             step.run_with_iobinding(binding)
             x, other = other, x
-        actions = torch.from_numpy(x.numpy())
-        mark("denoise")
-        return actions
+            mark("denoise")
+        return torch.from_numpy(x.numpy())
 
     def _put(self, array: np.ndarray):
         return self._value(np.ascontiguousarray(array), self._place, 0)

@@ -49,12 +49,16 @@ def sample(
 
 
 @torch.inference_mode()
-def sample_naively(policy: FlowPolicy, prefix: Prefix, noise: Tensor, steps: int = 10) -> Tensor:
+def sample_naively(
+    policy: FlowPolicy, prefix: Prefix, noise: Tensor, steps: int = 10, mark: Callable[[str], None] = lambda name: None
+) -> Tensor:
     """The same actions, with every Euler step over the whole sequence."""
     embedded, present = policy.embed_prefix(prefix)
 
     def velocity(x: Tensor, time: float) -> Tensor:
-        return policy.joint_pass(embedded, present, x[:, None], x.new_full((len(x), 1), time))[:, 0].float()
+        found = policy.joint_pass(embedded, present, x[:, None], x.new_full((len(x), 1), time))[:, 0].float()
+        mark("denoise")
+        return found
 
     return flow.euler(velocity, noise, steps)
 
@@ -67,6 +71,4 @@ class NaiveSampler:
 
     def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
         """Normalised actions (b, h, a) from noise (b, h, a)."""
-        actions = sample_naively(self.policy, prefix, noise, self.steps)
-        mark("denoise")
-        return actions
+        return sample_naively(self.policy, prefix, noise, self.steps, mark)
