@@ -232,6 +232,8 @@ def main(
         loaded = Checkpoint.load(resolve(checkpoint), device)
         loaded.policy.to(DTYPES[dtype])
     c, load = loaded.config, [os.getloadavg()[0]]
+    if c.decoder != "flow":
+        raise ConfigError(f"{checkpoint} has a {c.decoder} decoder; the benchmark knows the passes of flow matching")
     release = {"release": True} if engine == "static" and random else {}
     engines = {name: load_engine(loaded, name, threads, **release) for name in engine.split(",")}
     before = measure(device, DTYPES[dtype], threads)
