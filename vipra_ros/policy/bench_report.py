@@ -9,6 +9,8 @@ from rich.table import Table
 
 #: Stages in the order of a chunk: name in the figures -> column. Decoding stands beside the chunk.
 STAGES = {"resize": "resize", "encode": "encode", "prefill": "prefill", "denoise": "Euler", "denormalise": "rad"}
+#: Those that a terminal has room for.
+SHOWN = ("encode", "prefill", "denoise")
 
 
 def show(figures: dict) -> None:
@@ -23,12 +25,12 @@ def show(figures: dict) -> None:
         f"{where}, {machine['processors']} processors, {machine['threads']} used, load "
         f"{machine['load_before']:.1f} to {machine['load_after']:.1f}"
     )
-    columns = ("p50", "p95", "p99", "min", "CPU", *STAGES.values(), "/floor")
+    columns = ("p50", "p95", "p99", "min", "CPU", *(STAGES[name] for name in SHOWN), "/floor")
     table = Table("engine", *columns, title="a chunk, ms", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in sorted(figures["engines"], key=lambda r: r["p50_ms"]):
-        stages = [row["stages"].get(name, {}).get("p50_ms") for name in STAGES]
+        stages = [row["stages"].get(name, {}).get("p50_ms") for name in SHOWN]
         table.add_row(
             row["engine"],
             *(f"{row[k]:.1f}" for k in ("p50_ms", "p95_ms", "p99_ms", "min_ms", "cpu_p50_ms")),
