@@ -34,7 +34,7 @@ def dataset(tmp_path_factory):
 
 def test_read_dataset(dataset):
     said = run("examples/read_dataset.py", dataset)
-    assert "1 episodes" in said and "front: " in said and "cube" in said
+    assert "1 episodes" in said and "front: " in said and "largest distance" in said
 
 
 @pytest.mark.slow
