@@ -36,7 +36,7 @@ POLICY = (
     Command("bench serve", "Policy", "What the way to a policy server adds to an inference: p50, p95, p99.",
             "vipra bench serve models/tiny -n 200 --json out/serve.json",
             (arg("checkpoint", metavar="CHECKPOINT", help="folder of the policy, or a shipped one"),
-             arg("-n", dest="count", type=int, default=200, help="requests counted, of each kind (%(default)s)"),
+             arg("--requests", "-n", dest="count", type=int, default=200, help="requests counted, of each kind (%(default)s)"),
              arg("--json", dest="json_path", default="", metavar="FILE", help="write the figures here")),
             to("serving.bench:main")),
     Command("bench policy", "Policy", "How long a chunk takes by engine and stage, beside this machine's floor.",
