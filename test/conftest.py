@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+import vipra_ros.sim  # noqa: F401 - says how to draw before anything imports mujoco
+
 
 def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.004):
     """Save a policy of toy size, trained for a second to stay at home within `scatter` rad, hand open."""

@@ -16,6 +16,8 @@ from . import tasks
 #: The straight way takes distance / CRUISE seconds; a minimum-jerk profile peaks at 1.875 times that speed.
 CRUISE = 0.15
 SHORTEST = 0.5
+#: rad/s, fastest joint of a demonstration: below the limiter's 1, so that the arm goes the way that was planned.
+JOINT_SPEED = 0.9
 GRASP_Z, PUSH_Z, HOVER_Z = 0.022, 0.024, 0.13
 #: The closed finger pair starts this far beside the cube and ends touching it, m.
 PUSH_APPROACH, PUSH_CONTACT = 0.085, 0.037
@@ -111,20 +113,27 @@ def rows(way: list[Leg], tcp: np.ndarray, q: np.ndarray, period: float, ik: Ik, 
     Returns:
         float64 (N, 8): row k is the command to be reached at (k + 1) * period.
     """
-    out, here, turn, seed = [], np.asarray(tcp, float), yaw, np.asarray(q, float)
+    out, here, turn, last = [], np.asarray(tcp, float), yaw, np.asarray(q, float)
     time, leg_start = period, 0.0
     for leg in way:
-        target = np.array(leg.position)
-        while time <= leg_start + leg.seconds + 1e-9:
-            s = _minimum_jerk((time - leg_start) / leg.seconds)
-            seed = ik(_fingers_down(here + s * (target - here), turn + s * (leg.yaw - turn)), seed)
-            out.append(np.append(seed, leg.opening))
-            time += period
-        here, turn, leg_start = target, leg.yaw, leg_start + leg.seconds
+        seconds, target = leg.seconds, np.array(leg.position)
+        while True:
+            times = np.arange(time, leg_start + seconds + 1e-9, period)
+            seed, made = last, []
+            for s in _minimum_jerk((times - leg_start) / seconds):
+                seed = ik(_fingers_down(here + s * (target - here), turn + s * (leg.yaw - turn)), seed)
+                made.append(seed)
+            speed = np.abs(np.diff([last, *made], axis=0)).max(initial=0.0) / period
+            if speed <= JOINT_SPEED:
+                break
+            seconds *= 1.02 * speed / JOINT_SPEED  # folded near its base, the arm turns far for a short way
+        out += [np.append(q, leg.opening) for q in made]
+        time += period * len(made)
+        here, turn, last, leg_start = target, leg.yaw, made[-1] if made else last, leg_start + seconds
     return np.array(out)
 
 
-def _minimum_jerk(u: float) -> float:
+def _minimum_jerk(u: np.ndarray) -> np.ndarray:
     """Flash and Hogan (1985): 10 u^3 - 15 u^4 + 6 u^5."""
     return u * u * u * (10.0 - 15.0 * u + 6.0 * u * u)
 
