@@ -23,6 +23,7 @@ EXTRAS = {"franky": "robot", "ruckig": "robot", "dynamixel_sdk": "robot", "mujoc
 EXTRAS |= dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors"), "train")
 EXTRAS |= {"ray": "ray", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
 EXTRAS |= {"websockets": "serve", "msgpack": "serve", "nicegui": "console", "fastapi": "console", "uvicorn": "console"}
+EXTRAS |= {"rerun": "view"}
 EXTRAS |= dict.fromkeys(("pyarrow", "av", "cv2", "rosbags", "matplotlib"), "train")
 ROS_HINT = "use the .venv of `make setup`, or source a ROS 2 with this package built in it"
 

@@ -1,0 +1,218 @@
+"""A rerun recording (.rrd) of an episode: pictures, the arm as lines, joints against limits, chunks, what was said.
+
+Entities, all on the timeline `time` (s):
+    camera/<name>                                 pictures
+    arm/measured, arm/commanded                   links as lines through the frames of the kinematics, base frame, m
+    arm/path, arm/predicted                       way of the TCP so far; way that the newest chunk predicts
+    joints/<joint>/measured, commanded, limits    rad
+    joints/<joint>/predicted/<lane>               rows of the chunks where they were due; a chunk keeps to one lane,
+                                                  so that overlapping ones stay apart
+    speed/<joint>/commanded, measured, limits     rad/s
+    hand/measured, hand/commanded; figures/<name>; log
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import rerun as rr
+import rerun.blueprint as rrb
+
+from vipra_ros.control.kinematics import forward, frames
+from vipra_ros.view.sources import Chunk, Seen
+
+TIMELINE = "time"
+#: Hz at which the arm is drawn, and s of the way behind the TCP.
+ARM_RATE, TAIL = 30.0, 3.0
+#: Most lanes of chunks that overlap.
+LANES = 6
+#: m, base frame: where the viewer's eye is, and what it looks at: the whole arm and the table before it.
+EYE, LOOK = (1.5, -1.3, 0.9), (0.25, 0.0, 0.35)
+KEY = "measured blue, commanded orange, predicted green, limits red"
+GREY, BLUE, ORANGE, RED, GREEN = (130, 130, 130), (51, 102, 204), (220, 122, 30), (200, 56, 90), (47, 158, 91)
+
+
+def write(seen: Seen, path: str | Path) -> dict[str, int]:
+    """Write `seen` to the file `path`; entity -> rows logged.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recording = rr.RecordingStream("vipra_ros", recording_id=seen.name)
+    recording.save(path, default_blueprint=blueprint(seen))
+    recording.log("arm", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+    out = _Out(recording)
+    _joints(out, seen)
+    _arm(out, seen)
+    _chunks(out, seen)
+    for what, (times, values) in seen.hand.items():
+        out.scalars(f"hand/{what}", times, values)
+    for name, (times, values) in seen.figures.items():
+        out.scalars(f"figures/{name}", times, values)
+    for t, level, text in seen.texts:
+        out.one("log", t, rr.TextLog(text, level=level))
+    for t, camera, picture in seen.pictures():
+        out.one(f"camera/{camera}", t, rr.EncodedImage(contents=picture, media_type=_media(picture)))
+    recording.flush()
+    recording.disconnect()
+    return out.rows
+
+
+class _Out:
+    """Counts what goes into the recording."""
+
+    def __init__(self, recording: rr.RecordingStream):
+        self._recording, self.rows = recording, {}
+
+    def scalars(self, entity: str, times: np.ndarray, values: np.ndarray, colour=None, dashed: bool = False) -> None:
+        """Rows that are known; `values` (N,)."""
+        known = np.isfinite(values)
+        if not known.any():
+            return
+        if colour is not None:
+            self._recording.log(entity, rr.SeriesLines(colors=colour, widths=1.0 if dashed else 1.6), static=True)
+        self.columns(entity, times[known], rr.Scalars.columns(scalars=np.asarray(values, float)[known]))
+
+    def columns(self, entity: str, times: np.ndarray, columns) -> None:
+        """Many rows at once."""
+        index = rr.TimeColumn(TIMELINE, duration=times)
+        self._recording.send_columns(entity, indexes=[index], columns=columns, strict=True)
+        self.rows[entity] = self.rows.get(entity, 0) + len(times)
+
+    def one(self, entity: str, time: float, what) -> None:
+        """One row."""
+        self._recording.set_time(TIMELINE, duration=time)
+        self._recording.log(entity, what, strict=True)
+        self.rows[entity] = self.rows.get(entity, 0) + 1
+
+
+def _joints(out: _Out, seen: Seen) -> None:
+    """Positions and velocities of each joint, beside the limits of the profile."""
+    p = seen.profile
+    spans = [times[[0, -1]] for times, _, _ in seen.joints.values()]
+    ends = np.array([min(s[0] for s in spans), max(s[1] for s in spans)]) if spans else np.zeros(0)
+    for k, joint in enumerate(p.joint_names):
+        for what, (times, q, dq) in seen.joints.items():
+            colour = {"measured": BLUE, "commanded": ORANGE}.get(what, GREEN)
+            out.scalars(f"joints/{joint}/{what}", times, q[:, k], colour)
+            out.scalars(f"speed/{joint}/{what}", times, dq[:, k], colour)
+        for kind, low, high in (("joints", p.lower[k], p.upper[k]), ("speed", -p.limits[0][k], p.limits[0][k])):
+            for end, value in (("low", low), ("high", high)):
+                if len(ends):
+                    out.scalars(f"{kind}/{joint}/limits/{end}", ends, np.full(2, value), RED, dashed=True)
+
+
+def _arm(out: _Out, seen: Seen) -> None:
+    """Links as lines from the base through every frame to the TCP, and the way behind the TCP."""
+    for what, colour, width in (("measured", BLUE, 0.012), ("commanded", ORANGE, 0.006)):
+        if what not in seen.joints:
+            continue
+        times, q, _ = seen.joints[what]
+        rows = _thinned(times, q)
+        if not len(rows):
+            continue
+        points = frames(seen.profile, q[rows])[..., :3, 3]
+        links = np.concatenate([np.zeros((len(rows), 1, 3)), points], axis=1)
+        out.columns(f"arm/{what}", times[rows], rr.LineStrips3D.columns(
+            strips=list(links), colors=[colour] * len(rows), radii=[width] * len(rows)))
+        if what == "measured":
+            tails = [points[np.searchsorted(times[rows], times[i] - TAIL) : n + 1, -1] for n, i in enumerate(rows)]
+            out.columns("arm/path", times[rows], rr.LineStrips3D.columns(
+                strips=tails, colors=[GREY] * len(rows), radii=[0.002] * len(rows)))
+
+
+def _thinned(times: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Numbers of the rows to draw: known ones, `ARM_RATE` a second."""
+    known = np.flatnonzero(np.isfinite(q).all(axis=1))
+    if not len(known):
+        return known
+    bins = np.floor((times[known] - times[known[0]]) * ARM_RATE + 1e-6)
+    return known[np.unique(bins, return_index=True)[1]]
+
+
+def _chunks(out: _Out, seen: Seen) -> None:
+    """Every chunk when it arrived: the TCP's way it predicts, and its joints where they were due."""
+    lane_ends = [-np.inf] * LANES
+    rows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(LANES)]
+    for chunk in seen.chunks:
+        way = _way(seen, chunk)
+        if way is not None:
+            out.one("arm/predicted", chunk.arrival, rr.LineStrips3D([way], colors=[GREEN], radii=[0.004]))
+        q = _positions(seen, chunk)
+        if q is None or not len(q):
+            continue
+        due = chunk.due
+        lane = next((i for i, end in enumerate(lane_ends) if end < due[0]), int(np.argmin(lane_ends)))
+        lane_ends[lane] = due[-1]
+        rows[lane].append((due, q))
+    for lane, parts in enumerate(rows):
+        if parts:
+            times, q = (np.concatenate(x) for x in zip(*parts, strict=True))
+            order = np.argsort(times, kind="stable")
+            for k, joint in enumerate(seen.profile.joint_names):
+                out.scalars(f"joints/{joint}/predicted/{lane}", times[order], q[order, k], GREEN)
+
+
+def _positions(seen: Seen, chunk: Chunk) -> np.ndarray | None:
+    """(H, 7) rad that a chunk of joints predicts; increments are summed from the measured joints."""
+    if chunk.action_space == "joint_position":
+        return chunk.rows[:, :7]
+    if chunk.action_space == "joint_delta" and (start := _measured(seen, chunk.stamp)) is not None:
+        return start + np.cumsum(chunk.rows[:, :7], axis=0)
+    return None
+
+
+def _way(seen: Seen, chunk: Chunk) -> np.ndarray | None:
+    """(H, 3) m, where the TCP is to be at each row; None when it cannot be known."""
+    q = _positions(seen, chunk)
+    if q is not None:
+        way = forward(seen.profile, q)[:, :3, 3]
+    elif chunk.action_space == "ee_delta" and (start := _measured(seen, chunk.stamp)) is not None:
+        way = forward(seen.profile, start)[:3, 3] + np.cumsum(chunk.rows[:, :3], axis=0)
+    else:
+        return None
+    return way if np.isfinite(way).all() and len(way) > 1 else None
+
+
+def _measured(seen: Seen, time: float) -> np.ndarray | None:
+    """(7,) rad, the newest measured joints at `time`."""
+    if "measured" not in seen.joints:
+        return None
+    times, q, _ = seen.joints["measured"]
+    return q[max(0, int(np.searchsorted(times, time, side="right")) - 1)]
+
+
+def _media(picture: bytes) -> str:
+    return "image/png" if picture[:4] == b"\x89PNG" else "image/jpeg"
+
+
+def blueprint(seen: Seen) -> rrb.Blueprint:
+    """How the viewer lays it out: pictures and arm above, joints beside limits, then figures and words."""
+    joints, speeds = ([_small(kind, j) for j in seen.profile.joint_names] for kind in ("joints", "speed"))
+    return rrb.Blueprint(
+        rrb.Vertical(
+            rrb.Horizontal(*_views(seen)),
+            rrb.Tabs(rrb.Grid(*joints, name=f"joints, rad: {KEY}"), rrb.Grid(*speeds, name=f"speed, rad/s: {KEY}"),
+                     rrb.TimeSeriesView(origin="figures", name="figures"),
+                     rrb.TimeSeriesView(origin="hand", name="hand")),
+            rrb.TextLogView(origin="log", name="states and reasons"),
+            row_shares=[4, 4, 1.5],
+        ),
+        collapse_panels=True,
+    )
+
+
+def _small(kind: str, joint: str) -> rrb.TimeSeriesView:
+    """One of seven plots in a row: a legend would hide the curves, so the tab says the colours."""
+    return rrb.TimeSeriesView(origin=f"{kind}/{joint}", name=joint, plot_legend=rrb.PlotLegend(visible=False))
+
+
+def _views(seen: Seen) -> Iterator:
+    eye = rrb.EyeControls3D(position=EYE, look_target=LOOK)
+    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}, base frame", eye_controls=eye)
+    for camera in seen.cameras:
+        yield rrb.Spatial2DView(origin=f"camera/{camera}", name=camera)
