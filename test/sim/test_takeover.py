@@ -43,6 +43,18 @@ def test_a_push_under_way_goes_on_and_a_cube_beyond_the_zone_comes_back():
     assert push.position[1] == pytest.approx(tasks.ZONE_Y["yellow"] + expert.PUSH_CONTACT)
 
 
+def test_a_way_begins_where_a_tilted_tool_is_and_keeps_its_speed(lane):
+    """Straightened in the first row, the tool would jump; no slowing down of the way would make that jump shorter."""
+    q = np.array(scene.HOME) + 0.05 * np.array([1, -1, 1, 1, -1, 1, 1])
+    pose = kinematics.forward(lane.profile, q)
+    way = expert.legs(goal("reach"), CUBE, 0.0, pose[:3, 3])
+    rows = expert.rows(way, pose[:3, 3], q, 1 / 15, lane.ik, float(np.arctan2(pose[1, 0], pose[0, 0])))[:, :7]
+    assert np.abs(rows[0] - q).max() < 0.01
+    assert np.abs(np.diff(rows, axis=0)).max() * 15 <= expert.JOINT_SPEED + 1e-6
+    end = kinematics.forward(lane.profile, rows[-1])
+    assert end[2, 2] == pytest.approx(-1.0, abs=1e-6) and end[:2, 3] == pytest.approx(CUBE[:2], abs=1e-3)
+
+
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_the_expert_succeeds_from_a_wrong_place(lane, task):
     """The tool stands low beside the cube, hand closed as after a missed grasp."""

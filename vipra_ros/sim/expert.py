@@ -115,21 +115,25 @@ def rows(way: list[Leg], tcp: np.ndarray, q: np.ndarray, period: float, ik: Ik, 
     """
     out, here, turn, last = [], np.asarray(tcp, float), yaw, np.asarray(q, float)
     time, leg_start = period, 0.0
+    # A tool that starts tilted is straightened along the first leg, not in its first row.
+    tilt = last - ik(_fingers_down(here, turn), last)
     for leg in way:
-        seconds, target = leg.seconds, np.array(leg.position)
+        seconds, target, before = leg.seconds, np.array(leg.position), np.inf
         while True:
             times = np.arange(time, leg_start + seconds + 1e-9, period)
             seed, made = last, []
             for s in _minimum_jerk((times - leg_start) / seconds):
                 seed = ik(_fingers_down(here + s * (target - here), turn + s * (leg.yaw - turn)), seed)
-                made.append(seed)
+                made.append(seed + (1.0 - s) * tilt)
             speed = np.abs(np.diff([last, *made], axis=0)).max(initial=0.0) / period
-            if speed <= JOINT_SPEED:
+            if speed <= JOINT_SPEED or speed > 0.99 * before:  # what does not get slower is left to the limiter
                 break
+            before = speed
             seconds *= 1.02 * speed / JOINT_SPEED  # folded near its base, the arm turns far for a short way
         out += [np.append(q, leg.opening) for q in made]
         time += period * len(made)
         here, turn, last, leg_start = target, leg.yaw, made[-1] if made else last, leg_start + seconds
+        tilt = 0.0
     return np.array(out)
 
 
