@@ -17,7 +17,7 @@ from vipra_ros.control.reference import Reference
 from vipra_ros.control.settings import ExecutorSettings
 
 #: rad and s; how far the arm's generator may be from the reference, and how much it may be behind.
-STRAY, STRAY_TIME = 0.004, 0.006
+STRAY, STRAY_TIME = 0.02, 0.03
 
 
 class LimiterGuard:

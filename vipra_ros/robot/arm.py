@@ -19,15 +19,8 @@ from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.profile import JOINTS, RobotProfile
 from vipra_ros.robot.reported import tighten
+from vipra_ros.robot.waypoints import TAKEOVER, Feasible
 
-#: s; waypoints nearer than this are left out: the arm, already under way, goes to the next one. A motion takes over
-#: some ms earlier or later than it was planned for, and a waypoint with a velocity can be reached later than at once
-#: only by a little: with acceleration a in time T the mean speed falls by at most a T / 4, and who needs more must
-#: turn back and come again, 0.1 to 0.5 s late. At 0.15 s that is 15 % of 1 rad/s; at 0.03 s a motion in six was late.
-LEAST_GAP = 0.15
-#: s by which the first waypoint of a motion is asked for early, since it takes over late; over the rows this falls to
-#: nothing. Early costs nothing.
-LEAD = 0.008
 #: What franky says when its generator finds no way through the waypoints in their times (error code -111), and how
 #: many motions in a row may end so. The next one then goes straight to the last waypoint and rests: always possible.
 NO_WAY, PATIENCE = "Motion planner failed", 3
@@ -116,6 +109,8 @@ class FrankyArm:
             self._highest = os.sched_getscheduler(0), os.sched_getparam(0)
             os.sched_setscheduler(0, *scheduling)
         self.profile = p = tighten(self.profile, robot.model_urdf)
+        self._feasible = Feasible(p.arm_limits)
+        self._last: RobotState | None = None
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
             (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),
@@ -133,13 +128,12 @@ class FrankyArm:
     def stream(self, waypoints: Sequence[Waypoint], now: float) -> None:
         """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
         now = max(now, self._clock())  # planning took its time, and the machine may have paused us
-        due = [w for w in waypoints if w.time - now > LEAST_GAP] or list(waypoints[-1:])
+        due = self._feasible.choose(waypoints, self._last, now)
         if self.refusals.sending():
             due = due[-1:]
-        points, spent = [], 0
-        for k, waypoint in enumerate(due):
-            lead = LEAD * (1 - k / (len(due) - 1)) if len(due) > 1 else 0.0
-            duration = max(1, round(1000 * (waypoint.time - lead - now)) - spent)
+        points, begin, spent = [], now + TAKEOVER, 0
+        for waypoint in due:
+            duration = max(1, round(1000 * (waypoint.time - begin)) - spent)
             spent += duration
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))
@@ -185,7 +179,7 @@ class FrankyArm:
         text = self._failure
         if errors:
             text = _names(state.current_errors) or text or "unknown error"
-        return RobotState(
+        self._last = RobotState(
             now,
             np.array(state.q),
             np.array(state.dq),
@@ -194,6 +188,7 @@ class FrankyArm:
             in_control=bool(control),
             error=text,
         )
+        return self._last
 
     def recover(self) -> str:
         """Clear the error state (about 0.7 s); connect anew if the connection is gone. "" or why not."""
