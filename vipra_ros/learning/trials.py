@@ -210,7 +210,8 @@ class Trial:
         by: operator, simulator or "time limit".
         seconds: from arming to the label or the end.
         stalls: times the arm waited at rest for a chunk; stops: times it held or faulted by itself.
-        stopped: the reason of the last such stop. chunks, rejected, limited: counters of the executor.
+        stopped: the reason of the last such stop.
+        chunks, rejected: accepted and refused ones. limited: rows that a limit changed.
         video: file beside the results, or empty. began: ISO time, UTC.
     """
 

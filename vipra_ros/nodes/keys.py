@@ -114,10 +114,10 @@ class Keys:
         self._say(table(last["reception"], last["flags"], WIDTH, colour=sys.stdout.isatty()))
 
 
-class _Terminal:
+class Terminal:
     """Single keys in, a status line that stays below what is said."""
 
-    def __enter__(self) -> _Terminal:
+    def __enter__(self) -> Terminal:
         self._before = termios.tcgetattr(sys.stdin)
         tty.setcbreak(sys.stdin)
         self._shown = ""
@@ -163,7 +163,7 @@ def run(namespace: str = "") -> int:
     node = rclpy.create_node("recorder_keys", namespace=namespace)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    with _Terminal() as terminal:
+    with Terminal() as terminal:
         keys = Keys(node, terminal.say, terminal.ask)
         try:
             while True:

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,6 +65,9 @@ class Session:
         domain: ROS_DOMAIN_ID.
         alive: called while waiting; raises when the system has ended.
         on_image: (camera, stamp s, JPEG bytes), in the ROS thread; None does not subscribe.
+        on_status: every status of the executor, in the ROS thread.
+        cameras: those that `on_image` gets.
+        simulated: whether there is a scene to lay out.
     """
 
     def __init__(
@@ -72,8 +75,11 @@ class Session:
         domain: int,
         alive: Callable[[], None] = lambda: None,
         on_image: Callable[[str, float, bytes], None] | None = None,
+        on_status: Callable[[ExecutorStatus], None] = lambda status: None,
+        cameras: Sequence[str] = ("front", "wrist"),
+        simulated: bool = True,
     ):
-        self._alive, self._on_image = alive, on_image
+        self._alive, self._on_image, self._on_status, self._simulated = alive, on_image, on_status, simulated
         self._context = rclpy.Context()
         quiet = rclpy.SignalHandlerOptions.NO
         rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=quiet)
@@ -91,7 +97,7 @@ class Session:
         node.create_subscription(ActionChunk, "policy/chunk", self._on_chunk, 1)
         node.create_subscription(JointState, "executor/joint_command", lambda m: self._on_joints(m, "commanded"), 200)
         node.create_subscription(JointState, "joint_states", lambda m: self._on_joints(m, "measured"), 200)
-        for camera in ("front", "wrist") if on_image else ():
+        for camera in cameras if on_image else ():
             node.create_subscription(
                 CompressedImage,
                 f"camera/{camera}/image_raw/compressed",
@@ -148,7 +154,7 @@ class Session:
         return ", ".join(parts)
 
     def wait_ready(self, seconds: float = START_TIMEOUT, tick: Callable[[], None] = lambda: None) -> None:
-        """Until executor, policy and scene are there and the policy has complete observations."""
+        """Until executor, policy and, simulated, the scene are there and the policy has complete observations."""
 
         def ready() -> bool:
             policy, words = self.policy_status, "no instruction"
@@ -159,9 +165,14 @@ class Session:
                 or policy.state == PolicyStatus.WAITING
                 and all(r.startswith((words, "the executor is")) for r in policy.reasons)
             )
-            return complete and self.executor_status is not None and self._reset.service_is_ready()
+            scene = not self._simulated or self._reset.service_is_ready()
+            return complete and self.executor_status is not None and scene
 
         self.until(ready, seconds, "the start of the system", tick)
+
+    def check(self) -> None:
+        """Raises when the system has ended."""
+        self._alive()
 
     def scene_ready(self) -> bool:
         """Whether scenes can be laid out."""
@@ -194,20 +205,35 @@ class Session:
         """From any state: stop, recover if needed, go home; ends in IDLE."""
         if self.executor_status.state == ExecutorStatus.FAULT:
             self.call("recover")
-        self.call("stop")
-        self._settle(tick)
+        self.halt(tick)
         self._insist("home")
         time.sleep(0.15)  # the state at the call is published until the next pass
         self._settle(tick)
         if not any("home" in r for r in self.executor_status.reasons):
             raise SessionError(f"the arm did not get home; {self.seen()}")
 
+    def open_hand(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Until the hand is open: a policy that sees a closed one at the start believes that it holds something."""
+        self.until(lambda: not self.finger < OPEN_FINGER, HAND_TIMEOUT, "an open hand", tick)
+
     def _settle(self, tick: Callable[[], None]) -> None:
         time.sleep(0.15)
         self.until(lambda: self.executor_status.state == ExecutorStatus.IDLE, HOME_TIMEOUT, "a stop", tick)
 
+    def arm(self) -> None:
+        """Arm as soon as the arm stands still; ends in ARMED or RUNNING."""
+        self._insist("arm")
+        ready = (ExecutorStatus.ARMED, ExecutorStatus.RUNNING)  # the first chunk may come before its status
+        self.until(lambda: self.executor_status.state in ready, SERVICE_TIMEOUT, "arming")
+
+    def halt(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Stop a healthy arm; ends in IDLE."""
+        self.call("stop")
+        self._settle(tick)
+
     def reset(self, task: str, seed: int) -> str:
         """Lay out a scene; its instruction."""
+        self.outcome = {}  # the same scene once more: its old success must not count
         answer = self._ask(self._reset, ResetScene.Request(task=task, seed=seed), "sim/reset")
         if not answer.success:
             raise SessionError(f"sim/reset: {answer.message}")
@@ -242,13 +268,10 @@ class Session:
         """
         goal = tasks.sample_start(task, seed).goal
         self.home(tick)
-        # A policy that sees a closed hand at the start believes that it holds something.
-        self.until(lambda: not self.finger < OPEN_FINGER, HAND_TIMEOUT, "an open hand", tick)
+        self.open_hand(tick)
         self.instruct(self.reset(task, seed))
         time.sleep(0.2)  # a frame of the new scene for every camera
-        self._insist("arm")
-        ready = (ExecutorStatus.ARMED, ExecutorStatus.RUNNING)  # the first chunk may come before its status
-        self.until(lambda: self.executor_status.state in ready, SERVICE_TIMEOUT, "arming")
+        self.arm()
         before = self.executor_status
         with self._lock:
             self.trace = trace = Trace(self.now)
@@ -270,8 +293,7 @@ class Session:
         with self._lock:
             self.trace = None
         if not stopped:
-            self.call("stop")
-            self._settle(tick)
+            self.halt(tick)
         after = self.executor_status
         period = trace.periods[-1] if trace.periods else 1 / 15
         accepted, refused = after.accepted - before.accepted, after.rejected - before.rejected
@@ -301,6 +323,7 @@ class Session:
 
     def _on_executor(self, message: ExecutorStatus) -> None:
         self.executor_status = message
+        self._on_status(message)
 
     def _on_policy(self, message: PolicyStatus) -> None:
         self.policy_status = message

@@ -1,4 +1,7 @@
-"""`vipra up policy robot:=sim` as a child process in a ROS domain and at a loopback address of its own."""
+"""`vipra up policy robot:=sim` as a child process in a ROS domain and at a loopback address of its own.
+
+With robot:=ADDRESS it runs in the domain of the caller, where the cameras are, and nothing simulated is added.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,13 @@ class SessionError(RuntimeError):
 
 
 class System:
-    """`vipra up policy robot:=sim` as a child process, alone in its ROS domain.
+    """`vipra up policy robot:=sim` as a child process; a simulated arm is alone in its ROS domain.
 
     Args:
         system: another one of `vipra_ros.graph`; `checkpoint` is for policy only.
         arguments: further launch arguments, name -> value.
         log: file for the output of the nodes; a temporary one when None.
-        parameters: ROS parameters of the nodes, as a YAML file has them.
+        parameters: ROS parameters of the nodes, as a YAML file has them; with an arm of metal the nodes' own apply.
     """
 
     def __init__(
@@ -54,18 +57,20 @@ class System:
         **arguments: str,
     ):
         pick = random.Random()  # other runs on this machine start in the same second
-        self.domain = int(os.environ.get("ROS_DOMAIN_ID") or pick.randint(1, 100))
+        self._simulated = arguments.get("robot", "sim") == "sim"
+        self.domain = int(os.environ.get("ROS_DOMAIN_ID") or (pick.randint(1, 100) if self._simulated else 0))
         host = f"127.{pick.randint(1, 250)}.{pick.randint(0, 250)}.{pick.randint(2, 250)}"
         given = {
             **({} if system == "sim" else {"robot": "sim"}),
-            "sim_host": host,
             **({"checkpoint": str(checkpoint)} if system == "policy" else {}),
             "arm_on_start": "false",
-            "camera_rate": str(CAMERA_RATE),
             **arguments,
         }
+        if self._simulated:  # two cores have no more to give than the rate of the shipped policy
+            given = {"sim_host": host, "camera_rate": str(CAMERA_RATE), **given}
         self.log = Path(log or Path(tempfile.mkdtemp(prefix="vipra-")) / "system.log")
-        self._parameters = None if "params_file" in given else self.log.with_name("parameters.yaml")
+        own = self._simulated and "params_file" not in given
+        self._parameters = self.log.with_name("parameters.yaml") if own else None
         if self._parameters:
             given["params_file"] = str(self._parameters)
         self._command = [
@@ -84,11 +89,9 @@ class System:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self._parameters:
             self._parameters.write_text(self._text)
-        environment = {
-            **os.environ,
-            "ROS_DOMAIN_ID": str(self.domain),
-            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        }
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain)}
+        if self._simulated:
+            environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order.
         self._process = subprocess.Popen(
             self._command,
