@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ def _node(a: argparse.Namespace) -> None:
     known = sorted(p.stem for p in modules if "\ndef main(" in p.read_text())
     if a.name not in known:
         raise ConfigError(f"no node {a.name!r}; known nodes: {', '.join(known)}")
+    # Until the node takes the signals over, which is after seconds of imports, there is nothing to bring to an end;
+    # Python's own answer, a traceback out of a half-imported library, would be reported as a crash.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
     room(f"nodes.{a.name}:main")(a.ros_arguments)
 
 

@@ -21,8 +21,8 @@ JOINT_SPEED = 0.9
 GRASP_Z, PUSH_Z, HOVER_Z = 0.022, 0.024, 0.13
 #: The closed finger pair starts this far beside the cube and ends touching it, m.
 PUSH_APPROACH, PUSH_CONTACT = 0.085, 0.037
-#: The hand needs 0.6 s from open onto a 5 cm cube, measured in the simulator. Little more: of frames in which it is closed
-#: and the arm still rests, none says when to go, and a policy that learns the mean of them may rest for ever.
+#: The hand needs 0.6 s from open onto a 5 cm cube, measured in the simulator. Little more: of frames in which it is
+#: closed and the arm still rests, none says when to go, and a policy that learns the mean of them may rest for ever.
 GRASP_SECONDS = 0.7
 #: Nearer than this to the line it works along, m, the arm goes on; farther away it rises and begins again.
 ALIGNED = 0.012
