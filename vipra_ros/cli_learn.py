@@ -23,7 +23,7 @@ def _train_finetune(a: argparse.Namespace) -> None:
 
 
 def _train_latent(a: argparse.Namespace) -> None:
-    room("learning.latent:train")(a.dataset, a.out, a.preset, settings(a.set))
+    room("learning.latent:train")(a.dataset, a.out, a.preset, _overrides(a, "latent"))
 
 
 def _label(a: argparse.Namespace) -> None:
@@ -37,6 +37,10 @@ def _train_pretrain(a: argparse.Namespace) -> None:
 
 def _imagine(a: argparse.Namespace) -> None:
     room("learning.imagine:main")(a.checkpoint, a.dataset, a.out, a.count)
+
+
+def _reproduce(a: argparse.Namespace) -> None:
+    room("learning.reproduce:reproduce")(a.out, a.table, a.preset, settings(a.set), a.results, a.plan)
 
 
 def _eval(a: argparse.Namespace) -> None:
@@ -65,8 +69,8 @@ LEARNING = (
             _train_finetune),
     Command("train latent", "Learn", "Train latent actions on video without labels, and see whether they are alive.",
             "vipra train latent out/dataset out/latent --preset tiny --set loop.minutes=30",
-            (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"), *TRAINING[1:]),
-            _train_latent),
+            (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"), *TRAINING[1:],
+             VARIANT), _train_latent),
     Command("label", "Learn", "Write the latent actions that follow each frame of a data set or of videos.",
             "vipra label out/dataset out/latent out/labels --camera front",
             (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"),
@@ -85,6 +89,16 @@ LEARNING = (
              arg("dataset", metavar="DATASET", help="LeRobot data set"),
              arg("out", metavar="OUT.png", help="the picture to write"),
              arg("--count", type=int, default=6, metavar="N", help="moments drawn (%(default)s)")), _imagine),
+    Command("reproduce", "Learn", "Make a table of results from seeds: episodes, all trainings, evaluations, a plot.",
+            "vipra reproduce out/reproduce --table 1 --plan",
+            (arg("out", metavar="OUT", help="folder for all that is made; an interrupted run goes on"),
+             arg("--table", type=int, default=1, choices=(1, 2, 3),
+                 help="1: variants; 2: whose videos; 3: flow consistency (%(default)s)"),
+             arg("--preset", default="tiny", help="folder of config/learning, or a YAML file (%(default)s)"),
+             arg("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable"),
+             arg("--results", default="docs/results", metavar="DIR", help="where tableN.json goes (%(default)s)"),
+             arg("--plan", action="store_true", help="say what would be done and how long it takes, do nothing")),
+            _reproduce),
     Command("eval", "Learn", "Measure a policy over unseen random starts: success, latency, smoothness.",
             "vipra eval --checkpoint models/tiny --task push --episodes 50 --seed 1000 --json out/push.json",
             (CHECKPOINT, arg("--task", default="all", choices=(*TASKS, "all"), help="task (%(default)s)"),

@@ -35,18 +35,29 @@ def read(cls: type[T], preset: str | Path, job: str, overrides: dict[str, Any]) 
 
 
 def variant(name: str, job: str) -> dict[str, Any]:
-    """Overrides of `job` (pretrain or finetune) in config/learning/variants/<name>.yaml; none for an empty name.
+    """Overrides of `job` (latent, pretrain, finetune) in config/learning/variants/<name>.yaml; none for an empty name.
 
     Raises:
         ConfigError: no such variant, or it has no such job.
     """
     if not name:
         return {}
+    values = read_variant(name)
+    if job == "latent":  # most variants share the latent actions of the preset
+        return values.get(job, {})
+    if job not in values:
+        raise ConfigError(f"variant {name} has no {job}; go on with {', '.join(values)}")
+    return values[job]
+
+
+def read_variant(name: str) -> dict[str, dict[str, Any]]:
+    """All of config/learning/variants/<name>.yaml: job -> overrides.
+
+    Raises:
+        ConfigError: no such variant.
+    """
     folder = share("config", "learning", "variants")
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"variant = {name!r}: choose one of {', '.join(known)}")
-    values = read_yaml(folder / f"{name}.yaml")
-    if job not in values:
-        raise ConfigError(f"variant {name} has no {job}; go on with {', '.join(values)}")
-    return values[job]
+    return read_yaml(folder / f"{name}.yaml")

@@ -1,0 +1,101 @@
+"""The whole way at toy size on real simulated episodes: collect, convert, latent, label, pretrain, finetune, eval."""
+
+import json
+
+import pytest
+import yaml
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning import pretrain, reproduce
+from vipra_ros.learning.loop import Interrupted
+from vipra_ros.policy.checkpoint import Checkpoint
+
+LOOP = {"steps": 2, "batch": 4, "lr": 0.001, "bf16": False, "evaluate_every": 2, "threads": 1}
+TRUNK = {"vision_merge": 4, "vision_position": True, "vision_table_width": 8, "bidirectional_prefix": True,
+         "backbone": {"width": 32, "layers": 1, "heads": 2, "ffn": 32}}
+ACTS = {**TRUNK, "proprio_steps": 1, "bidirectional_actions": True, "action_bins": 15}
+JOBS = {
+    "vq": {"loop": LOOP, "cameras": ["front"], "frames": 60,
+           "model": {"kind": "patch", "image_size": 128, "patch": 8, "codebook_size": 32, "code_dim": 8}},
+    "latent": {"loop": LOOP, "frames": 3, "fps": 15, "evaluate_on": 4, "flow_from_step": 0, "codes_from_data": True,
+               "model": {"image_size": 32, "patch": 8, "image_encoder": "vit", "image_layers": 1, "width": 32,
+                         "heads": 2, "inverse_blocks": 1, "forward_blocks": 1, "codebook_size": 8, "code_dim": 8}},
+    "pretrain": {"loop": LOOP, "evaluate_on": 4, "policy": TRUNK},
+    "finetune": {"loop": LOOP, "evaluate_on": 4, "draws": 1, "relative_actions": True, "policy": ACTS},
+}
+VARIANTS = ["scratch_fm", "vipra_fm", "vipra_ar", "vipra_ac", "sp3_fm", "la", "lapa"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Table 1 of a world with one task, two episodes a source and a second of evaluation."""
+    folder = tmp_path_factory.mktemp("chain")
+    for job, values in JOBS.items():
+        (folder / f"{job}.yaml").write_text(yaml.safe_dump(values))
+    (folder / "reproduce.yaml").write_text(yaml.safe_dump({
+        "presets": {job: str(folder / f"{job}.yaml") for job in JOBS}, "tasks": ["reach"], "videos": 2, "episodes": 1,
+        "seconds_limit": 0.6, "tables": {1: [{"variant": v, "demos": 2} for v in VARIANTS],
+                                         2: [{"variant": "vipra_fm", "videos": "other"}]}}))
+    run, steps = pretrain.run, []
+
+    def stopped_once(job, loop, out):
+        """The first pre-training is stopped after its first step."""
+        return run(job, loop, out, lambda state: steps.append(state.step) or len(steps) == 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "run", stopped_once)
+        with pytest.raises(Interrupted):
+            reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", save_to=folder)
+        before = {p.name: p.read_text() for p in (folder / "out" / "done").glob("*.json")}
+        so_far = json.loads((folder / "table1.json").read_text())["rows"]
+        rows = reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", save_to=folder)
+    return folder, rows, steps, before, so_far
+
+
+def test_every_variant_is_trained_evaluated_and_has_its_rows(made):
+    folder, rows, *_ = made
+    assert [(r["variant"], r["task"]) for r in rows] == [(v, t) for v in VARIANTS for t in ("reach", "average")]
+    kept = json.loads((folder / "table1.json").read_text())["rows"]
+    assert kept == rows and list(rows[0]) == ["variant", "demos", "task", "success_rate", "n", "wilson_low",
+                                              "wilson_high", "train_seed", "machine", "minutes"]
+    assert (folder / "table1.png").stat().st_size > 1000
+    for variant in VARIANTS:
+        c = Checkpoint.load(folder / "out" / f"finetune-{variant}-2-0" / "checkpoint").config
+        assert c.decoder == ("discrete" if variant in ("vipra_ar", "la", "lapa") else "flow")
+        assert c.horizon == (1 if variant in ("vipra_ac", "lapa") else 14)
+        part = json.loads((folder / "out" / f"eval-{variant}-2-0.json").read_text())["tasks"][0]
+        # Chunks of one row arrive too late to be joined to a moving plan: they are played when they come.
+        assert part["mode"] == ("sync" if c.execute_steps == 1 else "async")
+        assert any(e["rows"] for e in part["episodes"]) or part["rejected_chunks"] == 0
+
+
+def test_interrupted_it_goes_on_within_the_training(made):
+    folder, rows, steps, before, so_far = made
+    assert steps == [1, 2] * 4, "four pre-trainings of two steps, the first of them in two runs"
+    assert len(before) == 7 and all((folder / "out" / "done" / n).read_text() == text for n, text in before.items())
+    assert so_far == rows[:2] and so_far[0]["variant"] == "scratch_fm"
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(made, monkeypatch, capsys):
+    folder, rows, *_ = made
+    monkeypatch.setattr(reproduce, "collect", lambda *a: pytest.fail("collected again"))
+    assert reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", save_to=folder) == rows
+    said = capsys.readouterr().out
+    assert "done  pretrain-robot-future-14steps" in said and "expected: 0.0 hours" in said
+    with pytest.raises(ConfigError, match="eval-scratch_fm-2-0 was done with other settings"):
+        reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", {"eval_seed": 2000}, folder)
+    with pytest.raises(ConfigError, match="other_videos=DIR"):
+        reproduce.reproduce(folder / "out", 2, folder / "reproduce.yaml")
+    with pytest.raises(ConfigError, match="no table 9"):
+        reproduce.reproduce(folder / "out", 9, folder / "reproduce.yaml")
+    with pytest.raises(ConfigError, match="further apart"):
+        reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", {"eval_seed": 5})
+
+
+def test_the_shipped_plan_names_its_hours(tmp_path, capsys):
+    assert reproduce.reproduce(tmp_path / "out", 1, plan_only=True) == []
+    lines = capsys.readouterr().out.splitlines()
+    # Variants with the same pre-training share it.
+    assert max(map(len, lines)) <= 80
+    assert sum("  pretrain-" in line for line in lines) == 5 and sum("  finetune-" in line for line in lines) == 15
+    assert "15 policies" in lines[-1] and not (tmp_path / "out").exists()

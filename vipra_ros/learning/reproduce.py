@@ -1,0 +1,332 @@
+"""`vipra reproduce`: a table of results end to end from seeds: episodes, four trainings, evaluation, rows, plot.
+
+The plan is a list of steps; rows share what they have in common (episodes, quantiser, latent actions, pre-training: the
+seeds of a row are those of fine-tuning). A finished step leaves OUT/done/NAME.json and is not done again; a training
+that was interrupted goes on. A step that was done with other settings is refused. `demos` counts demonstrations per
+task, `minutes` those of fine-tuning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vipra_ros.config import ConfigError, build, param
+from vipra_ros.learning import presets, results
+from vipra_ros.learning.tables import plot, rows_of
+
+VIDEOS = ("robot", "other", "both")
+#: The jobs that have presets of their own.
+JOBS = ("vq", "latent", "pretrain", "finetune")
+#: Entries of a training's configuration that do not change what comes out of it.
+FREE = ("threads", "log_every", "save_seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, trained once per seed."""
+
+    variant: str = param(doc="a variant of config/learning/variants")
+    demos: int = param(25, doc="demonstrations per task", low=2)
+    seeds: tuple[int, ...] = param((0,), doc="training seeds", low=0)
+    videos: str = param("robot", doc="videos of pre-training: the robot's, another body's, both", choices=VIDEOS)
+    flow: bool = param(True, doc="flow consistency in the loss of the latent actions")
+
+    @property
+    def name(self) -> str:
+        """The variant, and what is unusual about the row."""
+        return self.variant + f"-{self.videos}" * (self.videos != "robot") + "-noflow" * (not self.flow)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """config/learning/<preset>/reproduce.yaml."""
+
+    presets: dict[str, str] = field(metadata={"doc": "preset or YAML of vq, latent, pretrain, finetune"})
+    tables: dict[str, list] = field(metadata={"doc": "number of the table: its rows"})
+    overrides: dict[str, dict] = field(default_factory=dict, metadata={"doc": "dotted keys on top, by job"})
+    tasks: tuple[str, ...] = param(("reach", "push", "lift"), doc="tasks of the simulated table")
+    videos: int = param(1000, doc="episodes without labels, per task", low=2)
+    video_seed: int = param(100_000, doc="seed of the first of them", low=0)
+    other_videos: str = param("", doc="data set of another body doing the same tasks, for rows that want it")
+    demo_seed: int = param(0, doc="seed of the first demonstration", low=0)
+    episodes: int = param(50, doc="evaluation episodes per task", low=1)
+    eval_seed: int = param(1000, doc="seed of the first of them", low=0)
+    seconds_limit: float = param(0.0, doc="limit of an evaluation episode; 0 is the task's own", unit="s", low=0.0)
+    collect_seconds: float = param(1.0, doc="expected work per collected episode, for the plan", unit="s", low=0.0)
+    label_seconds: float = param(1.0, doc="expected work per labelled episode, for the plan", unit="s", low=0.0)
+    eval_seconds: float = param(5.0, doc="expected work per evaluated episode, for the plan", unit="s", low=0.0)
+
+    def __post_init__(self) -> None:
+        if missing := [job for job in JOBS if job not in self.presets]:
+            raise ConfigError(f"reproduce: presets has no {missing[0]}; name a preset or a YAML file for it")
+        demos, videos, held = (range(s, s + n) for s, n in ((self.demo_seed, 1000), (self.video_seed, self.videos),
+                                                           (self.eval_seed, self.episodes)))
+        for a, b, what in ((demos, held, "demo_seed"), (videos, held, "video_seed"), (demos, videos, "video_seed")):
+            if max(a.start, b.start) < min(a.stop, b.stop):
+                raise ConfigError(f"reproduce: {what}: the same starts are demonstrated, watched or evaluated; set the "
+                                  "three seeds further apart")
+
+    def rows(self, table: int) -> list[Row]:
+        """The rows of a table.
+
+        Raises:
+            ConfigError: there is no such table, or a row wants videos that are not there.
+        """
+        if str(table) not in {str(k) for k in self.tables}:
+            raise ConfigError(f"reproduce: no table {table}; there are {', '.join(map(str, self.tables))}")
+        rows = [build(Row, r, source=f"reproduce: table {table}") for k, v in self.tables.items()
+                if str(k) == str(table) for r in v]
+        for row in rows:
+            if row.videos != "robot" and not self.other_videos:
+                raise ConfigError(f"reproduce: row {row.name} needs videos of another body; name a data set with "
+                                  "--set other_videos=DIR")
+        return rows
+
+
+@dataclass
+class Step:
+    """One entry of the plan. expected: minutes, None when it trains by steps; settings: what the result depends on."""
+
+    name: str
+    expected: float | None
+    settings: Any
+    work: Callable[[], None]
+
+
+class Plan:
+    """The steps of a table in order, in folder `out`."""
+
+    def __init__(self, config: Reproduction, table: int, out: str | Path):
+        self.config, self.table, self.out = config, table, Path(out)
+        self.steps: dict[str, Step] = {}
+        #: (row, seed) -> name of its evaluation
+        self.evaluations: list[tuple[Row, int, str]] = []
+        rows = config.rows(table)
+        most = max(row.demos for row in config.rows(table))
+        # One episode more per task than is trained on: fine-tuning holds one out.
+        self._episodes("demos", most + max(1, round(0.1 * most)), config.demo_seed)
+        self._episodes("videos", config.videos, config.video_seed)
+        self._train("vq", "vq", {}, "videos")
+        for row in rows:
+            for seed in row.seeds:
+                self._row(row, seed)
+
+    # --- making the plan --------------------------------------------------------------------------------------
+
+    def _add(self, name: str, expected: float | None, settings: Any, work: Callable[[], None]) -> str:
+        self.steps.setdefault(name, Step(name, expected, settings, work))
+        return name
+
+    def _episodes(self, name: str, count: int, seed: int) -> None:
+        c = self.config
+        minutes = count * len(c.tasks) * c.collect_seconds / 60
+        self._add(name, minutes, [list(c.tasks), count, seed], lambda: collect(self.out / name, c.tasks, count, seed))
+
+    def _train(self, name: str, job: str, changes: dict, *sources: str) -> str:
+        """A training: the preset, then `changes` of the variant and row, then the user's overrides."""
+        overrides = changes | self.config.overrides.get(job, {})
+        config = presets.read(_class(job), self.config.presets[job], job, overrides)
+        values = dataclasses.asdict(config)
+        values["loop"] = {k: v for k, v in values["loop"].items() if k not in FREE}
+        values.pop("vq", None)  # a path, which may be written in other ways; the quantiser is a step of its own
+        return self._add(name, config.loop.minutes or None, [values, sources],
+                         lambda: self._run(name, job, overrides, sources))
+
+    def _row(self, row: Row, seed: int) -> None:
+        c = self.config
+        changes = presets.variant(row.variant, "finetune") | {
+            "episodes": row.demos * len(c.tasks), "loop.seed": seed, "holdout": 0.05}
+        known = presets.read_variant(row.variant)
+        if "pretrain" in known:
+            start = self._pretraining(row, known)
+        else:
+            start, changes = "", changes | {"vq": str(self.out / "vq")}
+        name = f"{row.name}-{row.demos}-{seed}"
+        self._train(f"finetune-{name}", "finetune", changes, "demos", *([start] if start else []))
+        count = c.episodes * len(c.tasks)
+        self._add(f"eval-{name}", count * c.eval_seconds / 60, [list(c.tasks), c.episodes, c.eval_seed],
+                  lambda: self._evaluate(name))
+        self.evaluations.append((row, seed, name))
+
+    def _pretraining(self, row: Row, known: dict) -> str:
+        """Latent actions, labels and pre-training that a row needs; equal ones have equal names."""
+        c = self.config
+        of_latent = dict(known.get("latent", {})) | ({} if row.flow else {"flow_weight": 0.0})
+        latent = "-".join(["latent", row.videos, *(f"{k}{v:g}" for k, v in sorted(of_latent.items()))])
+        self._train(latent, "latent", of_latent, *self._videos(row.videos))
+        shape = {k: v for k, v in known["pretrain"].items() if k != "variant"}
+        said = {"future": lambda v: "future" if v else "", "latent_steps": lambda v: f"{v}steps" if v else ""}
+        text = "-".join(filter(None, (said.get(k, lambda v, k=k: f"{k}{v}")(v) for k, v in sorted(shape.items()))))
+        merged = self._merged(row.videos)
+        labels = self._add(f"labels-{latent}", c.videos * len(c.tasks) * c.label_seconds / 60, [latent],
+                           lambda: self._label(latent, merged))
+        # Whatever the first row of that shape is called.
+        changes = shape | {"variant": "ViPRA", "vq": str(self.out / "vq")}
+        return self._train(f"pretrain-{latent.removeprefix('latent-')}-{text}", "pretrain", changes, merged, labels)
+
+    def _videos(self, which: str) -> list[str]:
+        return [{"robot": "videos", "other": "other"}[w] for w in (("robot", "other") if which == "both" else (which,))]
+
+    def _merged(self, which: str) -> str:
+        """The name of one data set with these videos."""
+        if which != "both":
+            return self._videos(which)[0]
+        return self._add("both", 0.01 * self.config.videos, [self.config.other_videos], self._merge)
+
+    def dataset(self, name: str) -> Path:
+        """Folder of a data set by its name in the plan."""
+        return Path(self.config.other_videos) if name == "other" else self.out / name / "dataset"
+
+    # --- doing it ---------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, job: str, overrides: dict, sources: tuple[str, ...]) -> None:
+        preset, out = self.config.presets[job], self.out / name
+        if job == "vq":
+            from vipra_ros.learning import vq
+
+            vq.train(self.dataset(sources[0]), out, preset, **overrides)
+        elif job == "latent":
+            from vipra_ros.learning import latent
+
+            latent.train([self.dataset(s) for s in sources], out, preset, overrides)
+        elif job == "pretrain":
+            from vipra_ros.learning import pretrain
+
+            pretrain.train(self.dataset(sources[0]), self.out / sources[1], out, preset,
+                           overrides | {"words": self._words()})
+        else:
+            from vipra_ros.learning import finetune
+
+            init = self.out / sources[1] / "checkpoint" if len(sources) > 1 else "scratch"
+            finetune.train(self.dataset(sources[0]), out, preset, init, overrides)
+
+    def _words(self) -> list[str]:
+        from vipra_ros.data.dataset import Dataset
+
+        return sorted({e.task for e in Dataset(self.dataset("demos")).episodes})
+
+    def _label(self, latent: str, source: str) -> None:
+        from vipra_ros.learning.label import label
+
+        label(self.dataset(source), self.out / latent, self.out / f"labels-{latent}")
+
+    def _merge(self) -> None:
+        from vipra_ros.data.dataset_edit import merge
+
+        if not self.dataset("both").exists():  # it appears whole
+            merge([self.dataset("videos"), self.dataset("other")], self.dataset("both"))
+
+    def _evaluate(self, name: str) -> None:
+        from vipra_ros.learning import evaluate
+
+        c = self.config
+        checkpoint = self.out / f"finetune-{name}" / "checkpoint"
+        parts = [evaluate.main(checkpoint, task, c.episodes, c.eval_seed, quiet=True, seconds=c.seconds_limit or None)
+                 for task in c.tasks]
+        results.write_json({"tasks": parts}, self.out / f"eval-{name}.json")
+
+    def describe(self) -> str:
+        """The list of steps, what is done, and the hours that are left; 80 columns."""
+        c, lines, left, unknown = self.config, [], 0.0, False
+        for step in self.steps.values():
+            done = self._marker(step).exists()
+            said = "done" if done else "by steps" if step.expected is None else f"{step.expected:.0f} min"
+            left += 0.0 if done or step.expected is None else step.expected
+            unknown |= not done and step.expected is None
+            lines.append(f"{said:>9}  {step.name}")
+        more = " and what trains by steps" if unknown else ""
+        head = textwrap.fill(
+            f"table {self.table}, tasks {', '.join(c.tasks)}; per task {c.videos} videos without labels and "
+            f"{c.episodes} starts to evaluate. finetune- and eval-VARIANT-DEMOS-SEED:", 80)
+        return "\n".join([head, *lines, f"expected: {left / 60:.1f} hours{more} for {len(self.evaluations)} policies"])
+
+    def _marker(self, step: Step) -> Path:
+        return self.out / "done" / f"{step.name}.json"
+
+    def run(self, write: Callable[[list[dict]], None]) -> list[dict]:
+        """Do what is not done; `write` gets the rows so far after every evaluation. Returns all rows.
+
+        Raises:
+            ConfigError: a step was done with other settings.
+        """
+        for step in self.steps.values():
+            marker, settings = self._marker(step), json.loads(json.dumps(step.settings))
+            if marker.exists():
+                if json.loads(marker.read_text())["settings"] != settings:
+                    raise ConfigError(f"{marker}: {step.name} was done with other settings; give another folder")
+            else:
+                print(f"[reproduce] {step.name}", flush=True)
+                began = time.monotonic()
+                step.work()
+                results.write_json({"settings": settings, "minutes": (time.monotonic() - began) / 60,
+                                    "machine": results.machine()}, marker)
+            if step.name.startswith("eval-"):
+                write(self.rows())
+        return self.rows()
+
+    def rows(self) -> list[dict]:
+        """The rows of every policy that is evaluated."""
+        made = []
+        for row, seed, name in self.evaluations:
+            path, marker = self.out / f"eval-{name}.json", self.out / "done" / f"eval-{name}.json"
+            if marker.exists():
+                trained = self.out / f"finetune-{name}"
+                more = self._probe(row) if self.table == 3 else {}
+                made += rows_of(json.loads(path.read_text())["tasks"], row.name, row.demos, seed, trained, more)
+        return made
+
+    def _probe(self, row: Row) -> dict[str, float]:
+        """Linear probes of the latent actions of a row, R^2."""
+        name = next((n for n in self.steps if n.startswith("latent-") and ("flow_weight0" in n) == (not row.flow)
+                     and n.split("-")[1] == row.videos), None)
+        if name is None:
+            return {}
+        figures = json.loads((self.out / name / "health.json").read_text())["figures"]
+        return {k: v for k, v in figures.items() if k.startswith("probe_")}
+
+
+def _class(job: str) -> type:
+    from vipra_ros.learning import finetune, latent, pretrain, vq
+
+    return {"vq": vq.VQTraining, "latent": latent.LatentTraining, "pretrain": pretrain.Pretrain,
+            "finetune": finetune.Finetune}[job]
+
+
+def collect(folder: Path, tasks: tuple[str, ...], count: int, seed: int) -> None:
+    """Scripted episodes as bags, then as a data set, `folder`/dataset; goes on where it stopped."""
+    from vipra_ros.data.convert import convert
+    from vipra_ros.sim.collect import collect as record
+
+    record(folder / "bags", tasks, count, seed, cameras=("front",))
+    convert(folder / "bags", folder / "dataset", resume=True, quiet=True)
+
+
+def reproduce(out: str | Path, table: int, preset: str | Path = "tiny", overrides: dict[str, Any] | None = None,
+              save_to: str | Path = "docs/results", plan_only: bool = False) -> list[dict]:
+    """Make table `table` in folder `out`; rows go to `save_to`/table<N>.json and .png after every policy.
+
+    Raises:
+        ConfigError: no such table, missing videos, or `out` was made with other settings.
+    """
+    config = presets.read(Reproduction, preset, "reproduce", overrides or {})
+    plan = Plan(config, table, out)
+    print(plan.describe(), flush=True)
+    if plan_only:
+        return plan.rows()
+    path = Path(save_to) / f"table{table}.json"
+
+    def write(rows: list[dict]) -> None:
+        results.write_json({"table": table, "rows": rows}, path)
+        plot(rows, path.with_suffix(".png"))
+
+    rows = plan.run(write)
+    write(rows)
+    print(f"{path}: {len(rows)} rows")
+    return rows
