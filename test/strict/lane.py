@@ -237,19 +237,25 @@ def teleop(run: Run, seconds: float) -> None:
 
 
 def limit(run: Run, seconds: float) -> None:
-    """As fast as allowed towards a joint limit, joint by joint, both ways; then silence in full motion."""
+    """As fast as allowed from near home towards a joint limit, joint by joint, both ways; silence in full motion.
+
+    From home, because two joints in their corners are a self-collision, which nobody here promises to avoid.
+    """
     since, due, joint, way = -np.inf, -np.inf, 0, 1
 
     def each(now: float) -> None:
         nonlocal since, due, joint, way
-        if now - since > 3.0:
+        if now - since > 6.0:
             since, joint, way = now, int(run.rng.integers(7)), int(run.rng.choice([-1, 1]))
-        if now - since > 2.2 or now < due:
+        if now - since > 5.0 or now < due:
             return
         due = now + run.period
-        q = run.core.reference().at(now)[0]
-        rows = np.tile(q, (8, 1))
-        rows[:, joint] += way * 2.0 * run.period * np.arange(1, 9)
+        q, ahead = run.core.reference().at(now)[0], run.period * np.arange(1, 9)[:, None]
+        if now - since < 2.8:
+            rows = q + np.clip(PROFILE.home_q - q, -0.9 * ahead, 0.9 * ahead)
+        else:
+            rows = np.tile(q, (8, 1))
+            rows[:, joint] += way * 2.0 * ahead[:, 0]
         low, high = np.array(PROFILE.q_min) - 0.19, np.array(PROFILE.q_max) + 0.19
         run.offer(now, np.clip(rows, low, high), 8, now)
 

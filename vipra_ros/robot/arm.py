@@ -72,6 +72,9 @@ class FrankyArm:
         ConfigError: the profile does not fit the limits that the robot reports.
     """
 
+    #: s; a motion takes over that much later at most, and between waypoints the generator may brake that much later.
+    reaction = 0.05
+
     def __init__(
         self,
         profile: RobotProfile,
@@ -109,7 +112,7 @@ class FrankyArm:
             self._highest = os.sched_getscheduler(0), os.sched_getparam(0)
             os.sched_setscheduler(0, *scheduling)
         self.profile = p = tighten(self.profile, robot.model_urdf)
-        self._feasible = Feasible(p.arm_limits)
+        self._feasible = Feasible(p)
         self._last: RobotState | None = None
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
