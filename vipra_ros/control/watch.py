@@ -167,8 +167,8 @@ def usable(state: RobotState) -> bool:
 def strays(now: float, state: RobotState, reference: Reference) -> bool:
     """Whether the arm's own generator has left the reference and is to be brought back.
 
-    It does when control cycles were lost just before a row: too late to slow down for the next one, it turns
-    back and comes again, 0.2 s later.
+    It does when control cycles were lost just before a row: too late to slow down for it, it turns back and comes
+    again, 0.2 s later. Between the waypoints of a motion it is off by less, because it goes its own way there.
     """
     if not reference.moving(now) or not usable(state):
         return False

@@ -22,7 +22,8 @@ from vipra_ros.robot.reported import tighten
 from vipra_ros.robot.waypoints import TAKEOVER, Feasible
 
 #: What franky says when its generator finds no way through the waypoints in their times (error code -111), and how
-#: many motions in a row may end so. The next one then goes straight to the last waypoint and rests: always possible.
+#: many motions in a row may end so. The next one then goes straight to the last waypoint and rests, in no set time:
+#: that has always been possible.
 NO_WAY, PATIENCE = "Motion planner failed", 3
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
@@ -132,14 +133,16 @@ class FrankyArm:
         """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
         now = max(now, self._clock())  # planning took its time, and the machine may have paused us
         due = self._feasible.choose(waypoints, self._last, now)
-        if self.refusals.sending():
+        straight = self.refusals.sending()
+        if straight:
             due = due[-1:]
         points, begin, spent = [], now + TAKEOVER, 0
         for waypoint in due:
             duration = max(1, round(1000 * (waypoint.time - begin)) - spent)
             spent += duration
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
-            points.append(franky.JointWaypoint(target, minimum_time=franky.Duration(duration)))
+            time = {} if straight else dict(minimum_time=franky.Duration(duration))
+            points.append(franky.JointWaypoint(target, **time))
         with self._lock:
             self._move(franky.JointWaypointMotion(points, return_when_finished=False))
 
