@@ -43,6 +43,14 @@ def _reproduce(a: argparse.Namespace) -> None:
     room("learning.reproduce:reproduce")(a.out, a.table, a.preset, settings(a.set), a.results, a.plan)
 
 
+def _bench_flow(a: argparse.Namespace) -> None:
+    room("learning.flow_check:main")(a.flow, a.weights, a.size or (64, 128, 224), a.episodes, a.seed)
+
+
+def _bench_memory(a: argparse.Namespace) -> None:
+    room("learning.memory_plan:main")(a.stage, a.preset, a.gb, a.json)
+
+
 def _eval(a: argparse.Namespace) -> None:
     room("learning.evaluate:main")(shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
                                     video=a.video, ros=a.ros, engine=a.engine)
@@ -99,6 +107,20 @@ LEARNING = (
              arg("--results", default="docs/results", metavar="DIR", help="where tableN.json goes (%(default)s)"),
              arg("--plan", action="store_true", help="say what would be done and how long it takes, do nothing")),
             _reproduce),
+    Command("bench flow", "Learn", "How far a flow estimator is off on simulated pictures, whose true flow is known.",
+            "vipra bench flow --size 64 --size 128",
+            (arg("--flow", default="pyramid", choices=("pyramid", "raft"), help="estimator (%(default)s)"),
+             arg("--weights", default="", metavar="FILE", help="of torchvision's RAFT-large, raft only"),
+             arg("--size", type=int, action="append", metavar="PX",
+                 help="side of the pictures; repeatable (64, 128, 224)"),
+             arg("--episodes", type=int, default=1, metavar="N", help="of each task (%(default)s)"),
+             arg("--seed", type=int, default=500, help="seed of the first start (%(default)s)")), _bench_flow),
+    Command("bench memory", "Learn", "What a training takes on each of 1 to 32 GPUs, counted without allocating it.",
+            "vipra bench memory --stage pretrain --gb 80",
+            (arg("--stage", default="pretrain", choices=("pretrain", "finetune"), help="training (%(default)s)"),
+             arg("--preset", default="paper", help="folder of config/learning, or a YAML file (%(default)s)"),
+             arg("--gb", type=float, default=80.0, metavar="GB", help="memory of one GPU (%(default)g)"),
+             arg("--json", metavar="FILE", help="write the figures here")), _bench_memory),
     Command("eval", "Learn", "Measure a policy over unseen random starts: success, latency, smoothness.",
             "vipra eval --checkpoint models/tiny --task push --episodes 50 --seed 1000 --json out/push.json",
             (CHECKPOINT, arg("--task", default="all", choices=(*TASKS, "all"), help="task (%(default)s)"),

@@ -87,9 +87,9 @@ def make_backbone(config: BackboneConfig) -> LlamaModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = LlamaModel(llama)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     model.embed_tokens = None
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 

@@ -157,8 +157,9 @@ class Perception(nn.Module):
 
     def _run(self, sequence: Tensor, allowed: Tensor, positions: Tensor, cache) -> Tensor:
         dtype = sequence.dtype
-        if torch.is_autocast_enabled(sequence.device.type):
-            dtype = torch.get_autocast_dtype(sequence.device.type)
+        device = sequence.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # meta has none
+            dtype = torch.get_autocast_dtype(device)
         return self.trunk(
             inputs_embeds=sequence,
             attention_mask=additive_mask(allowed, dtype),
