@@ -59,7 +59,10 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, separator, value = pair.partition("=")
         if not separator:
             raise ConfigError(f"--set {pair}: write KEY=VALUE")
-        result[key] = yaml.safe_load(value)
+        try:
+            result[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: not a YAML value ({' '.join(str(error).split())})") from None
     return result
 
 

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import yaml
 
 T = TypeVar("T")
+#: Bytes of a YAML file that is read, brackets within brackets, and characters of a value that an error shows.
+MOST_BYTES, MOST_BRACKETS, MOST_SHOWN = 1 << 18, 50, 200
 
 
 class ConfigError(ValueError):
@@ -53,9 +55,9 @@ def build(cls: type[T], values: dict[str, Any], source: str = "configuration") -
         raise ConfigError(f"{source}: expected a mapping of keys, got {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
-        raise ConfigError(f"{source}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
+        raise ConfigError(f"{source}: unknown key {_shown(unknown[0])}; known keys: {', '.join(sorted(fields))}")
     made = {}
     for name, f in fields.items():
         if name in values:
@@ -70,14 +72,46 @@ def load(cls: type[T], path: str | Path, **overrides: Any) -> T:
     return build(cls, {**read_yaml(path), **overrides}, source=str(path))
 
 
+class PlainLoader(yaml.SafeLoader):
+    """The safe loader without aliases, as ROS 2's own reader of parameters: a few lines of them fill a memory.
+
+    Brackets that are not closed take a time that grows with their number squared.
+    """
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= MOST_BRACKETS:
+            text = f"more than {MOST_BRACKETS} brackets in one another"
+            raise yaml.scanner.ScannerError(None, None, text, self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken, write it out", mark)
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping with the safe loader, with errors that name the file."""
+    """Read a YAML mapping with the safe loader, with errors that name the file.
+
+    Raises:
+        ConfigError: it cannot be read, is larger than a configuration can be, or no YAML mapping.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a YAML configuration") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a YAML configuration") from None
+    if len(content) > MOST_BYTES:
+        raise ConfigError(f"{path} has more than {MOST_BYTES} bytes; a configuration is smaller")
+    try:
+        values = yaml.load(content.decode(), Loader=PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        # Beside its own errors the safe loader lets those of dates, numbers and deep nesting through.
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: not valid YAML ({text[:MOST_SHOWN]})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -103,6 +137,14 @@ def share(*parts: str) -> Path:
     raise ConfigError(f"{name} is not in the package; looked in {candidates[0]} and in AMENT_PREFIX_PATH")
 
 
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of lists in lists
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
 def _checked(value: Any, hint: Any, f: dataclasses.Field, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -114,28 +156,31 @@ def _checked(value: Any, hint: Any, f: dataclasses.Field, where: str) -> Any:
         return value if isinstance(value, hint) else build(hint, value, source=where)
     if origin in (tuple, list):
         if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-            raise ConfigError(f"{where} = {value!r}: expected a list")
+            raise ConfigError(f"{where} = {_shown(value)}: expected a list")
         inner = typing.get_args(hint)[0] if typing.get_args(hint) else typing.Any
         return origin(_checked(v, inner, f, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} = {value!r}: expected a mapping")
+            raise ConfigError(f"{where} = {_shown(value)}: expected a mapping")
         return dict(value)
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{where} = {value!r}: expected a number")
-        value = float(value)
+            raise ConfigError(f"{where} = {_shown(value)}: expected a number")
+        try:
+            value = float(value)
+        except OverflowError:  # a whole number of 300 digits and more
+            value = math.inf
         if not math.isfinite(value):
-            raise ConfigError(f"{where} = {value!r}: must be finite")
+            raise ConfigError(f"{where} = {_shown(value)}: must be finite")
     elif hint in (int, bool, str):
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-            raise ConfigError(f"{where} = {value!r}: expected {hint.__name__}")
+            raise ConfigError(f"{where} = {_shown(value)}: expected {hint.__name__}")
     low, high, choices = (f.metadata.get(k) for k in ("low", "high", "choices"))
     unit = f" {f.metadata.get('unit')}" if f.metadata.get("unit") else ""
     if hint in (int, float) and low is not None and value < low:
-        raise ConfigError(f"{where} = {value}{unit}: must be at least {low}{unit}")
+        raise ConfigError(f"{where} = {_shown(value)}{unit}: must be at least {low}{unit}")
     if hint in (int, float) and high is not None and value > high:
-        raise ConfigError(f"{where} = {value}{unit}: must be at most {high}{unit}")
+        raise ConfigError(f"{where} = {_shown(value)}{unit}: must be at most {high}{unit}")
     if choices and value not in choices:
-        raise ConfigError(f"{where} = {value!r}: choose one of {', '.join(map(repr, choices))}")
+        raise ConfigError(f"{where} = {_shown(value)}: choose one of {', '.join(map(repr, choices))}")
     return value

@@ -14,8 +14,10 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StorageP
 from rosbags.typesys import TypesysError
 
 from vipra_ros.data import messages
+from vipra_ros.data.messages import MessageError
 from vipra_ros.data.topics import latched
+from vipra_ros.data.unpack import bound_rosbags
 
 PARTIAL = ".partial"
 CUSTOM_KEY = "vipra_ros"
@@ -36,6 +40,9 @@ NOTES = "notes.json"
 FLUSH_EVERY = messages.NS
 _serial = itertools.count()
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: Characters of a metadata.yaml: a bag of a thousand files has a quarter of a million.
+MOST_METADATA = 4 << 20
+bound_rosbags()
 
 
 class BagError(RuntimeError):
@@ -229,9 +236,14 @@ class EpisodeReader:
         self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
         try:
             storage, self._custom = _storage(self.path)
+            for file in storage.glob("*.db3") if storage.is_dir() else [storage]:
+                _check_tables(file)
             self._bag = Reader(storage)
             self._bag.open()
+            self._check_types()
         except Exception as error:  # rosbags raises a dozen kinds on damaged files
+            with contextlib.suppress(Exception):
+                self.close()
             raise BagError(
                 f"{self.path} cannot be read as a rosbag2 ({error}); "
                 f"it was cut or is no bag: try `vipra bags repair {self.path}`, or leave it out"
@@ -257,13 +269,13 @@ class EpisodeReader:
     def meta(self) -> dict[str, Any]:
         """Description of the episode, {} when the bag has none."""
         text = self._custom.get(CUSTOM_KEY)
-        if text is None and META_TOPIC in self._connections:
+        if not isinstance(text, str) and META_TOPIC in self._connections:
             texts = [messages.read_string(raw) for _, _, _, raw in self.messages([META_TOPIC])]
             text = texts[-1] if texts else None
         try:
-            return json.loads(text) if text else {}
-        except json.JSONDecodeError as error:
-            raise BagError(f"{self.path}: {META_TOPIC} is not JSON ({error}); relabel the episode") from None
+            return messages.json_object(text) if text else {}
+        except MessageError as error:
+            raise BagError(f"{self.path}: {META_TOPIC}: {error}; relabel the episode") from None
 
     def messages(self, topics: Sequence[str] | None = None) -> Iterator[tuple[str, str, int, bytes]]:
         """Stream (relative topic, type, receive stamp in ns, CDR bytes) in the order of the stamps.
@@ -276,9 +288,16 @@ class EpisodeReader:
             return
         wanted = [c for n in names for c in self._connections[n]]
         by_topic = {c.topic: name for name in names for c in self._connections[name]}
+        for connection, stamp, raw in self._guarded(self._bag.messages(wanted)):
+            yield by_topic[connection.topic], connection.msgtype, stamp, raw
+
+    def _guarded(self, found: Iterable[tuple[Any, int, bytes]]) -> Iterator[tuple[Any, int, bytes]]:
+        """The messages of rosbags; whatever it stumbles over becomes a BagError."""
         try:
-            for connection, stamp, raw in self._bag.messages(wanted):
-                yield by_topic[connection.topic], connection.msgtype, stamp, raw
+            for connection, stamp, raw in found:
+                if type(stamp) is not int or not isinstance(raw, bytes):
+                    raise TypeError(f"a message of {type(raw).__name__} at {stamp!r}")
+                yield connection, stamp, raw
         except (BagError, GeneratorExit):
             raise
         except Exception as error:
@@ -294,7 +313,18 @@ class EpisodeReader:
 
     def raw(self) -> Iterator[tuple[Any, int, bytes]]:
         """Stream every message as (rosbags connection, stamp in ns, bytes), of all namespaces and types."""
-        yield from self._bag.messages()
+        yield from self._guarded(self._bag.messages())
+
+    def _check_types(self) -> None:
+        """A database's columns hold values of any type, and an index may name a chunk many times."""
+        for c in self._bag.connections:
+            if not (isinstance(c.topic, str) and isinstance(c.msgtype, str) and type(c.msgcount) is int):
+                raise TypeError(f"topic {c.topic!r} of type {c.msgtype!r} with {c.msgcount!r} messages")
+        if type(self._bag.start_time) is not int or type(self._bag.duration) is not int:
+            raise TypeError(f"times {self._bag.start_time!r}, {self._bag.duration!r}")
+        chunks = getattr(self._bag.storage, "chunks", ())
+        if len({c.chunk_start_offset for c in chunks}) < len(chunks):
+            raise ValueError("its index names a chunk twice")
 
     def close(self) -> None:
         """Close the files."""
@@ -316,13 +346,29 @@ def _storage(path: Path) -> tuple[Path, dict[str, str]]:
     """
     if path.is_file():
         return path, {}
-    file = path / "metadata.yaml"
-    info = yaml.load(file.read_text(encoding="utf-8"), Loader=_YAML)["rosbag2_bagfile_information"]
+    text = (path / "metadata.yaml").read_text(encoding="utf-8")
+    if len(text) > MOST_METADATA:
+        raise ValueError(f"metadata.yaml has {len(text)} characters, {MOST_METADATA} are taken")
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_YAML)):
+        raise ValueError("metadata.yaml has aliases, which multiply")
+    info = yaml.load(text, Loader=_YAML)["rosbag2_bagfile_information"]
     custom = info.get("custom_data") or {}
+    if not isinstance(custom, dict):
+        raise TypeError(f"custom_data is {type(custom).__name__}")
     files = info["relative_file_paths"]
     if info["storage_identifier"] == "mcap" and len(files) == 1 and not info.get("compression_mode"):
         return path / Path(files[0]).name, custom
     return path, custom
+
+
+def _check_tables(path: Path) -> None:
+    """Refuse a database that computes when it is read: views, virtual tables, generated columns run for ever."""
+    if path.suffix != ".db3":
+        return
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+        for kind, name, text in db.execute("SELECT type, name, sql FROM sqlite_master"):
+            if kind not in ("table", "index") or re.search(r"(?i)^\s*create\s+virtual|\bas\b\s*\(", text or ""):
+                raise ValueError(f"{kind} {name} is no plain table")
 
 
 def find_bags(paths: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def read(path: str | Path) -> Incident:
                              np.array([r.velocity for r in rows]))
 
     def said(topic: str) -> list[tuple[float, dict]]:
-        return [(t, json.loads(messages.read_string(data))) for t, data in raw.get(topic, ())]
+        return [(t, messages.read_json(data)) for t, data in raw.get(topic, ())]
 
     figures = said(FIGURES)
     return Incident(Path(path), meta, names, joints, (np.array([t for t, _ in figures]), [f for _, f in figures]),

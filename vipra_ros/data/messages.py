@@ -8,6 +8,7 @@ typestore.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -246,6 +247,26 @@ def read_float32(raw: bytes) -> float:
 def read_string(raw: bytes) -> str:
     """Text of a std_msgs/String."""
     return deserialize(raw, STRING).data
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The mapping in a JSON text.
+
+    Raises:
+        MessageError: it is no JSON, or another value.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise MessageError(f"not JSON ({str(error)[:200] or type(error).__name__})") from None
+    if not isinstance(found, dict):
+        raise MessageError(f"a JSON {type(found).__name__}, expected a mapping")
+    return found
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """The mapping in a std_msgs/String of JSON; MessageError as of `json_object`."""
+    return json_object(read_string(raw))
 
 
 def joint_table(raws: Sequence[bytes]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

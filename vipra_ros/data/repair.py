@@ -7,8 +7,8 @@ cut; the damaged original of such a bag stays where it is.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -92,10 +92,12 @@ def _rewrite(file: Path, new: Path, target: Path, keep: bool) -> Repaired:
     for channel, stamp, raw in found.messages():
         name = channel.topic.removeprefix(prefix)
         if name == META_TOPIC:
-            described = json.loads(messages.read_string(raw))  # the operator had ended the episode
+            with contextlib.suppress(MessageError):
+                described = messages.read_json(raw)  # the operator had ended the episode
             continue
         if name == WORDS:
-            words = messages.read_string(raw)
+            with contextlib.suppress(MessageError):
+                words = messages.read_string(raw)
         bag.write(channel.topic, channel.msgtype, stamp, raw, channel.definition, channel.qos)
         meters.setdefault(name, Meter()).note(stamp, _stamped(channel.msgtype, raw), len(raw))
         first, count = min(first or stamp, stamp), count + 1
@@ -149,8 +151,8 @@ def _in_use(file: Path) -> bool:
 def _notes(file: Path) -> dict[str, Any]:
     """What the recorder had laid down about the episode."""
     try:
-        return json.loads((file.parent.parent / NOTES).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        return messages.json_object((file.parent.parent / NOTES).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, MessageError):
         return {}
 
 

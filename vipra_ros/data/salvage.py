@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from rosbags.rosbag2.metadata import parse_qos
+from vipra_ros.data.unpack import announced, parse_qos, unlz4, unzstd
 
 MAGIC = b"\x89MCAP0\r\n"
 #: Kinds of records.
@@ -63,7 +63,7 @@ class Salvage:
                 if kind in (FOOTER, DATA_END):
                     self.complete, self.read = True, self.size
                     return
-                data = file.read(length)
+                data = file.read(min(length, self.size))  # a length that is nonsense would be memory at once
                 if kind == CHUNK:
                     yield from self._chunk(data)
                 elif kind in (SCHEMA, CHANNEL, MESSAGE) and len(data) == length:
@@ -93,7 +93,8 @@ class Salvage:
         name, start = data[32 : 32 + name_length], 40 + name_length
         if len(data) < start or name_length > 8:
             return
-        inner = _unpack(name.decode("ascii", "replace"), data[start:])
+        (size,) = struct.unpack_from("<Q", data, 16)
+        inner = _unpack(name.decode("ascii", "replace"), data[start:], size)
         offset = 0
         while offset + 9 <= len(inner):
             kind, length = struct.unpack_from("<BQ", inner, offset)
@@ -117,7 +118,7 @@ class Salvage:
             elif kind == MESSAGE:
                 number, _, stamp, _ = struct.unpack_from("<HIQQ", data)
                 yield self._channels[number], stamp, data[22:]
-        except (struct.error, KeyError, UnicodeDecodeError) as error:
+        except (struct.error, LookupError, UnicodeDecodeError) as error:
             self.reason = f"a record makes no sense ({type(error).__name__}: {error})"
 
 
@@ -134,31 +135,24 @@ def _texts(data: bytes, offset: int, count: int) -> list[str]:
 
 
 def _qos(metadata: bytes) -> list:
-    """The QoS that publishers offered, from a channel's map of texts."""
+    """The QoS that publishers offered, from a channel's map of texts; none when they make no sense."""
     offset = 0
     while offset + 8 <= len(metadata):
         key, value = _texts(metadata, offset, 2)
         if key == "offered_qos_profiles":
-            return parse_qos(value)
+            try:
+                return parse_qos(value)
+            except Exception:  # rosbags raises what its parser stumbles over; the messages are worth more
+                return []
         offset += 8 + len(key.encode()) + len(value.encode())
     return []
 
 
-def _unpack(compression: str, data: bytes) -> bytes:
-    """What can be decompressed of `data`, which may be cut."""
+def _unpack(compression: str, data: bytes, size: int) -> bytes:
+    """What can be decompressed of `data`, which may be cut, to `size` bytes at most."""
     if not compression:
         return data
     try:
-        if compression == "zstd":
-            import sys
-            if sys.version_info >= (3, 14):
-                from compression import zstd
-            else:
-                from backports import zstd
-            return zstd.ZstdDecompressor().decompress(data)
-        if compression == "lz4":
-            import lz4.frame
-            return lz4.frame.LZ4FrameDecompressor().decompress(data)
+        return {"zstd": unzstd, "lz4": unlz4}[compression](data, announced(size))
     except Exception:  # each library has errors of its own; what cannot be unpacked is lost
         return b""
-    return b""

@@ -20,13 +20,13 @@ from vipra_ros.config import ConfigError, param
 class BackboneConfig:
     """Size of the trunk; the defaults are the `tiny` preset."""
 
-    width: int = param(192, doc="hidden size", low=8)
-    layers: int = param(6, doc="decoder layers", low=1)
-    heads: int = param(3, doc="attention heads", low=1)
-    ffn: int = param(512, doc="inner size of the gated feed-forward", low=8)
-    rope_theta: float = param(10000.0, doc="base of the rotary position angles", low=1.0)
-    norm_eps: float = param(1e-6, doc="RMSNorm epsilon", low=0.0)
-    max_positions: int = param(2048, doc="longest sequence", low=16)
+    width: int = param(192, doc="hidden size", low=8, high=65536)
+    layers: int = param(6, doc="decoder layers", low=1, high=512)
+    heads: int = param(3, doc="attention heads", low=1, high=1024)
+    ffn: int = param(512, doc="inner size of the gated feed-forward", low=8, high=1 << 20)
+    rope_theta: float = param(10000.0, doc="base of the rotary position angles", low=1.0, high=1e12)
+    norm_eps: float = param(1e-6, doc="RMSNorm epsilon", low=0.0, high=1.0)
+    max_positions: int = param(2048, doc="longest sequence", low=16, high=1 << 20)
     attention: str = param(
         "matmul",
         doc="attention kernel: matmul trains fastest on a CPU, sdpa on a GPU",

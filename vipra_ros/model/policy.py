@@ -34,19 +34,20 @@ class PolicyConfig:
     in `paper`."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig, metadata={"doc": "size of the trunk"})
-    text_vocab: int = param(128, doc="entries of the text table", low=4)
-    codebook_size: int = param(2048, doc="codes of the frame quantiser", low=2)
-    code_groups: int = param(1, doc="codebooks per grid cell", low=1)
-    grid: int = param(8, doc="grid cells per frame side", low=1)
-    frames: int = param(2, doc="frames per camera, oldest first", low=1)
-    cameras: int = param(1, doc="cameras per observation", low=1)
-    action_dim: int = param(8, doc="action dimensions, gripper last", low=1)
-    horizon: int = param(14, doc="steps of the chunk", low=1)
+    text_vocab: int = param(128, doc="entries of the text table", low=4, high=1 << 22)
+    codebook_size: int = param(2048, doc="codes of the frame quantiser", low=2, high=1 << 20)
+    code_groups: int = param(1, doc="codebooks per grid cell", low=1, high=64)
+    grid: int = param(8, doc="grid cells per frame side", low=1, high=1024)
+    frames: int = param(2, doc="frames per camera, oldest first", low=1, high=64)
+    cameras: int = param(1, doc="cameras per observation", low=1, high=64)
+    action_dim: int = param(8, doc="action dimensions, gripper last", low=1, high=256)
+    horizon: int = param(14, doc="steps of the chunk", low=1, high=4096)
     proprio_steps: int = param(
         0, doc="recent joint vectors given as tokens (the reference's variant uses 7)", low=0, high=7
     )
-    vision_table_width: int = param(0, doc="width of the vision table, projected to the trunk; 0 is the trunk's own")
-    vision_merge: int = param(1, doc="side of the square of neighbouring codes that share one token", low=1)
+    vision_table_width: int = param(0, doc="width of the vision table, projected to the trunk; 0 is the trunk's own",
+                                    low=0, high=65536)
+    vision_merge: int = param(1, doc="side of the square of neighbouring codes that share one token", low=1, high=1024)
     vision_position: bool = param(False, doc="add learned 2-D, frame and camera positions to vision tokens")
     bidirectional_prefix: bool = param(False, doc="prefix tokens see each other both ways")
     bidirectional_actions: bool = param(False, doc="the steps of a chunk see each other both ways")
@@ -54,7 +55,7 @@ class PolicyConfig:
     action_position: bool = param(False, doc="of decoder discrete: add a learned vector per action dimension")
     decoder: str = param("flow", doc="flow: continuous chunks; discrete: a token per action dimension and step",
                          choices=DECODERS)
-    action_bins: int = param(2047, doc="of decoder discrete: quantile bins of a joint column", low=2)
+    action_bins: int = param(2047, doc="of decoder discrete: quantile bins of a joint column", low=2, high=1 << 20)
 
     def __post_init__(self) -> None:
         if self.grid % self.vision_merge:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from vipra_ros.config import ConfigError, param
 
 PATCH = 4
+#: Most resolutions of the network.
+MOST_HALVINGS = 8
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,21 @@ class VQConfig:
         "vqgan: LWM's network (vqgan.py)",
         choices=("conv", "patch", "vqgan"),
     )
-    image_size: int = param(128, doc="side of the square input image", unit="px", low=16)
-    patch: int = param(8, doc="side of a patch, kind patch only", unit="px", low=2)
-    chroma_weight: float = param(4.0, doc="how much colour counts against brightness, kind patch only", low=0.1)
-    widths: tuple[int, ...] = param((64, 96, 128), doc="channels after the 4x4 patches and after each halving")
-    blocks: tuple[int, ...] = param((1, 1, 2), doc="residual blocks at each of those resolutions")
-    codebook_size: int = param(2048, doc="vectors in each codebook", low=2)
-    code_dim: int = param(32, doc="length of one code vector, all groups together", low=1)
-    groups: int = param(1, doc="codebooks per grid cell (product quantisation); 1 is plain VQ", low=1)
+    image_size: int = param(128, doc="side of the square input image", unit="px", low=16, high=8192)
+    patch: int = param(8, doc="side of a patch, kind patch only", unit="px", low=2, high=1024)
+    chroma_weight: float = param(4.0, doc="how much colour counts against brightness, kind patch only", low=0.1,
+                                 high=1e3)
+    widths: tuple[int, ...] = param((64, 96, 128), doc="channels after the 4x4 patches and after each halving",
+                                    low=1, high=65536)
+    blocks: tuple[int, ...] = param((1, 1, 2), doc="residual blocks at each of those resolutions",
+                                    low=0, high=64)
+    codebook_size: int = param(2048, doc="vectors in each codebook", low=2, high=1 << 20)
+    code_dim: int = param(32, doc="length of one code vector, all groups together", low=1, high=65536)
+    groups: int = param(1, doc="codebooks per grid cell (product quantisation); 1 is plain VQ", low=1, high=64)
 
     def __post_init__(self) -> None:
+        if not 1 <= len(self.widths) <= MOST_HALVINGS:
+            raise ConfigError(f"vq: widths has {len(self.widths)} values; give 1 to {MOST_HALVINGS}")
         if len(self.widths) != len(self.blocks):
             raise ConfigError(f"vq: widths {self.widths} and blocks {self.blocks} differ in length; give one of each")
         if self.image_size % self.stride:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +34,8 @@ from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.text import Prompt
 
 FORMAT = 1
+#: What a mean or a deviation of actions stays below: rad, m.
+LARGEST = 1e9
 HASHED = ("config.json", "policy.safetensors", "vq.safetensors", "statistics.json", "tokenizer.json")
 
 
@@ -52,19 +53,19 @@ class CheckpointConfig:
     policy: PolicyConfig = field(metadata={"doc": "network"})
     vq: VQConfig = field(metadata={"doc": "frame quantiser"})
     cameras: tuple[str, ...] = param(doc="cameras in the order of the tokens")
-    image_size: int = param(doc="side of the square images the policy is given", unit="px", low=1)
+    image_size: int = param(doc="side of the square images the policy is given", unit="px", low=1, high=8192)
     preprocessing: str = param(doc="how a camera image becomes the policy's", choices=("resize",))
-    rate: float = param(doc="steps per second of actions and frame history", unit="Hz", low=0.1)
-    frame_stride: int = param(doc="steps between the frames of one observation", low=1)
-    horizon: int = param(doc="steps predicted", low=1)
-    execute_steps: int = param(doc="steps executed before the next chunk", low=1)
+    rate: float = param(doc="steps per second of actions and frame history", unit="Hz", low=0.1, high=1000.0)
+    frame_stride: int = param(doc="steps between the frames of one observation", low=1, high=10_000)
+    horizon: int = param(doc="steps predicted", low=1, high=4096)
+    execute_steps: int = param(doc="steps executed before the next chunk", low=1, high=4096)
     action_space: str = param(doc="meaning of the action columns", choices=ACTION_SPACES)
     joint_names: tuple[str, ...] = param(doc="order of the joint columns")
     gripper: str = param(doc="meaning of the last column", choices=(GRIPPER_CONVENTION,))
     relative_actions: bool = param(doc="joint columns are predicted relative to the measured joints")
-    proprio_steps: int = param(doc="joint vectors given to the policy", low=0)
+    proprio_steps: int = param(doc="joint vectors given to the policy", low=0, high=64)
     prompt: str = param(doc="template around the instruction")
-    euler_steps: int = param(doc="integration steps of the sampler", low=1)
+    euler_steps: int = param(doc="integration steps of the sampler", low=1, high=1000)
     noise_scale: float = param(doc="of the noise the sampler starts from; 1: as trained, 0: none", low=0.0, high=2.0)
     attention_order: str = param(doc="visibility inside a chunk", choices=("causal", "bidirectional"))
     flow_estimator: str = param(doc="optical flow used by stage 1, none without one")
@@ -157,8 +158,11 @@ class Checkpoint:
             raise CheckpointError(str(error)) from None
         statistics = _json(path / "statistics.json")
         _check_statistics(statistics, config, str(path / "statistics.json"))
-        with torch.device("meta"):
-            policy, vq = make_policy(config.policy), make_quantiser(config.vq)
+        try:
+            with torch.device("meta"):
+                policy, vq = make_policy(config.policy), make_quantiser(config.vq)
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}/config.json describes no network ({error}); it was edited") from None
         # Rotary frequencies are computed, not stored: built here on the real device.
         policy.trunk.rotary_emb = type(policy.trunk.rotary_emb)(policy.trunk.config)
         _load_weights(policy, path / "policy.safetensors", device)
@@ -171,14 +175,16 @@ class Checkpoint:
         policy.trunk.rotary_emb.to(device)
         try:
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # the tokenizers library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the tokenizers library raises bare Exception, and panics past it
             raise CheckpointError(f"{path}/tokenizer.json: unreadable ({error}); copy the checkpoint again") from None
         if tokenizer.get_vocab_size() > config.policy.text_vocab:
             raise CheckpointError(
                 f"{path}/tokenizer.json has {tokenizer.get_vocab_size()} tokens, the text table "
                 f"{config.policy.text_vocab}; it belongs to another checkpoint"
             )
-        card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
+        card = (path / "card.md").read_text(errors="replace") if (path / "card.md").exists() else ""
         return cls(
             config,
             policy.eval(),
@@ -215,13 +221,14 @@ def folder_hash(path: str | Path) -> str:
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from None
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:  # also a number of thousands of digits, or no text
+        raise CheckpointError(f"{path}: not valid JSON ({str(error)[:200]}); copy the checkpoint again") from None
 
 
 def _check_statistics(statistics: dict, config: CheckpointConfig, where: str) -> None:
-    needed = ["action"] + (["state"] if config.proprio_steps else [])
+    has_state = isinstance(statistics, dict) and statistics.get("state") is not None
+    needed = ["action"] + (["state"] if config.proprio_steps or has_state else [])
     for name in needed:
         table = statistics.get(name) if isinstance(statistics, dict) else None
         for key in ("mean", "std"):
@@ -231,16 +238,17 @@ def _check_statistics(statistics: dict, config: CheckpointConfig, where: str) ->
                     f"{where}: no {key} of {name} with {config.policy.action_dim} values; "
                     "a policy without its statistics cannot act: train or copy it again"
                 )
-            if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            if not all(isinstance(v, (int, float)) and abs(v) < LARGEST for v in values):
                 raise CheckpointError(f"{where}: {key} of {name} is not finite; compute the statistics again")
 
 
 def _load_weights(module: torch.nn.Module, path: Path, device: str) -> None:
     try:
         tensors = load_file(path, device=device)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: unreadable ({error}); copy the checkpoint again") from None
-    expected = {k: v.shape for k, v in module.state_dict().items()}
+    state = module.state_dict()
+    expected = {k: v.shape for k, v in state.items()}
     for key in sorted(set(expected) - set(tensors)):
         raise CheckpointError(f"{path}: weight {key} is missing; the file belongs to another architecture")
     for key in sorted(set(tensors) - set(expected)):
@@ -251,6 +259,8 @@ def _load_weights(module: torch.nn.Module, path: Path, device: str) -> None:
                 f"{path}: weight {key} is {tuple(value.shape)}, expected {tuple(expected[key])}; "
                 "config.json belongs to another checkpoint"
             )
+        if value.is_floating_point() != state[key].is_floating_point() or value.is_complex():
+            raise CheckpointError(f"{path}: weight {key} holds {value.dtype}, expected {state[key].dtype}")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: weight {key} has values that are not finite; the training diverged")
     module.load_state_dict(tensors, assign=True)

@@ -68,8 +68,8 @@ class Prompt:
 
     def before(self, instruction: str) -> list[int]:
         """Tokens from <s> up to and with <vision>."""
-        if instruction not in self._known:
-            text = " ".join(self.template.format(task=instruction.strip()).split())
+        if instruction not in self._known:  # no str.format: a template of somebody else may ask for gigabytes of blanks
+            text = " ".join(self.template.replace("{task}", instruction.strip()).split())
             self._known[instruction] = [self.begin, *self._ids(text), *self._ids("<vision>")]
         return self._known[instruction]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import JOINTS, RobotProfile, load_profile
 from vipra_ros.data import messages
-from vipra_ros.data.bags import EpisodeReader, find_bags
+from vipra_ros.data.bags import BagError, EpisodeReader, find_bags
 from vipra_ros.data.incident import ARM_COMMAND, FIGURES, VERDICT
-from vipra_ros.data.messages import NS
+from vipra_ros.data.messages import NS, MessageError
 from vipra_ros.data.topics import Topics
 
 #: Figures of ExecutorStatus and of the flight recorder that are drawn over time.
@@ -74,11 +73,21 @@ def look(source: str | Path, episode: int = 0, profile: str = "") -> Seen:
     path = Path(source)
     if (path / "meta" / "info.json").exists():
         return _dataset(path, episode, profile)
+    try:
+        return _bag(_chosen(path, episode), profile)
+    except (ConfigError, MessageError, BagError):
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        # What was recorded elsewhere may lack a field, or hold another type under our topic's name.
+        raise BagError(f"{path} holds what cannot be shown ({type(error).__name__}: {error})") from error
+
+
+def _chosen(path: Path, episode: int) -> Path:
     bags = find_bags([path])
     if not 0 <= episode < len(bags):
         raise ConfigError(f"{path}: episode {episode} is asked for, there are {len(bags)} bags; give --episode 0 .. "
                           f"{len(bags) - 1}" if bags else f"{path} holds neither a bag nor a data set")
-    return _bag(bags[episode], profile)
+    return bags[episode]
 
 
 def _profile(given: str, said: str) -> RobotProfile:
@@ -123,7 +132,7 @@ def _bag(path: Path, profile: str) -> Seen:
             seen.chunks.append(Chunk(stamp, float(since(when)), m.step_period, rows, m.execute_steps, m.action_space))
     _statuses(seen, [(float(since(t)), messages.deserialize(d, messages.EXECUTOR_STATUS))
                      for t, d in raw.get(names.status, ())])
-    _figures(seen, [(float(since(t)), json.loads(messages.read_string(d))) for t, d in raw.get(FIGURES, ())])
+    _figures(seen, [(float(since(t)), messages.read_json(d)) for t, d in raw.get(FIGURES, ())])
     for topic in (names.instruction, "sim/outcome"):
         seen.texts += [(float(since(t)), "INFO", f"{topic}: {messages.read_string(d)}") for t, d in raw.get(topic, ())]
     _flight(seen, meta, raw, since)
@@ -174,11 +183,11 @@ def _figures(seen: Seen, rows: list[tuple[float, dict]]) -> None:
 def _flight(seen: Seen, meta: dict, raw: dict, since) -> None:
     """What only the flight recorder knows: changes of state, what became of chunks, the faults."""
     for t, d in raw.get("flight/change", ()):
-        c = json.loads(messages.read_string(d))
+        c = messages.read_json(d)
         text = " - ".join([c["text"], *c["reasons"], *([f"robot: {c['error']}"] if c["error"] else [])])
         seen.texts.append((float(since(t)), _level(c["text"]), text))
     for t, d in raw.get(VERDICT, ()):
-        v = json.loads(messages.read_string(d))
+        v = messages.read_json(d)
         if v["verdict"] != "accepted":
             seen.texts.append((float(since(t)), "WARN", f"chunk {v['chunk_id']} {v['verdict']}"))
     for fault in meta.get("faults", ()):
