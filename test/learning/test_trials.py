@@ -320,7 +320,7 @@ def test_the_page_is_safe_html_and_has_the_videos(tmp_path):
     journal.trials[0].video, journal.trials[0].stopped = "videos/trial-001-1.mp4", "robot <error>"
     page = trial_page.render(plan, trial_page.summary(plan, journal))
     assert "<b>x</b>" not in page and "&lt;b&gt;x" in page and "robot &lt;error&gt;" in page
-    assert 'src="videos/trial-001-1.mp4"' in page and page.count("<video") == 1 and "Pairs" not in page
+    assert 'src="videos/trial-001-1.mp4#t=0.1"' in page and page.count("<video") == 1 and "Pairs" not in page
 
 
 def test_an_empty_evaluation_has_a_report(tmp_path):
