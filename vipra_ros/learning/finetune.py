@@ -20,7 +20,7 @@ from torch import Tensor
 import vipra_ros
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.control.chunk import GRIPPER_CONVENTION
-from vipra_ros.learning import demonstrations, presets, tokenise
+from vipra_ros.learning import demonstrations, precision, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
@@ -146,7 +146,7 @@ class FinetuneJob:
         seen = self.chunk_error(self.data, "train_")
         if self.config.future_weight:
             index = self.held.spread(min(64, self.config.evaluate_on))
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.config.loop.bf16):
+            with torch.inference_mode(), precision.autocast("cpu", self.config.loop.bf16):
                 prefix, _, _ = self.example(self.held, index)
                 figures["held_future"] = float(self.model.future_loss(prefix, self._future(self.held, index)))
         return figures | {"train_chunk_rad": seen["train_chunk_rad"]}
@@ -166,7 +166,7 @@ class FinetuneJob:
         made, raw = [], []
         for i in range(0, len(index), 64):
             prefix, _, truth = self.example(data, index[i : i + 64])
-            with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
+            with precision.autocast("cpu", c.loop.bf16):
                 normal = self._chunks(prefix, noise[i : i + 64])
             made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i : i + 64]]))
             raw.append(truth)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError, param
+from vipra_ros.learning import precision
 from vipra_ros.learning.log import Log
 
 
@@ -148,7 +149,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * scale
-        with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+        with precision.autocast(device, config.bf16):
             loss, figures = job.loss(generator, progress())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
@@ -251,7 +252,7 @@ def _optimisers(job: Job, config: LoopConfig) -> list[torch.optim.Optimizer]:
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)]
     if hidden:
         made.append(
-            torch.optim.Muon(
+            precision.muon(
                 job.hidden_matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )

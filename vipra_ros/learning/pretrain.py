@@ -19,7 +19,7 @@ from torch import Tensor
 
 import vipra_ros
 from vipra_ros.config import ConfigError, build, param
-from vipra_ros.learning import presets, tokenise
+from vipra_ros.learning import precision, presets, tokenise
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel
@@ -158,7 +158,7 @@ class PretrainJob:
         sums: dict[str, float] = {}
         for i in range(0, len(index), 32):
             part = index[i : i + 32]
-            with torch.autocast("cpu", torch.bfloat16, enabled=c.loop.bf16):
+            with precision.autocast("cpu", c.loop.bf16):
                 losses = self.model.losses(self.example(part))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
