@@ -24,6 +24,7 @@ from vipra_ros.learning import demonstrations, precision, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.parallel import team
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model import flow
 from vipra_ros.model.discrete import DiscretePolicy, make_policy
@@ -226,7 +227,8 @@ def train(
     if start is not None and tokenise.quantiser_hash(start.vq) != identity:
         raise ConfigError(f"finetune: vq = {config.vq} is not the quantiser of {init}; leave vq empty")
     name = f"{opened.path.name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
-    codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
+    with team().first():
+        codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
     data, held = demonstrations.load(opened, codes, config.holdout, config.holdout_seed, config.episodes)
     data.action_space = held.action_space = config.action_space
     tokenizer = _tokenizer(config, start, data.instructions)

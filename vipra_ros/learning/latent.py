@@ -18,7 +18,7 @@ from torch import Tensor
 
 import vipra_ros
 from vipra_ros.config import ConfigError, build, param
-from vipra_ros.learning import latent_health, presets
+from vipra_ros.learning import latent_health, parallel, presets
 from vipra_ros.learning.footage import Footage, open_footage
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.model import optical_flow, perceptual
@@ -89,6 +89,7 @@ class LatentJob:
             if net is not None:
                 net.to(device)
         self.hidden_matrices: list = []
+        self.by_hand = [self.model.quantiser.codebook.weight]
         self.rates = {id(p): config.encoder_rate for p in self.model.inverse.image.parameters()}
         self.identity = identity_of(config, footage.identity)
         span = (config.frames - 1) * config.stride + 1
@@ -194,11 +195,13 @@ def train(
     if isinstance(sources, (str, Path)):
         sources = [sources]
     out, size = Path(out), c.model.image_size
-    footage = open_footage(sources, out / "footage", size, c.fps, c.cameras, c.most_frames, c.holdout, c.loop.seed)
-    job = LatentJob(c, footage, out, "cuda" if torch.cuda.is_available() else "cpu")
+    with parallel.team().first():
+        footage = open_footage(sources, out / "footage", size, c.fps, c.cameras, c.most_frames, c.holdout, c.loop.seed)
+    job = LatentJob(c, footage, out, parallel.device())
     run(job, c.loop, out)
-    figures = job.health.figures
-    print("latent: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    if parallel.team().main:
+        figures = job.health.figures
+        print("latent: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return out
 
 

@@ -62,3 +62,13 @@ class Log:
         figure.tight_layout()
         figure.savefig(self.path.with_name("loss.png"), dpi=110)
         pyplot.close(figure)
+
+
+class Silent:
+    """The log of a process that writes none."""
+
+    def write(self, *_: object) -> None:
+        """Nothing."""
+
+    def plot(self) -> None:
+        """Nothing."""

@@ -2,7 +2,8 @@
 
 A job gives the loop a model, a loss on random batches and an evaluation. The loop owns the rest and can be
 killed at any moment: started again on the same folder it goes on from the last saved state with the same
-random numbers, so a resumed run gives the losses the uninterrupted one would have given.
+random numbers, so a resumed run gives the losses the uninterrupted one would have given. Of several processes
+(`parallel.py`) each draws batches of its own; the first one evaluates, logs and saves.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError, param
 from vipra_ros.learning import precision
-from vipra_ros.learning.log import Log
+from vipra_ros.learning.log import Log, Silent
+from vipra_ros.learning.parallel import Team, team
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class LoopConfig:
     minutes: float = param(
         0.0, doc="wall-clock budget the schedule is fitted to; 0 when `steps` sets the end", unit="min", low=0.0
     )
-    batch: int = param(64, doc="observations per step", low=1)
+    batch: int = param(64, doc="observations per step, of each process", low=1)
     lr: float = param(1e-3, doc="peak learning rate (AdamW)", low=0.0)
     muon_lr: float = param(0.0, doc="peak rate of Muon for 2-D hidden matrices; 0 gives them to AdamW too", low=0.0)
     weight_decay: float = param(0.01, doc="decoupled weight decay of matrices", low=0.0)
@@ -67,6 +69,7 @@ class Job(Protocol):
     hidden_matrices: list[nn.Parameter]
     #: Text that changes with anything a resumed run may not change.
     identity: str
+    # Optional: `by_hand`, parameters that the job changes itself; several processes then take those of the first.
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Loss of one random batch, under autocast, and figures to log; `progress` is the share of the run done."""
@@ -116,14 +119,18 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    generator = torch.Generator().manual_seed(config.seed + 1)
+    us = team()
+    generator = torch.Generator().manual_seed(config.seed + 1 + 1_000_003 * us.rank)
     optimisers = _optimisers(job, config)
     average = [p.detach().clone() for p in job.model.parameters()] if config.ema else None
     state = State()
     saved = out / "state.pt"
     if saved.exists():
-        state = _restore(saved, job, optimisers, average, generator)
-    log = Log(out / "log.jsonl", f"/{config.steps}" if config.steps else f" of {config.minutes:g} min", state.step)
+        state = _restore(saved, job, optimisers, average, generator, us)
+    us.same([*job.model.parameters(), *job.model.buffers()])
+    by_hand = getattr(job, "by_hand", [])
+    end = f"/{config.steps}" if config.steps else f" of {config.minutes:g} min"
+    log = Log(out / "log.jsonl", end, state.step) if us.main else Silent()
     parameters = [p for p in job.model.parameters() if p.requires_grad]
     device = next(job.model.parameters()).device.type
     start, last_save, began = time.monotonic() - state.seconds, time.monotonic(), (state.step, time.monotonic())
@@ -132,16 +139,17 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         return state.step / config.steps if config.steps else state.seconds / (60.0 * config.minutes)
 
     def save() -> None:
-        _save(saved, job, optimisers, average, generator, state)
+        _save(saved, job, optimisers, average, generator, state, us)
 
-    def examine() -> dict[str, float]:
-        with averaged(job.model, average):
-            job.model.eval()
-            figures = job.evaluate()
-            job.export(figures, state)
-        job.model.train()
-        log.write("eval", state.step, state.seconds, state.samples, figures)
-        return figures
+    def examine() -> None:
+        if us.main:
+            with averaged(job.model, average):
+                job.model.eval()
+                figures = job.evaluate()
+                job.export(figures, state)
+            job.model.train()
+            log.write("eval", state.step, state.seconds, state.samples, figures)
+        us.wait()
 
     job.model.train()
     while progress() < 1.0:
@@ -152,6 +160,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         with precision.autocast(device, config.bf16):
             loss, figures = job.loss(generator, progress())
         loss.backward()
+        us.average(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
         if not torch.isfinite(norm):
             raise RuntimeError(
@@ -161,15 +170,17 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         state.step += 1
-        state.samples += config.batch
+        state.samples += config.batch * us.world
         if average is not None:
             decay = min(config.ema, (1 + state.step) / (10 + state.step))
             torch._foreach_lerp_(average, [p.detach() for p in job.model.parameters()], 1.0 - decay)
         job.after_step(generator, state.step, progress())
+        us.same([*by_hand, *job.model.buffers()])
         now = time.monotonic()
-        state.seconds = now - start
+        # Decided together: a process that went on alone would wait for the others for ever.
+        state.seconds, due, stop = us.most(now - start, now - last_save >= config.save_seconds, should_stop(state))
         if state.step % config.log_every == 0 or state.step == 1:
-            rate = (state.step - began[0]) * config.batch / max(now - began[1], 1e-9)
+            rate = (state.step - began[0]) * config.batch * us.world / max(now - began[1], 1e-9)
             began = (state.step, now)
             log.write(
                 "train",
@@ -189,10 +200,10 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
             examine()
             # Evaluation is not training throughput, but it does count against the budget.
             began = (state.step, time.monotonic())
-        if time.monotonic() - last_save >= config.save_seconds:
+        if due:
             save()
             last_save = time.monotonic()
-        if should_stop(state):
+        if stop:
             save()
             raise Interrupted(f"stopped at step {state.step}; run the same command to go on")
     save()
@@ -278,7 +289,10 @@ def averaged(model: nn.Module, average: list[Tensor] | None):
             torch._foreach_copy_([p.detach() for p in model.parameters()], kept)
 
 
-def _save(path: Path, job: Job, optimisers, average, generator, state: State) -> None:
+def _save(path: Path, job: Job, optimisers, average, generator, state: State, us: Team) -> None:
+    generators = us.everyone(generator.get_state())
+    if not us.main:
+        return
     # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
     beside = path.with_suffix(".tmp")
     torch.save(
@@ -286,7 +300,7 @@ def _save(path: Path, job: Job, optimisers, average, generator, state: State) ->
             "model": job.model.state_dict(),
             "optimisers": [o.state_dict() for o in optimisers],
             "average": average,
-            "generator": generator.get_state(),
+            "generators": generators,
             "state": vars(state),
             "identity": job.identity,
         },
@@ -295,7 +309,7 @@ def _save(path: Path, job: Job, optimisers, average, generator, state: State) ->
     os.replace(beside, path)
 
 
-def _restore(path: Path, job: Job, optimisers, average, generator) -> State:
+def _restore(path: Path, job: Job, optimisers, average, generator, us: Team) -> State:
     kept = torch.load(path, weights_only=True)
     remedy = "give a new output folder or delete it"
     if kept.get("identity", job.identity) != job.identity:
@@ -309,5 +323,9 @@ def _restore(path: Path, job: Job, optimisers, average, generator) -> State:
     if average is not None:
         for mine, theirs in zip(average, kept["average"], strict=True):
             mine.copy_(theirs)
-    generator.set_state(kept["generator"])
+    generators = kept["generators"] if "generators" in kept else [kept["generator"]]
+    if len(generators) != us.world:
+        raise ConfigError(f"{path}: belongs to a run of {len(generators)} processes, not {us.world}; start as many, or "
+                          f"{remedy}")
+    generator.set_state(generators[us.rank])
     return State(**kept["state"])

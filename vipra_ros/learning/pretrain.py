@@ -21,6 +21,7 @@ import vipra_ros
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import precision, presets, tokenise
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.parallel import team
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel
 from vipra_ros.model.policy import PolicyConfig
@@ -229,7 +230,8 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
         raise ConfigError(f"pretrain: latent_steps = {config.latent_steps}, the labels have {read.head['steps']}")
     identity, fingerprint = tokenise.quantiser_hash(vq), tokenise.fingerprint(opened)
     name = f"{opened.path.name}-{fingerprint}-{identity[:8]}"
-    codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
+    with team().first():
+        codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
     if config.tokenizer:
         from tokenizers import Tokenizer
 
