@@ -28,9 +28,6 @@ TIMELINE = "time"
 ARM_RATE, TAIL = 30.0, 3.0
 #: Most lanes of chunks that overlap.
 LANES = 6
-#: m, base frame: where the viewer's eye is, and what it looks at: the whole arm and the table before it.
-EYE, LOOK = (1.5, -1.3, 0.9), (0.25, 0.0, 0.35)
-KEY = "measured blue, commanded orange, predicted green, limits red"
 GREY, BLUE, ORANGE, RED, GREEN = (130, 130, 130), (51, 102, 204), (220, 122, 30), (200, 56, 90), (47, 158, 91)
 
 
@@ -192,11 +189,12 @@ def _media(picture: bytes) -> str:
 
 def blueprint(seen: Seen) -> rrb.Blueprint:
     """How the viewer lays it out: pictures and arm above, joints beside limits, then figures and words."""
-    joints, speeds = ([_small(kind, j) for j in seen.profile.joint_names] for kind in ("joints", "speed"))
+    joints = [rrb.TimeSeriesView(origin=f"joints/{j}", name=j) for j in seen.profile.joint_names]
+    speeds = [rrb.TimeSeriesView(origin=f"speed/{j}", name=j) for j in seen.profile.joint_names]
     return rrb.Blueprint(
         rrb.Vertical(
             rrb.Horizontal(*_views(seen)),
-            rrb.Tabs(rrb.Grid(*joints, name=f"joints, rad: {KEY}"), rrb.Grid(*speeds, name=f"speed, rad/s: {KEY}"),
+            rrb.Tabs(rrb.Grid(*joints, name="joints, rad"), rrb.Grid(*speeds, name="speed, rad/s"),
                      rrb.TimeSeriesView(origin="figures", name="figures"),
                      rrb.TimeSeriesView(origin="hand", name="hand")),
             rrb.TextLogView(origin="log", name="states and reasons"),
@@ -206,13 +204,7 @@ def blueprint(seen: Seen) -> rrb.Blueprint:
     )
 
 
-def _small(kind: str, joint: str) -> rrb.TimeSeriesView:
-    """One of seven plots in a row: a legend would hide the curves, so the tab says the colours."""
-    return rrb.TimeSeriesView(origin=f"{kind}/{joint}", name=joint, plot_legend=rrb.PlotLegend(visible=False))
-
-
 def _views(seen: Seen) -> Iterator:
-    eye = rrb.EyeControls3D(position=EYE, look_target=LOOK)
-    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}, base frame", eye_controls=eye)
+    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}: measured blue, commanded orange, predicted green")
     for camera in seen.cameras:
         yield rrb.Spatial2DView(origin=f"camera/{camera}", name=camera)
