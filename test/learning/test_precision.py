@@ -18,7 +18,8 @@ def test_autocast_follows_the_processor(has, monkeypatch):
 
 
 def test_muon_in_float32_goes_where_torchs_goes(monkeypatch):
-    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", _muon._zeropower_via_newtonschulz)  # put back afterwards
+    torchs = _muon._zeropower_via_newtonschulz
+    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", getattr(torchs, "original", torchs))
     weight, gradient = torch.randn(48, 32, generator=torch.manual_seed(0)), torch.randn(48, 32)
 
     def step(has):

@@ -292,6 +292,7 @@ def averaged(model: nn.Module, average: list[Tensor] | None):
 def _save(path: Path, job: Job, optimisers, average, generator, state: State, us: Team) -> None:
     generators = us.everyone(generator.get_state())
     if not us.main:
+        us.wait()  # until it is written: one that began the next run earlier would find nothing and start anew
         return
     # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
     beside = path.with_suffix(".tmp")
@@ -307,6 +308,7 @@ def _save(path: Path, job: Job, optimisers, average, generator, state: State, us
         beside,
     )
     os.replace(beside, path)
+    us.wait()
 
 
 def _restore(path: Path, job: Job, optimisers, average, generator, us: Team) -> State:
