@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,12 @@ def test_the_graphs_are_the_samplers_arithmetic(dtype, name, causal):
     expected = lean(prefix, noise)
     assert (expected - noise).abs().max() > 0.1
     assert (x - expected).abs().max() < TOLERANCE[name]
+
+
+def test_graphs_keep_to_themselves_where_they_were_made(graphs):
+    for folder in (graphs, Path(__file__).parents[2] / "models/tiny/onnx"):
+        for file in folder.glob("*.onnx"):
+            assert b"export.py" not in file.read_bytes(), file
 
 
 def test_graphs_of_another_checkpoint_are_refused(checkpoint, graphs, tmp_path):

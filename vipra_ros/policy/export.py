@@ -208,6 +208,8 @@ def _write(
             opset_version=OPSET,
             verbose=False,
         )
+    for node in program.model.graph:  # the exporter's notes: the source line and folder that each one came from
+        node.metadata_props.clear()
     size = sum(w.numel() * w.element_size() for w in graph.state_dict().values())
     program.save(path, external_data=size > EXTERNAL)
     onnx.checker.check_model(str(path))
