@@ -11,12 +11,12 @@ import pytest
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
 @pytest.mark.parametrize("name", ("executor", "sim", "policy"))
-def test_a_signal_during_the_imports(name, number, tmp_path):
+def test_a_signal_during_the_imports(name, number, tmp_path, unused_ros_domain):
     pytest.importorskip("rclpy")
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "vipra_ros.cli", "node", name],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={**os.environ, "ROS_DOMAIN_ID": "87"},
+        env={**os.environ, "ROS_DOMAIN_ID": str(unused_ros_domain)},
     )
     seen = []
     for line in process.stderr:  # one per import that has ended: rclpy's are the first after our own

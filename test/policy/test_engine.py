@@ -43,21 +43,9 @@ def network(name):
     return policy
 
 
-def prefix_of(config, b, padded):
-    g = torch.Generator().manual_seed(1)
-    mask = torch.ones(b, 6, dtype=torch.bool)
-    for i in range(b if padded else 0):
-        mask[i, : i % 3] = False
-    codes = torch.randint(0, 16, (b, config.frames, config.cameras, config.grid**2 * config.code_groups), generator=g)
-    proprio = torch.randn(b, config.proprio_steps, config.action_dim, generator=g) if config.proprio_steps else None
-    return Prefix(
-        torch.randint(0, 32, (b, 6), generator=g), mask, codes, torch.tensor([3, 4]), torch.tensor([5]), proprio
-    )
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("b, padded", [(1, False), (4, True)])
-def test_cached_and_lean_sampling_equal_the_naive_one(name, b, padded):
+def test_cached_and_lean_sampling_equal_the_naive_one(name, b, padded, prefix_of):
     policy = network(name)
     prefix, noise = prefix_of(policy.config, b, padded), draw_noise(policy, b, 0)
     naive = sample_naively(policy, prefix, noise)
@@ -67,7 +55,7 @@ def test_cached_and_lean_sampling_equal_the_naive_one(name, b, padded):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_other_step_counts(steps):
+def test_other_step_counts(steps, prefix_of):
     policy = network("beyond")
     prefix, noise = prefix_of(policy.config, 1, False), draw_noise(policy, 1, 0)
     assert torch.allclose(

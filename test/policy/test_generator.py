@@ -9,7 +9,7 @@ import torch
 from vipra_ros.config import ConfigError
 from vipra_ros.model.backbone import BackboneConfig
 from vipra_ros.model.discrete import make_policy
-from vipra_ros.model.policy import PolicyConfig, Prefix
+from vipra_ros.model.policy import PolicyConfig
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
 from vipra_ros.policy.deployment import check_deployment, check_folder
 from vipra_ros.policy.engine import load_engine
@@ -38,20 +38,9 @@ def network(name):
     return policy
 
 
-def prefix_of(config, b, padded):
-    g = torch.Generator().manual_seed(1)
-    mask = torch.ones(b, 6, dtype=torch.bool)
-    for i in range(b if padded else 0):
-        mask[i, : i % 3] = False
-    proprio = torch.randn(b, config.proprio_steps, 3, generator=g) if config.proprio_steps else None
-    codes = torch.randint(0, 16, (b, 2, 1, 16), generator=g)
-    return Prefix(torch.randint(0, 32, (b, 6), generator=g), mask, codes, torch.tensor([3, 4]), torch.tensor([5]),
-                  proprio)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("b, padded", [(1, False), (4, True)])
-def test_cached_and_lean_sampling_equal_the_naive_one(name, b, padded):
+def test_cached_and_lean_sampling_equal_the_naive_one(name, b, padded, prefix_of):
     policy = network(name)
     prefix, noise = prefix_of(policy.config, b, padded), draw_noise(policy, b, 0)
     for temperature in (0.0, 1.0):
@@ -64,7 +53,7 @@ def test_cached_and_lean_sampling_equal_the_naive_one(name, b, padded):
     assert set(greedy[..., -1].unique().tolist()) <= {-1.0, 1.0}
 
 
-def test_the_likeliest_token_is_the_one_the_loss_likes_best():
+def test_the_likeliest_token_is_the_one_the_loss_likes_best(prefix_of):
     policy = network("paper")
     prefix = prefix_of(policy.config, 1, False)
     chunk = generate(policy, prefix, draw_noise(policy, 1, 0))

@@ -291,24 +291,22 @@ def averaged(model: nn.Module, average: list[Tensor] | None):
 
 def _save(path: Path, job: Job, optimisers, average, generator, state: State, us: Team) -> None:
     generators = us.everyone(generator.get_state())
-    if not us.main:
-        us.wait()  # until it is written: one that began the next run earlier would find nothing and start anew
-        return
-    # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
-    beside = path.with_suffix(".tmp")
-    torch.save(
-        {
-            "model": job.model.state_dict(),
-            "optimisers": [o.state_dict() for o in optimisers],
-            "average": average,
-            "generators": generators,
-            "state": vars(state),
-            "identity": job.identity,
-        },
-        beside,
-    )
-    os.replace(beside, path)
-    us.wait()
+    if us.main:
+        # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
+        beside = path.with_suffix(".tmp")
+        torch.save(
+            {
+                "model": job.model.state_dict(),
+                "optimisers": [o.state_dict() for o in optimisers],
+                "average": average,
+                "generators": generators,
+                "state": vars(state),
+                "identity": job.identity,
+            },
+            beside,
+        )
+        os.replace(beside, path)
+    us.wait()  # until it is written: one that began the next run earlier would find nothing and start anew
 
 
 def _restore(path: Path, job: Job, optimisers, average, generator, us: Team) -> State:
