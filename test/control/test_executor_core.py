@@ -231,7 +231,6 @@ def test_an_arm_whose_generator_strays_is_brought_back(make_rig):
     assert len(rig.streamed) == sent
     rig.core.tick(rig.now, dataclasses.replace(state, q_d=state.q_d + 0.06))
     assert len(rig.streamed) == sent + 1, "once"
-    assert rig.streamed[-1][0].time - rig.now > 1.5 * T
     rig.core.tick(rig.now, dataclasses.replace(state, q_d=state.q_d + 0.06))
     assert len(rig.streamed) == sent + 1
 

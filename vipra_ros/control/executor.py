@@ -20,7 +20,7 @@ from vipra_ros.control.guard import Event, FaultCode, Machine, State
 from vipra_ros.control.intake import Intake
 from vipra_ros.control.limits import Limiter
 from vipra_ros.control.opening import Opening
-from vipra_ros.control.operator import HOME_PERIOD, Operator, Result
+from vipra_ros.control.operator import Operator, Result
 from vipra_ros.control.profile import RobotProfile
 from vipra_ros.control.reference import Limited, Reference
 from vipra_ros.control.settings import ExecutorSettings
@@ -36,12 +36,8 @@ __all__ = ["ExecutorCore", "ExecutorSettings", "Result"]
 HISTORY = 1.0
 #: rad; the home pose counts as reached within.
 HOME_TOLERANCE = 0.01
-#: Waypoints nearer than this share of the row period are left to the next one: the arm is on its way there.
-LEAST_GAP = 0.6
 #: s; a longer motion is handed to the arm again, so that its clock and ours cannot drift apart.
 RESTREAM = 0.5
-#: Same, for bringing back an arm that strayed: further away there is time for it.
-FAR_GAP = 1.5
 #: s between two corrections.
 CORRECTION = 0.06
 _RUNS = (State.ARMED, State.RUNNING, State.HOLD, State.STOPPING)
@@ -134,7 +130,7 @@ class ExecutorCore(Intake, Operator):
             elif self._reference.moving(now) and now - self._streamed > RESTREAM:
                 self._stream(now)
             elif now - self._streamed > CORRECTION and strays(now, state, self._reference):
-                self._stream(now, FAR_GAP)
+                self._stream(now)
             self._drive_hand(now)
             self.timeline.expire(now)
             if self._homing and not self._reference.moving(now):
@@ -194,9 +190,8 @@ class ExecutorCore(Intake, Operator):
 
     # --- motions -------------------------------------------------------------------------------------------
 
-    def _stream(self, now: float, gap: float = LEAST_GAP) -> None:
-        period = self.timeline.period if np.isfinite(self.timeline.period) else HOME_PERIOD
-        points = self._reference.waypoints_after(now, gap * period) or self._reference.waypoints_after(now)
+    def _stream(self, now: float) -> None:
+        points = self._reference.waypoints_after(now)
         self._streamed = now
         if points:
             self._send(lambda: self.sink.stream(points, now), now)

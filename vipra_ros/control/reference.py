@@ -161,9 +161,9 @@ class Reference:
         """Points for the arm's own generator: the end of every row, and where the stop ends."""
         return self.waypoints_after(-np.inf)
 
-    def waypoints_after(self, time: float, least: float = 0.0) -> tuple[Waypoint, ...]:
-        """The waypoints later than `time + least` (s).
+    def waypoints_after(self, time: float) -> tuple[Waypoint, ...]:
+        """The waypoints later than `time` (s).
 
         A stop is one waypoint: towards rest the arm's generator has room to be late, on the way it has not.
         """
-        return tuple(Waypoint(s.end, *s.at(s.end)) for s in self.segments if s.end > time + least)
+        return tuple(Waypoint(s.end, *s.at(s.end)) for s in self.segments if s.end > time)

@@ -95,8 +95,9 @@ def legs(goal: tasks.Goal, cube: np.ndarray, yaw: float, tcp: np.ndarray, rng: n
         if not (behind and here[2] < 0.04 and width < 0.02):
             rise(-1.0)
             go((x + miss[0], beside + 0.5 * miss[1], HOVER_Z), -1.0, at_least=0.8)
+            low_down = rng is not None and rng.random() < 0.5  # corrected beside the cube, where it is seen best
             if miss.any():
-                go((x, beside, HOVER_Z - 0.03), -1.0)
+                go((x + low_down * miss[0], beside, PUSH_Z if low_down else HOVER_Z - 0.03), -1.0, at_least=0.5)
             go((x, beside, PUSH_Z), -1.0, at_least=0.5)
         go((x, zone_y - side * PUSH_CONTACT, PUSH_Z), -1.0, at_least=0.6)
     way.append(Leg(tuple(here), way[-1].yaw, way[-1].opening, REST_SECONDS))

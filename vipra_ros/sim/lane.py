@@ -113,7 +113,8 @@ class Lane:
         return kinematics.ik(self.profile, pose, q0)
 
     def run(self, start: tasks.Start, decide: Decide, *, q0: np.ndarray | None = None, seconds: float | None = None,
-            replan: int = 7, latency: float = 0.0, on_frame: Callable[[Scene], None] | None = None,
+            replan: int = 7, latency: float | Callable[[], float] = 0.0,
+            on_frame: Callable[[Scene], None] | None = None,
             on_tick: Callable[[float, RobotState, np.ndarray, np.ndarray, float], None] | None = None,
             stop_on_success: bool = True, rest: float = 0.0) -> Outcome:
         """One episode from `start`.
@@ -122,7 +123,8 @@ class Lane:
             decide: observation -> chunk; called every `replan` frames.
             q0: starting joints, rad; the home pose when None.
             seconds: limit; the task's own when None.
-            latency: s charged between an observation and the arrival of its chunk.
+            latency: s charged between an observation and the arrival of its chunk; a callable is asked for each
+                chunk, once it has been decided.
             on_frame: sees every frame; on_tick: (time, state, q_d, dq_d, opening) at every executor pass.
             stop_on_success: end `rest` seconds after the judge is satisfied.
         """
@@ -150,7 +152,8 @@ class Lane:
             if frame % replan == 0:
                 chunk = decide(view)
                 outcome.decisions += 1
-                arriving.append((now + latency, replace(chunk, stamp=now, chunk_id=outcome.decisions)))
+                charged = latency() if callable(latency) else latency
+                arriving.append((now + charged, replace(chunk, stamp=now, chunk_id=outcome.decisions)))
             for _ in range(TICKS_PER_FRAME):
                 now = world.data.time
                 while arriving and arriving[0][0] <= now + 1e-9:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vipra_ros.learning.evaluate import Decider, load
+from vipra_ros.policy.scheduler import replan_steps
 
 from . import scene, tasks
 from .collect import AFTER_SUCCESS, EXECUTE, EXPERT, Demonstrator, Job, Recorder, episode_name, meta, start_pose
@@ -20,6 +21,10 @@ from .lane import Lane, Scene
 
 #: The policy acts for a random time within this share of the task's time limit.
 EARLIEST, LATEST = 0.04, 0.75
+#: s that the policy's thinking is charged, drawn per episode: with none it would make no mistakes of a late hand.
+THINKING = (0.08, 0.18)
+#: rad/s and s: an arm that has stood so still for so long is stuck, and the expert does not wait for its time.
+STILL, PATIENCE = 0.02, 1.5
 
 
 class Takeover:
@@ -37,13 +42,19 @@ class Takeover:
         """The expert's part as a bag; True when it finished the task, None when the policy needed no help."""
         lane, start, rng = self._lane, tasks.sample_start(job.task, job.seed), np.random.default_rng([job.seed, 6])
         handover = rng.uniform(EARLIEST, LATEST) * tasks.TIME_LIMIT[job.task]
+        thinking = rng.uniform(*THINKING)
         q0 = start_pose(lane, start, job.seed) if job.random_start else np.array(scene.HOME)
         policy = Decider(self._engine, self._checkpoint.config, self._checkpoint.hash, 1000 * job.seed)
         expert = Demonstrator(lane, job.seed, varied=True)
         recorder: Recorder | None = None
+        moved = 0.0
 
         def decide(view: Scene):
-            nonlocal recorder
+            nonlocal recorder, handover, moved
+            if np.abs(view.state.dq_d).max() > STILL:
+                moved = view.time
+            if recorder is None and view.time - moved > PATIENCE:
+                handover = min(handover, view.time)
             if recorder is None and view.time < handover:
                 return replace(policy(view), checkpoint=EXPERT)  # one lease for both hands
             if recorder is None:
@@ -61,7 +72,8 @@ class Takeover:
                 recorder.state(*sample)
 
         try:
-            outcome = lane.run(start, decide, q0=q0, replan=EXECUTE, on_frame=on_frame, on_tick=on_tick,
+            outcome = lane.run(start, decide, q0=q0, replan=replan_steps(EXECUTE, thinking, 1.0 / lane.fps),
+                               latency=lambda: 0.0 if recorder else thinking, on_frame=on_frame, on_tick=on_tick,
                                seconds=handover + tasks.TIME_LIMIT[job.task], rest=AFTER_SUCCESS)
         except BaseException:
             if recorder:
