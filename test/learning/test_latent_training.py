@@ -89,11 +89,11 @@ def test_schedules():
 
 
 def test_image_encoder_learns_at_its_own_rate(videos, tmp_path):
-    from vipra_ros.learning.loop import _optimisers
+    from vipra_ros.learning.optimiser import optimisers
 
     c = training(encoder_rate=0.1)
     job = latent.LatentJob(c, open_footage([videos], tmp_path, 32, 15.0), tmp_path)
-    rate = {id(p): g["peak"] for o in _optimisers(job, c.loop) for g in o.param_groups for p in g["params"]}
+    rate = {id(p): g["peak"] for o in optimisers(job, c.loop) for g in o.param_groups for p in g["params"]}
     assert len(rate) == len(list(job.model.parameters()))
     assert rate[id(job.model.inverse.image.patch.weight)] == pytest.approx(0.0002)
     assert rate[id(job.model.dynamics.patch.weight)] == pytest.approx(0.002)

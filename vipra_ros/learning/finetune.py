@@ -24,7 +24,8 @@ from vipra_ros.learning import demonstrations, precision, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
-from vipra_ros.learning.parallel import team
+from vipra_ros.learning.parallel import device as own_device
+from vipra_ros.learning.parallel import placed, team
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model import flow
 from vipra_ros.model.discrete import DiscretePolicy, make_policy
@@ -77,16 +78,18 @@ class Finetune:
 
 class FinetuneJob:
     """The policy's side of the loop. With `future_weight` the model trained has heads that the checkpoint has not;
-    `ahead`: frames from now to the future one."""
+    `ahead`: frames from now to the future one. Batches are drawn on the CPU and go to `device`."""
 
     def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path,
-                 start: Pretrained | None = None):
+                 start: Pretrained | None = None, device: str = "cpu"):
         self.config, self.checkpoint, self.data, self.held, self.out = config, checkpoint, data, held, out
+        self.device = device
         self.policy = self.model = checkpoint.policy
         self.ahead = start.config.ahead if start else self.policy.config.horizon
         if config.future_weight:
             self.model = WithFuture(self.policy, checkpoint.prompt, start)
         self.identity = identity_of(config, checkpoint.config.data)
+        self.layers = list(self.policy.trunk.layers)
         self.hidden_matrices = [p for p in self.policy.trunk.layers.parameters() if p.ndim == 2]
         self.normaliser: Normaliser = checkpoint.normaliser
         prompt = checkpoint.prompt
@@ -96,7 +99,7 @@ class FinetuneJob:
         self.frame_offsets, self.state_offsets = strides, np.arange(1 - self.policy.config.proprio_steps, 1)
 
     def example(self, data: Demonstrations, index: np.ndarray) -> tuple[Prefix, Tensor, np.ndarray]:
-        """Prefix, normalised actions (b, h, a) and raw actions of the frames `index`."""
+        """Prefix and normalised actions (b, h, a) on the CPU, and raw actions of the frames `index`."""
         which = torch.from_numpy(data.instruction[index])
         text, mask = self.text[which], self.text_mask[which]
         longest = int(mask.sum(1).max())
@@ -119,12 +122,13 @@ class FinetuneJob:
         if prefix.proprio is not None and c.proprio_dropout:
             kept = torch.rand(len(actions), 1, 1, generator=generator) >= c.proprio_dropout
             prefix.proprio = prefix.proprio * kept
+        prefix, actions = placed(prefix, self.device), actions.to(self.device)
         if isinstance(self.policy, DiscretePolicy):
             loss = self.policy.loss(prefix, actions).mean()
         else:
             t = flow.sample_time((len(actions), c.draws), generator)
             noise = torch.randn(len(actions), c.draws, *actions.shape[1:], generator=generator)
-            loss = self.policy.loss(prefix, actions, noise, t).mean()
+            loss = self.policy.loss(prefix, actions, noise.to(self.device), t.to(self.device)).mean()
         if not c.future_weight:
             return loss, {}
         future = self.model.future_loss(prefix, self._future(self.data, index))
@@ -132,7 +136,8 @@ class FinetuneJob:
 
     def _future(self, data: Demonstrations, index: np.ndarray) -> Tensor:
         """Codes int64 (b, cameras, codes per frame) `ahead` frames later, at most the episode's last."""
-        return torch.from_numpy(data.codes[np.minimum(index + self.ahead, data.last[index])].astype(np.int64))
+        codes = data.codes[np.minimum(index + self.ahead, data.last[index])].astype(np.int64)
+        return torch.from_numpy(codes).to(self.device)
 
     def _draw(self, generator: torch.Generator) -> np.ndarray:
         c = self.config
@@ -147,8 +152,8 @@ class FinetuneJob:
         seen = self.chunk_error(self.data, "train_")
         if self.config.future_weight:
             index = self.held.spread(min(64, self.config.evaluate_on))
-            with torch.inference_mode(), precision.autocast("cpu", self.config.loop.bf16):
-                prefix, _, _ = self.example(self.held, index)
+            with torch.inference_mode(), precision.autocast(self.device, self.config.loop.bf16):
+                prefix = placed(self.example(self.held, index)[0], self.device)
                 figures["held_future"] = float(self.model.future_loss(prefix, self._future(self.held, index)))
         return figures | {"train_chunk_rad": seen["train_chunk_rad"]}
 
@@ -167,8 +172,8 @@ class FinetuneJob:
         made, raw = [], []
         for i in range(0, len(index), 64):
             prefix, _, truth = self.example(data, index[i : i + 64])
-            with precision.autocast("cpu", c.loop.bf16):
-                normal = self._chunks(prefix, noise[i : i + 64])
+            with precision.autocast(self.device, c.loop.bf16):
+                normal = self._chunks(placed(prefix, self.device), noise[i : i + 64].to(self.device)).cpu()
             made.append(self.normaliser.raw_actions(normal.double().numpy(), data.states[index[i : i + 64]]))
             raw.append(truth)
         made, raw = np.concatenate(made), np.concatenate(raw)
@@ -241,7 +246,8 @@ def train(
     checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer)
     if isinstance(policy, DiscretePolicy):
         policy.fit(_rows(data, checkpoint.normaliser, policy.config.horizon))
-    job = FinetuneJob(config, checkpoint, data, held, out, start if isinstance(start, Pretrained) else None)
+    job = FinetuneJob(config, checkpoint, data, held, out, start if isinstance(start, Pretrained) else None,
+                      own_device())
     run(job, config.loop, out)
     return out / "checkpoint"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vipra_ros.learning.parallel import placed
 from vipra_ros.learning.pretrain import closing
 from vipra_ros.model.discrete import DiscretePolicy
 from vipra_ros.model.joint import JointBatch, JointConfig, JointModel
@@ -49,4 +50,4 @@ class WithFuture(nn.Module):
         """Cross-entropy in nat per code of the future frames, int64 (b, cameras, codes per frame)."""
         batch = JointBatch(prefix.before, prefix.before_mask, prefix.codes, codes, None,
                            self.close, self.open, self.end)
-        return self.joint.losses(batch)["future"]
+        return self.joint.losses(placed(batch, codes.device))["future"]

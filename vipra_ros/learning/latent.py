@@ -88,6 +88,9 @@ class LatentJob:
         for net in (self.flow, self.perceptual):
             if net is not None:
                 net.to(device)
+        inverse, dynamics = self.model.inverse, self.model.dynamics
+        images = inverse.image.net.encoder.layer if config.model.image_encoder == "dinov2" else ()
+        self.layers = [*images, *inverse.stack.blocks, *dynamics.stack.blocks]
         self.hidden_matrices: list = []
         self.by_hand = [self.model.quantiser.codebook.weight]
         self.rates = {id(p): config.encoder_rate for p in self.model.inverse.image.parameters()}

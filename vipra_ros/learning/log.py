@@ -1,4 +1,4 @@
-"""The record of a run: JSON lines, a line on the terminal, and the plot."""
+"""The record of a run: JSON lines, a line on the terminal, the plot, and TensorBoard's files when asked."""
 
 from __future__ import annotations
 
@@ -7,19 +7,38 @@ import sys
 import time
 from pathlib import Path
 
+from vipra_ros.config import ConfigError
+
 #: s between lines on a terminal and in a file.
 SHOWN_EVERY = (1.0, 15.0)
 POSITION = ("kind", "step", "seconds", "samples")
+
+
+def board_writer():
+    """The class that writes TensorBoard's files.
+
+    Raises:
+        ConfigError: the package is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(f"loop.tensorboard = true: tensorboard does not load ({str(error).splitlines()[0]}); "
+                          "pip install 'vipra_ros[tensorboard]', or set it to false") from None
+    return SummaryWriter
 
 
 class Log:
     """Rows of `path`, log.jsonl. Rows after `step`, where a resumed run stands, are dropped.
 
     end: text behind the step on the terminal, the goal of the run.
+    board: write every figure for TensorBoard too, into the folder `tensorboard` beside the log.
     """
 
-    def __init__(self, path: Path, end: str, step: int):
+    def __init__(self, path: Path, end: str, step: int, board: bool = False):
         self.path, self.end = path, end
+        # Points after `purge_step - 1`, which the killed run still wrote, are hidden by TensorBoard.
+        self.board = board_writer()(str(path.with_name("tensorboard")), purge_step=step + 1) if board else None
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
         self.rows = [row for row in rows if step and row["step"] <= step]
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
@@ -31,6 +50,11 @@ class Log:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in figures.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            self.board.flush()  # what a kill would lose
         if kind == "eval":
             self.plot()
         now = time.monotonic()
@@ -68,7 +92,4 @@ class Silent:
     """The log of a process that writes none."""
 
     def write(self, *_: object) -> None:
-        """Nothing."""
-
-    def plot(self) -> None:
         """Nothing."""

@@ -2,12 +2,13 @@
 
 They are started by torchrun, or by accelerate launch, which calls it; both set RANK, WORLD_SIZE and where to meet. Each
 process draws its own observations, gradients are averaged, the first process evaluates and writes. Alone, nothing here
-does anything. Weights are whole in every process: what does not fit on one GPU cannot be trained like this.
+does anything. Where the weights lie is said in `sharding.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import os
@@ -52,6 +53,8 @@ class Team:
         if self.world == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
         flat = torch.cat([g.flatten() for g in gradients])  # one message instead of hundreds
         dist.all_reduce(flat)
         flat /= self.world
@@ -76,6 +79,14 @@ class Team:
         dist.all_reduce(sent, dist.ReduceOp.MAX)
         return sent.tolist()
 
+    def total(self, values: list[Tensor]) -> list[Tensor]:
+        """The sum of each number, a tensor without dimensions, over the processes."""
+        if self.world == 1:
+            return values
+        sent = torch.stack(values)
+        dist.all_reduce(sent)
+        return list(sent)
+
     def everyone(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""
         if self.world == 1:
@@ -88,6 +99,12 @@ class Team:
 def device() -> str:
     """Where this process computes."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def placed(batch: Any, where: str | torch.device) -> Any:
+    """A dataclass of tensors with its tensors on a device."""
+    tensors = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **{k: v.to(where) for k, v in tensors.items() if isinstance(v, Tensor)})
 
 
 @functools.cache

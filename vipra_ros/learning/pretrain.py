@@ -21,7 +21,8 @@ import vipra_ros
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import precision, presets, tokenise
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
-from vipra_ros.learning.parallel import team
+from vipra_ros.learning.parallel import device as own_device
+from vipra_ros.learning.parallel import placed, team
 from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel
 from vipra_ros.model.policy import PolicyConfig
@@ -104,10 +105,11 @@ class PretrainJob:
     """The joint model's side of the loop. codes int16 (n, cameras, codes per frame)."""
 
     def __init__(self, config: Pretrain, made: Pretrained, dataset, codes: np.ndarray, labels: Labels | None,
-                 future: np.ndarray, out: Path):
-        self.config, self.made, self.model, self.out = config, made, made.model, out
+                 future: np.ndarray, out: Path, device: str = "cpu"):
+        self.config, self.made, self.model, self.out, self.device = config, made, made.model, out, device
         self.codes, self.labels, self.future = codes, labels, future
         self.identity = identity_of(config, made.config.data, made.config.latent_hash)
+        self.layers = list(self.model.trunk.layers)
         self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
         instructions = sorted({e.task for e in dataset.episodes})
         prompt = Prompt(made.tokenizer, config.prompt, False)
@@ -139,8 +141,9 @@ class PretrainJob:
         latents = None
         if c.latent_steps:
             latents = torch.from_numpy(self.labels.latents[index, : c.latent_steps].astype(np.int64))
-        return JointBatch(text[:, -longest:], mask[:, -longest:], torch.from_numpy(self.codes[rows].astype(np.int64)),
-                          future, latents, self.close, self.open, self.end)
+        codes = torch.from_numpy(self.codes[rows].astype(np.int64))
+        return placed(JointBatch(text[:, -longest:], mask[:, -longest:], codes, future, latents, self.close, self.open,
+                                 self.end), self.device)
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Joint loss of one batch."""
@@ -159,7 +162,7 @@ class PretrainJob:
         sums: dict[str, float] = {}
         for i in range(0, len(index), 32):
             part = index[i : i + 32]
-            with precision.autocast("cpu", c.loop.bf16):
+            with precision.autocast(self.device, c.loop.bf16):
                 losses = self.model.losses(self.example(part))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
@@ -257,5 +260,5 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
         latent_hash=read.head["latent_hash"] if config.latent_steps else "", seed=config.loop.seed,
         data=f"{opened.path.name} {fingerprint}", code_version=vipra_ros.__version__)
     made = Pretrained(described, model, vq, tokenizer)
-    run(PretrainJob(config, made, opened, codes, read, read.future, out), config.loop, out)
+    run(PretrainJob(config, made, opened, codes, read, read.future, out, own_device()), config.loop, out)
     return out / "checkpoint"
