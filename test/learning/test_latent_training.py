@@ -82,6 +82,11 @@ def test_resumes_identically(videos, trained, tmp_path, monkeypatch):
     assert latent.load_latent(tmp_path)[1]["hash"] == latent.load_latent(trained)[1]["hash"]
 
 
+def test_frames_that_raft_does_not_take_are_told_at_the_start():
+    with pytest.raises(ConfigError, match="32 x 32 px; it takes multiples of 8 from 128"):
+        training(flow="raft")
+
+
 def test_schedules():
     c = training(flow_from_step=8, replace_every=10, replace_every_late=100, replace_late_from=50, replace_until=300)
     assert [s for s in range(1, 500) if latent.replaces(c, s)] == [10, 20, 30, 40, 100, 200, 300]

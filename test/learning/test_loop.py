@@ -2,12 +2,13 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning.loop import LoopConfig, State, averaged, learning_rate_scale, run
+from vipra_ros.learning.loop import Interrupted, LoopConfig, State, averaged, learning_rate_scale, run
 
 
 class Line:
@@ -66,6 +67,28 @@ def test_schedule():
     assert learning_rate_scale(config, 100, 1.0) == pytest.approx(0.1)
     assert learning_rate_scale(LoopConfig(steps=9, schedule="constant", warmup_steps=0), 5, 0.9) == 1.0
     assert math.isclose(learning_rate_scale(config, 50, 2.0), 0.1)
+
+
+def test_tensorboard_has_the_log(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = LoopConfig(steps=6, lr=0.1, bf16=False, log_every=1, tensorboard=True)
+    with pytest.raises(Interrupted):
+        run(Line(), config, tmp_path, lambda state: state.step == 3)
+    run(Line(), config, tmp_path)
+    read = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for kind, name in (("train", "loss"), ("eval", "off")):
+        wanted = [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in rows if r["kind"] == kind]
+        assert [(e.step, e.value) for e in read.Scalars(f"{kind}/{name}")] == wanted and wanted
+
+
+def test_tensorboard_that_is_not_there_is_told(tmp_path, monkeypatch):
+    for name in [m for m in sys.modules if m.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match=r"loop.tensorboard = true: .*pip install 'vipra_ros\[tensorboard\]'"):
+        run(Line(), LoopConfig(steps=5, tensorboard=True), tmp_path)
 
 
 def test_average_stands_in_only_inside_the_with():

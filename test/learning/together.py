@@ -29,7 +29,7 @@ def alone(work, *args) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(fork(work, *args), 0)[1])
 
 
-def together(work, *args, patience: float = 60.0) -> list[int]:
+def together(work, *args, patience: float = 240.0) -> list[int]:
     """Exit statuses of two processes by rank. When one fails or is killed, the other, which would wait, is killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -102,6 +102,10 @@ def test_raft_from_a_file(tmp_path):
     assert raft(x, x).shape == (1, 2, 128, 128)
     with pytest.raises(ConfigError, match="multiples of 8 from 128"):
         raft(texture(64), texture(64))
+    predicted = torch.stack([x, 1 - x], 1).requires_grad_()
+    flow_loss(raft, predicted, torch.stack([x, x], 1)).backward()
+    assert torch.isfinite(predicted.grad).all() and predicted.grad.abs().sum() > 0
+    assert all(p.grad is None for p in raft.parameters()), "frozen"
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match="belongs to another network"):
         make_flow("raft", tmp_path / "other.pth")
@@ -119,6 +123,9 @@ def test_lpips_from_a_file(tmp_path):
     assert torch.equal(distance.net.net.state_dict()["slice3.10.weight"], state["features.10.weight"])
     x = texture()
     assert distance(x, x).abs() < 1e-6 < distance(x, 1 - x)
+    drawn = (1 - x).requires_grad_()
+    distance(drawn, x).backward()
+    assert drawn.grad.abs().sum() > 0 and all(p.grad is None for p in distance.parameters())
     torch.save({k: v for k, v in state.items() if "28" not in k}, tmp_path / "cut.pth")
     with pytest.raises(ConfigError, match="belongs to another network"):
         make_perceptual("lpips", tmp_path / "cut.pth")

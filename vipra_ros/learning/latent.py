@@ -58,6 +58,10 @@ class LatentTraining:
     replace_late_from: int = param(10000, doc="step at which later begins", low=0)
     replace_until: int = param(120000, doc="step after which no code is replaced", low=0)
 
+    def __post_init__(self) -> None:
+        if self.flow == "raft":  # now, and not when the gate opens
+            optical_flow.check_raft_size(self.model.image_size, self.model.image_size)
+
 
 def flow_gate(config: LatentTraining, step: int) -> float:
     """0 until `flow_from_step`, then linear over `flow_ramp_steps` to 1."""

@@ -102,6 +102,19 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     return F.grid_sample(x, torch.stack((u, v), dim=-1), padding_mode="border", align_corners=True)
 
 
+def check_raft_size(height: int, width: int) -> None:
+    """Refuse frames (px) that RAFT does not take.
+
+    Raises:
+        ConfigError: they are too small, or no multiple of 8.
+    """
+    if min(height, width) < _RAFT_SMALLEST or height % 8 or width % 8:
+        raise ConfigError(
+            f"flow = 'raft': frames are {width} x {height} px; it takes multiples of 8 from {_RAFT_SMALLEST} on: "
+            "change image_size, or choose flow: pyramid"
+        )
+
+
 class RaftFlow(nn.Module):
     """RAFT-large of torchvision, frozen, last of 12 refinements (its own default).
 
@@ -129,12 +142,7 @@ class RaftFlow(nn.Module):
         return super().train(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        height, width = first.shape[-2:]
-        if min(height, width) < _RAFT_SMALLEST or height % 8 or width % 8:
-            raise ConfigError(
-                f"flow = 'raft': frames are {width} x {height} px; it takes multiples of 8 from {_RAFT_SMALLEST} on: "
-                "change image_size, or choose flow: pyramid"
-            )
+        check_raft_size(*first.shape[-2:])
         return self.net(first.float() * 2 - 1, second.float() * 2 - 1)[-1]
 
 
