@@ -10,7 +10,9 @@ from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.observation import ObservationError
 from vipra_ros.policy.pictures import to_jpeg
+from vipra_ros.serving.batching import Answer
 from vipra_ros.serving.contract import Contract
+from vipra_ros.serving.requests import read_request, write_reply
 from vipra_ros.serving.server import Access, PolicyServer
 from vipra_ros.serving.wire import WireError, decode, encode
 
@@ -33,8 +35,9 @@ def server(micro_checkpoint):
 
 def ask(server, raw):
     with watched(WireError, ObservationError):
-        answer = decode(server._answer(raw, 0.0))
-        assert np.isfinite(answer["actions"]).all()
+        request = read_request(raw, server.contract)
+        answer = Answer(server.engine.infer(request.observation, request.seed), 0.0, 0.0, 1)
+        assert np.isfinite(decode(write_reply(request, answer, {}, server.contract))["actions"]).all()
 
 
 def request(server, **changes):

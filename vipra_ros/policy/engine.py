@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from vipra_ros.policy.generator import LeanGenerator, NaiveGenerator
 from vipra_ros.policy.lean import LeanSampler
 from vipra_ros.policy.observation import Observation, ObservationError, Prediction
 from vipra_ros.policy.pictures import resize
+from vipra_ros.policy.prior import soft_mask
+from vipra_ros.policy.rtc import GuidedSampler
 from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
@@ -27,6 +29,8 @@ REMEMBERED = 64
 #: exported graphs. fused: onnxruntime on a CPU, graphs made at the start. static: buffers that never move, for CUDA
 #: graphs. eager: the plain network.
 ENGINES = ("auto", "torch", "onnx", "fused", "static", "eager")
+#: Real-time chunking: none, or guided by the chunk before.
+RTC = ("none", "guided")
 #: Samplers by decoder and engine.
 SAMPLERS = {
     "flow": {"torch": LeanSampler, "eager": NaiveSampler},
@@ -48,13 +52,28 @@ class Engine(Protocol):
 
 
 def load_engine(
-    checkpoint: Checkpoint, kind: str = "torch", threads: int = 0, euler_steps: int = 0, **options: object
+    checkpoint: Checkpoint,
+    kind: str = "torch",
+    threads: int = 0,
+    euler_steps: int = 0,
+    rtc: str = "none",
+    **options: object,
 ) -> Engine:
     """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's.
 
+    rtc: "guided" lets the prior of an observation guide the answer (`rtc.py`).
     options: of `onnx_engine.OnnxEngine` (graphs, precision, provider) or `static.StaticSampler` (capture, compile ...).
     """
     decoder = checkpoint.config.decoder
+    if rtc not in RTC:
+        raise CheckpointError(f"rtc = {rtc!r}: choose {', '.join(map(repr, RTC))}")
+    if rtc == "guided":
+        if kind not in ("auto", "torch") or decoder != "flow":
+            raise CheckpointError(
+                f"rtc = 'guided' with engine = {kind!r} and a {decoder} decoder: it goes backwards through a network "
+                "of flow matching; choose engine 'torch', or rtc 'none'"
+            )
+        return TorchEngine(checkpoint, threads, euler_steps, GuidedSampler)
     if kind == "auto":
         kind = "onnx" if decoder == "flow" and _graphs_ready(checkpoint) else "torch"
     if kind in ("onnx", "fused", "static") and decoder == "discrete":
@@ -122,24 +141,79 @@ class TorchEngine:
         for _ in range(2):
             self.infer(Observation(0.0, dict.fromkeys(c.cameras, frames), "warm up", joints), seed=0)
 
+    @property
+    def batches(self) -> bool:
+        """Whether `infer_many` answers several observations in one pass over the network."""
+        return getattr(self._sample, "batches", False)
+
+    @property
+    def guided(self) -> bool:
+        """Whether an observation's prior changes the answer."""
+        return getattr(self._sample, "guided", False)
+
     def infer(self, observation: Observation, seed: int | None = None) -> Prediction:
         """Answer an observation.
 
         Raises:
             ObservationError: a camera, frame or joint vector is missing or has the wrong shape.
         """
+        return self.infer_many([observation], [seed])[0]
+
+    def infer_many(self, observations: Sequence[Observation], seeds: Sequence[int | None]) -> list[Prediction]:
+        """Answer several observations, each as `infer` does, to rounding; in one pass where the sampler takes several.
+
+        Every prediction carries the times of the whole pass. Raises as `infer`, without saying which one it was.
+        """
+        if len(observations) > 1 and not self.batches:
+            return [self.infer(*pair) for pair in zip(observations, seeds)]
         clock = _Stages(self.on_stage)
-        state, proprio = self._joints(observation)
-        codes = self._encode(observation, clock)
-        before = torch.tensor([self.prompt.before(observation.instruction)], device=self._device)
-        prefix = Prefix(before, torch.ones_like(before, dtype=torch.bool), codes, self._between, self._after, proprio)
-        noise = self.checkpoint.config.noise_scale * draw_noise(self._policy, 1, seed).to(self._device)
-        normal = self._sample(prefix, noise, clock.mark)
-        actions = self.normaliser.raw_actions(normal[0].double().cpu().numpy(), state)
-        if not np.isfinite(actions).all():
-            raise ObservationError("the policy answered with values that are not finite; check joints and checkpoint")
+        states, vectors = zip(*(self._joints(o) for o in observations))
+        proprio = None if vectors[0] is None else torch.cat(vectors)
+        # One after the other: codes are the nearest of thousands, and another rounding could pick others.
+        codes = torch.cat([self._encode(o, clock) for o in observations])
+        before, present = self._words([o.instruction for o in observations])
+        prefix = Prefix(before, present, codes, self._between, self._after, proprio)
+        noise = torch.cat([draw_noise(self._policy, 1, seed) for seed in seeds])
+        noise = self.checkpoint.config.noise_scale * noise.to(self._device)
+        normal = self._sample(prefix, noise, clock.mark, **self._guidance(observations, states))
+        chunks = [self.normaliser.raw_actions(n, s) for n, s in zip(normal.double().cpu().numpy(), states)]
+        for observation, chunk in zip(observations, chunks):
+            if not np.isfinite(chunk).all():
+                raise ObservationError(
+                    "the policy answered with values that are not finite; check joints and checkpoint"
+                )
+            if self.guided and observation.prior is not None:  # what will have been done is not for discussion
+                committed = observation.prior.committed
+                chunk[:committed] = observation.prior.rows[:committed]
         clock.mark("denormalise")
-        return Prediction(actions, clock.finish(), seed)
+        times = clock.finish()
+        return [Prediction(chunk, dict(times), seed) for chunk, seed in zip(chunks, seeds)]
+
+    def _words(self, instructions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens int64 (b, l) up to the frames, padded on the left, and bool (b, l), True where one stands."""
+        tokens = [self.prompt.before(text) for text in instructions]
+        length = max(map(len, tokens))
+        before = torch.tensor([[0] * (length - len(t)) + t for t in tokens], device=self._device)
+        places = torch.arange(length, device=self._device)
+        return before, places >= torch.tensor([[length - len(t)] for t in tokens], device=self._device)
+
+    def _guidance(self, observations: Sequence[Observation], states: Sequence[np.ndarray | None]) -> dict:
+        """target (b, h, a), normalised, and weights (b, h) of the priors, for a sampler that takes them."""
+        if not self.guided or all(o.prior is None for o in observations):
+            return {}
+        c = self.checkpoint.config.policy
+        target = np.zeros((len(observations), c.horizon, c.action_dim))
+        weights = np.zeros((len(observations), c.horizon))
+        for i, (observation, state) in enumerate(zip(observations, states)):
+            if (prior := observation.prior) is None:
+                continue
+            known = len(prior.rows)
+            if known > c.horizon or prior.rows.shape[1] != c.action_dim or not np.isfinite(prior.rows).all():
+                raise ObservationError(f"prior: {prior.rows.shape}; expected up to {c.horizon} rows of {c.action_dim}")
+            target[i, :known] = self.normaliser.actions(prior.rows, state)
+            weights[i] = soft_mask(c.horizon, known, prior.committed)
+        made = (torch.from_numpy(array).float().to(self._device) for array in (target, weights))
+        return dict(zip(("target", "weights"), made))
 
     def _encode(self, observation: Observation, clock: _Stages) -> torch.Tensor:
         """Codes (1, frames, cameras, codes per frame); a frame with a known stamp is encoded once."""

@@ -85,6 +85,8 @@ def generate_naively(policy: DiscretePolicy, prefix: Prefix, noise: Tensor, temp
 class NaiveGenerator:
     """`generate_naively` behind the call of the samplers; `steps` is theirs and means nothing here."""
 
+    batches = True
+
     def __init__(self, policy: DiscretePolicy, steps: int = 0, temperature: float = 0.0):
         self.policy, self.temperature = policy, temperature
 

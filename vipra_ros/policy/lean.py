@@ -21,7 +21,10 @@ from vipra_ros.model.policy import ActingPolicy, FlowPolicy, Prefix
 class LeanTrunk:
     """The trunk of a policy whose weights no longer change, with the keys and values of one sequence."""
 
-    @torch.inference_mode()
+    #: Several observations a call are taken; the prefix is padded on the left.
+    batches = True
+
+    @torch.no_grad()  # not inference_mode: rtc.py goes backwards through these weights
     def __init__(self, policy: ActingPolicy, release: bool = False):
         """release: drop the policy's own layers as they are folded; it can then be sampled from here only."""
         trunk, c = policy.trunk, policy.config
@@ -93,7 +96,7 @@ class LeanTrunk:
 class LeanSampler(LeanTrunk):
     """Samples chunks of a flow-matching policy."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __init__(self, policy: FlowPolicy, steps: int, release: bool = False):
         super().__init__(policy, release)
         c = policy.config
@@ -110,26 +113,35 @@ class LeanSampler(LeanTrunk):
     @torch.inference_mode()
     def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
         """Normalised actions (b, h, a) from noise (b, h, a)."""
-        c, policy = self.policy.config, self.policy
+        caches, cosine, sine, mask, p = self.begin(prefix, noise)
+        mark("prefill")
+        x = noise
+        for k in range(self.steps):
+            hidden = self.through(self._action_tokens(x, k), cosine, sine, mask, caches, p)
+            x = x + self.read(hidden) / self.steps
+            mark("denoise")
+        return x
+
+    def begin(
+        self, prefix: Prefix, noise: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor, Tensor | None, int]:
+        """The prefix's keys and values, with room for the chunk; the chunk's cosines, sines and mask; its place p."""
+        policy, h = self.policy, self.policy.config.horizon
         embedded, present = policy.embed_prefix(prefix)
-        b, p, _ = embedded.shape
-        h = c.horizon
+        p = embedded.shape[1]
         place = present.long().cumsum(1) - 1
         positions = torch.cat([place.clamp_min(0), place[:, -1:] + 1 + torch.arange(h, device=noise.device)], dim=1)
         cosine, sine = (r[:, None] for r in policy.trunk.rotary_emb(embedded, positions))
         allowed = policy.joint_mask(present, 1)[:, None]
         caches, _ = self.prefill(embedded, cosine[:, :, :p], sine[:, :, :p], allowed[:, :, :p, :p], p + h)
-        mark("prefill")
-        cosine, sine = cosine[:, :, p:], sine[:, :, p:]
         # Without padding and with both-way blocks every look is allowed, and no mask is the fastest one.
         mask = None if bool(allowed[:, :, p:].all()) else allowed[:, :, p:]
-        x = noise
-        for k in range(self.steps):
-            hidden = self.through(self._action_tokens(x, k), cosine, sine, mask, caches, p)
-            velocity = F.linear(F.rms_norm(hidden, hidden.shape[-1:], eps=self.eps), self.head_weight, policy.head.bias)
-            x = x + velocity.float() / self.steps
-            mark("denoise")
-        return x
+        return caches, cosine[:, :, p:], sine[:, :, p:], mask, p
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """The trunk's output (b, h, d) -> velocities (b, h, a)."""
+        normed = F.rms_norm(hidden, hidden.shape[-1:], eps=self.eps)
+        return F.linear(normed, self.head_weight, self.policy.head.bias).float()
 
     def _action_tokens(self, x: Tensor, k: int) -> Tensor:
         """Noisy actions (b, h, a) before Euler step k -> tokens (b, h, d)."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vipra_ros.config import param
+from vipra_ros.policy.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Observation:
         instruction: what to do, in words.
         joints: (n, a) most recent joint vectors with the gripper's opening (-1 .. 1) last, oldest first, when
             the checkpoint asks for proprio or relative actions.
+        prior: what the chunk before this one has for its steps; for an engine that is guided by it.
         frame_stamps: camera -> stamps of its frames, s; lets the engine encode a frame once. None: encode all.
     """
 
@@ -32,6 +34,7 @@ class Observation:
     instruction: str
     joints: np.ndarray | None = None
     frame_stamps: dict[str, tuple[float, ...]] | None = None
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True)

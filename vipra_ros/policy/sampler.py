@@ -66,6 +66,8 @@ def sample_naively(
 class NaiveSampler:
     """`sample_naively` behind the call of the other samplers; what an engine is compared with."""
 
+    batches = True
+
     def __init__(self, policy: FlowPolicy, steps: int):
         self.policy, self.steps = policy, steps
 

@@ -68,6 +68,8 @@ class StaticSampler(LeanSampler):
         if compile:
             self._qkv, self._rest = (torch.compile(f, dynamic=False) for f in (self._qkv, self._rest))
 
+    batches = False  # the buffers hold one observation
+
     @torch.inference_mode()
     def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
         """Normalised actions (1, h, a) from noise (1, h, a).

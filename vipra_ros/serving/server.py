@@ -2,45 +2,51 @@
 
 Protocol of openpi's policy server: on connection the server sends its metadata, then every binary message is an
 observation and is answered by one with the actions; an answer in text is an error. Beyond that: a token, TLS, limits,
-/healthz, the request's `id` sent back, and where the time went. The network is asked by one thread, in the order of
-arrival: a second robot waits for the first.
+/healthz, the request's `id` sent back, and where the time went. Who hangs up before the network has begun on his
+question is not answered. Beside it, on a port of their own, stand the HTTP routes of `routes.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
 import signal
 import ssl
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from vipra_ros import __version__
 from vipra_ros.config import ConfigError
-from vipra_ros.policy.observation import Observation, ObservationError
-from vipra_ros.policy.pictures import from_jpeg
+from vipra_ros.policy.observation import ObservationError
+from vipra_ros.serving.batching import BOUND, MOST, Answer, Batcher
 from vipra_ros.serving.contract import Contract, read_token
-from vipra_ros.serving.wire import MOST_BYTES, WireError, decode, encode
+from vipra_ros.serving.requests import Request, read_request, write_reply
+from vipra_ros.serving.routes import Routes
+from vipra_ros.serving.wire import MOST_BYTES, WireError, encode
 
 #: Robots connected at a time; a chunk is asked for a few times a second by each.
 MOST_CONNECTIONS = 16
-#: Pixels of one image: a camera of 4K.
-MOST_PIXELS = 3840 * 2160
+#: Threads that take requests apart, JPEG and JSON included, while the network thinks.
+READERS = 2
 #: s until a connection that does not answer a ping is closed; frees the place of a robot that lost its network.
 PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may connect, where, and how much they may send. Empty texts: no token, no TLS."""
+    """Who may connect, where, and how much they may send. Empty texts: no token, no TLS.
+
+    http_port: of the HTTP routes; None: there are none, 0: any free one.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -48,6 +54,7 @@ class Access:
     certificate: str = ""
     key: str = ""
     most_bytes: int = MOST_BYTES
+    http_port: int | None = None
 
     def __post_init__(self) -> None:
         if not (_loopback(self.host) or self.token):
@@ -82,13 +89,16 @@ class PolicyServer:
     Args:
         engine: a `vipra_ros.policy.engine.Engine`.
         contract: what it promises.
+        bound, most: of `vipra_ros.serving.batching.Batcher`.
     """
 
-    def __init__(self, engine: object, contract: Contract, access: Access):
+    def __init__(self, engine: object, contract: Contract, access: Access, bound: float = BOUND, most: int = MOST):
         self.engine, self.contract, self.access = engine, contract, access
-        self.port = access.port
+        self.bound, self.most = bound, most
+        self.port, self.http_port = access.port, access.http_port
         self._began, self.answered, self._connections = time.time(), 0, 0
-        self._thinker = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="requests")
+        self._batcher: Batcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
 
@@ -99,7 +109,12 @@ class PolicyServer:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._loop.add_signal_handler(number, self._ended.set)
         a = self.access
+        self._batcher = Batcher(self.engine, lambda: self._connections, self.bound, self.most)
+        batching = asyncio.ensure_future(self._batcher.serve())
+        routes = None if a.http_port is None else Routes(self)
         try:
+            if routes:
+                self.http_port = await routes.open(a.host, a.http_port, a.tls())
             server = serve(
                 self._talk,
                 a.host,
@@ -121,21 +136,61 @@ class PolicyServer:
         except OSError as error:
             raise ConfigError(f"cannot serve on {a.host} port {a.port}: {error.strerror or error}") from None
         finally:
-            self._thinker.shutdown(wait=False, cancel_futures=True)
+            if routes:
+                routes.close()
+            batching.cancel()
+            self._readers.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
         """End `run`, from any thread."""
         if self._loop and self._ended:
             self._loop.call_soon_threadsafe(self._ended.set)
 
+    # --- questions -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[bool]:
+        """A connection's place while it lasts; False when there is none left."""
+        free = self._connections < MOST_CONNECTIONS
+        self._connections += free
+        try:
+            yield free
+        finally:
+            self._connections -= free
+
+    def health(self) -> dict:
+        """What /healthz says."""
+        up = round(time.time() - self._began, 1)
+        counts = {"answered": self.answered, "passes": self._batcher.passes, "connections": self._connections}
+        return {"status": "ok", **counts, "uptime_s": up}
+
+    async def ask(self, read: Callable[[], Request], arrived: float) -> tuple[Request, Answer, dict[str, float]]:
+        """Read a request in a thread, have it answered; request, answer, and the server's times in ms.
+
+        Raises:
+            WireError, ObservationError: what `read` or the engine has against it; the engine may raise others.
+        """
+        began = time.perf_counter()
+        request = await self._loop.run_in_executor(self._readers, read)
+        decoded = time.perf_counter()
+        answer = await self._batcher.ask(request.observation, request.seed)
+        self.answered += 1
+        timing = {
+            "queue_ms": 1e3 * (began - arrived),
+            "decode_ms": 1e3 * (decoded - began),
+            "wait_ms": 1e3 * answer.waited,
+            "infer_ms": 1e3 * answer.thought,
+            "total_ms": 1e3 * (time.perf_counter() - arrived),
+            "batch": answer.together,
+        }
+        return request, answer, timing
+
     # --- connections ---------------------------------------------------------------------------------------
 
     def _admit(self, connection: ServerConnection, request):
         """None lets a websocket begin; a response ends the request there."""
         if request.path.partition("?")[0] == "/healthz":
-            state = {"status": "ok", "answered": self.answered, "connections": self._connections}
-            up = round(time.time() - self._began, 1)
-            return connection.respond(HTTPStatus.OK, json.dumps({**state, "uptime_s": up}) + "\n")
+            return connection.respond(HTTPStatus.OK, json.dumps(self.health()) + "\n")
         if not self.access.lets_in(request.headers.get("Authorization")):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong or missing token\n")
         if self._connections >= MOST_CONNECTIONS:
@@ -143,85 +198,34 @@ class PolicyServer:
         return None
 
     async def _talk(self, connection: ServerConnection) -> None:
-        self._connections += 1
-        try:
-            await connection.send(encode({**self.contract.message(), "server": f"vipra_ros {__version__}"}))
-            async for data in connection:
-                arrived = time.perf_counter()
-                if isinstance(data, str):
-                    await connection.send("send MessagePack in a binary message, as openpi-client does")
-                    continue
-                try:
-                    answer = await self._loop.run_in_executor(self._thinker, self._answer, data, arrived)
-                except (WireError, ObservationError) as error:
-                    answer = f"{type(error).__name__}: {error}"
-                except Exception as error:  # the next request may be a better one; the operator reads the text
-                    answer = f"{type(error).__name__} in the policy: {error}"
-                await connection.send(answer)
-        except ConnectionClosed:
-            pass
-        finally:
-            self._connections -= 1
-
-    def _answer(self, data: bytes, arrived: float) -> bytes:
-        """An observation's bytes -> an answer's; in the thread of the network."""
-        began = time.perf_counter()
-        message = decode(data, self.access.most_bytes)
-        observation = read_observation(message, self.contract)
-        seed = message.get("seed")
-        if not (seed is None or type(seed) is int and 0 <= seed < 2**63):
-            raise ObservationError(f"seed = {str(seed)[:40]}: expected a whole number, 0 or more")
-        decoded = time.perf_counter()
-        prediction = self.engine.infer(observation, seed)
-        ended = time.perf_counter()
-        self.answered += 1
-        timing = {
-            "wait_ms": 1e3 * (began - arrived),
-            "decode_ms": 1e3 * (decoded - began),
-            "infer_ms": 1e3 * (ended - decoded),
-            "total_ms": 1e3 * (ended - arrived),
-        }
-        reply = {self.contract.actions: prediction.actions, "policy_timing": prediction.timing, "server_timing": timing}
-        if type(message.get("id")) is int:
-            reply["id"] = message["id"]
-        return encode(reply)
-
-
-def read_observation(message: dict, contract: Contract) -> Observation:
-    """The observation in a message; images as arrays (frames, H, W, 3) or lists of JPEG bytes.
-
-    Raises:
-        ObservationError: something is missing or of another shape; names the key.
-    """
-    frames = {}
-    for camera in contract.cameras:
-        key = contract.key(camera)
-        value = message.get(key)
-        if isinstance(value, list) and value and all(isinstance(v, bytes) for v in value):
-            if len(value) != contract.frames:
-                raise ObservationError(f"{key}: {len(value)} images; expected {contract.frames}, oldest first")
+        with self.place() as free:
             try:
-                pictures = [from_jpeg(v, MOST_PIXELS) for v in value]
-            except ValueError as error:
-                raise ObservationError(f"{key}: {error}") from None
-            if len({p.shape for p in pictures}) > 1:
-                raise ObservationError(f"{key}: images of different sizes")
-            value = np.stack(pictures)
-        shape = f"uint8 ({contract.frames}, H, W, 3) or a list of {contract.frames} JPEG"
-        if not isinstance(value, np.ndarray):
-            raise ObservationError(f"{key} is {'missing' if value is None else type(value).__name__}; expected {shape}")
-        if value.dtype != np.uint8 or value.ndim != 4 or value.shape[0] != contract.frames or 0 in value.shape:
-            raise ObservationError(f"{key}: {value.dtype} {value.shape}; expected {shape}")
-        frames[camera] = value
-    words = message.get(contract.prompt)
-    if not isinstance(words, str) or not words.strip():
-        raise ObservationError(f"{contract.prompt}: {str(words)[:40]!r}; expected the instruction in words")
-    joints = message.get(contract.state)
-    if joints is not None:
-        if not isinstance(joints, np.ndarray) or joints.dtype.kind != "f" or joints.ndim not in (1, 2):
-            raise ObservationError(f"{contract.state}: expected an array of numbers (n, {contract.columns})")
-        joints = np.atleast_2d(joints).astype(float)
-    return Observation(0.0, frames, words, joints)
+                if not free:  # others were admitted in the same moment
+                    await connection.close(1013, f"{MOST_CONNECTIONS} robots are connected")
+                    return
+                await connection.send(encode({**self.contract.message(), "server": f"vipra_ros {__version__}"}))
+                gone = asyncio.ensure_future(connection.wait_closed())
+                async for data in connection:
+                    reply = asyncio.ensure_future(self._reply(data, time.perf_counter()))
+                    await asyncio.wait((reply, gone), return_when=asyncio.FIRST_COMPLETED)
+                    if not reply.done():
+                        reply.cancel()
+                        return
+                    await connection.send(reply.result())
+            except ConnectionClosed:
+                pass
+
+    async def _reply(self, data: bytes | str, arrived: float) -> bytes | str:
+        """A message of a robot -> the answer, in text what is wrong."""
+        if isinstance(data, str):
+            return "send MessagePack in a binary message, as openpi-client does"
+        try:
+            found = await self.ask(lambda: read_request(data, self.contract, self.access.most_bytes), arrived)
+        except (WireError, ObservationError) as error:
+            return f"{type(error).__name__}: {error}"
+        except Exception as error:  # the next request may be a better one; the operator reads the text
+            return f"{type(error).__name__} in the policy: {error}"
+        return write_reply(*found, self.contract)
 
 
 def _loopback(host: str) -> bool:
@@ -241,10 +245,15 @@ def main(
     device: str,
     threads: int,
     most_mb: float,
+    http_port: int | None,
+    batch_ms: float,
+    batch: int,
 ) -> None:
     """`vipra serve`: load, warm up, serve until Ctrl-C."""
-    access = Access(host, port, read_token(token_file), tls_cert, tls_key, int(most_mb * 2**20))
+    access = Access(host, port, read_token(token_file), tls_cert, tls_key, int(most_mb * 2**20), http_port)
     access.tls()  # said before the network is loaded
+    if not 0.0 <= batch_ms <= 1000.0 or batch < 1:
+        raise ConfigError(f"--batch-ms {batch_ms:g} --batch {batch}: wait 0 to 1000 ms for at least 1 observation")
     from vipra_ros.policy.checkpoint import Checkpoint
     from vipra_ros.policy.engine import load_engine
     from vipra_ros.policy.shipped import resolve
@@ -252,13 +261,12 @@ def main(
     loaded = Checkpoint.load(resolve(checkpoint), device)
     engine = load_engine(loaded, threads=threads)
     engine.warm_up()
-    server = PolicyServer(engine, Contract.of(loaded), access)
-    scheme = "wss" if tls_cert else "ws"
-    asyncio.run(
-        server.run(
-            lambda: print(
-                f"serving {checkpoint} ({loaded.hash[:16]}, {device}) on {scheme}://{host}:{server.port}", flush=True
-            ),
-            signals=True,
-        )
-    )
+    server = PolicyServer(engine, Contract.of(loaded), access, batch_ms / 1e3, batch)
+    secure = "s" if tls_cert else ""
+
+    def ready() -> None:
+        print(f"serving {checkpoint} ({loaded.hash[:16]}, {device}) on ws{secure}://{host}:{server.port}", flush=True)
+        if server.http_port is not None:
+            print(f"/step, /step_bytes, /reset on http{secure}://{host}:{server.http_port}", flush=True)
+
+    asyncio.run(server.run(ready, signals=True))
