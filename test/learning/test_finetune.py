@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import finetune
@@ -142,6 +143,20 @@ execute_steps: 2
 def test_mistakes_in_the_configuration_are_named(data, preset, tmp_path, overrides, word):
     with pytest.raises(ConfigError, match=word):
         finetune.train(data, tmp_path / "ft", preset, overrides=overrides)
+
+
+@pytest.mark.parametrize("more", ({}, {"policy.decoder": "discrete", "policy.bidirectional_actions": False}))
+def test_batches_go_to_where_the_model_is(data, preset, tmp_path, monkeypatch, more):
+    """The meta device, in place of a GPU, refuses a batch that was left on the CPU."""
+    jobs = []
+    monkeypatch.setattr(finetune, "run", lambda job, config, out: jobs.append(job))
+    finetune.train(data, tmp_path / "ft", preset, overrides=more)
+    job = jobs[0]
+    job.model.to("meta")
+    with pytest.raises(RuntimeError, match="device"):
+        job.loss(torch.Generator(), 0.0)
+    job.device = "meta"
+    assert job.loss(torch.Generator(), 0.0)[0].is_meta
 
 
 def test_state_of_another_configuration_is_refused(data, preset, tmp_path):
