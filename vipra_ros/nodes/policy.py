@@ -73,6 +73,8 @@ class PolicySettings:
     rate: float = param(
         0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0, high=60.0
     )
+    rtc: str = param("none", doc="guided: a new chunk goes on from the one the arm executes; of engine torch",
+                     choices=("none", "guided"))  # fmt: skip
     margin: int = param(1, doc="rows still queued when the next chunk is to arrive", low=0, high=10)
     transport: str = param(
         "compressed", doc="camera messages: compressed (JPEG, PNG) or raw", choices=("compressed", "raw")
@@ -94,6 +96,8 @@ class PolicyNode(Node):
         # The loop counts from here on: seconds since 1970 in a float would round a stamp to 0.2 microseconds.
         self._origin = self.get_clock().now().nanoseconds
         self.folder = resolve(s.checkpoint) if s.engine != "remote" else None
+        if s.rtc != "none" and s.engine == "remote":
+            raise ConfigError("policy: rtc = 'guided' with engine = 'remote': choose engine 'torch', or rtc 'none'")
         self._remote = None
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
@@ -167,8 +171,9 @@ class PolicyNode(Node):
         from vipra_ros.policy.engine import load_engine
 
         checkpoint = Checkpoint.load(self.folder)
-        engine = load_engine(checkpoint, self.settings.engine, self.settings.threads or _threads())
-        kind = type(engine).__name__.removesuffix("Engine").lower()
+        s = self.settings
+        engine = load_engine(checkpoint, s.engine, s.threads or _threads(), rtc=s.rtc)
+        kind = type(engine).__name__.removesuffix("Engine").lower() + " guided" * (s.rtc == "guided")
         self._engine_text = f"{kind} {next(checkpoint.policy.parameters()).device.type}"
         return engine
 

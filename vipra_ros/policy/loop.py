@@ -20,6 +20,7 @@ import numpy as np
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.guard import State as Executor
 from vipra_ros.policy.observation import FrameHistory, HistorySettings, NoAnswer, Observation
+from vipra_ros.policy.prior import Prior, prior_of
 from vipra_ros.policy.scheduler import Latency, Scheduler
 from vipra_ros.policy.streams import JointHistory, StreamMonitor
 
@@ -158,6 +159,7 @@ class PolicyLoop:
         self._executor_seen = self._published_at = -math.inf
         self._empty_since: float | None = None
         self._sent: deque[float] = deque(maxlen=256)
+        self._last: tuple[float, np.ndarray, int, int] | None = None  # stamp, rows, task, epoch of the newest chunk
         self._inference, self._chunks = Latency(), 0
         self.instruct(instruction)
 
@@ -282,11 +284,12 @@ class PolicyLoop:
             pictures = {c: [self._encoded[c][t] for t in stamps] for c, stamps in chosen.frame_stamps.items()}
             vectors = self._joints.at(stamp, plan.joints, plan.period) if plan.joints else None
             task, words, epoch = self._task_id, self._instruction, self._epoch()
+            prior = self._prior(stamp) if getattr(engine, "guided", False) else None
         frames = {c: np.stack([self._decode(p) for p in pair]) for c, pair in pictures.items()}
         began = time.monotonic()
         try:
             prediction = engine.infer(
-                Observation(stamp, frames, words, vectors, chosen.frame_stamps),
+                Observation(stamp, frames, words, vectors, chosen.frame_stamps, prior),
                 None if self.timing.seed is None else self.timing.seed + number,
             )
         except NoAnswer as error:
@@ -306,7 +309,8 @@ class PolicyLoop:
             self._chunks, self._empty_since, self._published_at = number, None, time.monotonic()
             self._sent.append(self._published_at)
             self._scheduler.published(stamp, self._now() - stamp)
-        rows = np.asarray(prediction.actions, float)
+            rows = np.asarray(prediction.actions, float)
+            self._last = stamp, rows, task, epoch
         self._publish(
             ActionChunk(
                 stamp=stamp,
@@ -323,6 +327,17 @@ class PolicyLoop:
                 policy_id=self.policy_id,
             )
         )
+
+    def _prior(self, stamp: float) -> Prior | None:
+        """What the arm is doing by the newest chunk, for the observation at `stamp`; None where it does nothing.
+
+        Committed is what is reached within the longest of the last delays, as the paper's algorithm 1 takes it.
+        """
+        moves = self._executor is None or self._executor[0] == Executor.RUNNING
+        if self._last is None or self._last[2:] != (self._task_id, self._epoch()) or not moves:
+            return None
+        delay = self._scheduler.latency.percentile(100)
+        return prior_of(self._last[1], self._last[0], stamp, self.plan.period, delay, self.plan.action_space)
 
     def _problems(self) -> tuple[str, ...]:
         """What an observation lacks besides pictures, each with the remedy."""
