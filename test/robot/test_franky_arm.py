@@ -19,9 +19,11 @@ from vipra_ros.control.guard import State  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.control.sinks import PreviewHand  # noqa: E402
 from vipra_ros.robot.arm import NO_WAY, PATIENCE, ArmError, FrankyArm  # noqa: E402
+from vipra_ros.robot.claim import Claim  # noqa: E402
 from vipra_ros.robot.connect import ConnectionSettings, connect  # noqa: E402
 from vipra_ros.robot.hand import FrankyHand  # noqa: E402
 from vipra_ros.robot.reported import tighten  # noqa: E402
+from vipra_ros.sim.server import TableServer  # noqa: E402
 
 T = 1 / 15
 HOST = "127.0.7.21"
@@ -257,3 +259,41 @@ def test_a_hanging_hand_is_given_up():
     hand.close()
     assert "did not finish in 0.2 s" in hand.error and device.stopped == 1
     assert threading.active_count() < 20
+
+
+def test_a_hand_that_was_silent_works_again_and_forgets_what_it_was_asked():
+    host = "127.0.7.31"
+    with TableServer(host) as server:
+        hand, longest = FrankyHand(host, 0.08), 0.0
+        try:
+            server.hang_hand(True)
+            begin = last = time.monotonic()
+            while not hand.error and last - begin < 5.0:  # libfranka waits 1 s for a state
+                time.sleep(0.005)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            assert "cannot be read" in hand.error
+            assert longest < 0.5, "waiting for the hand must not hold up the interpreter, the arm's loop is in it"
+            hand.command(-1.0)
+            time.sleep(0.1)
+            server.hang_hand(False)
+            begin = time.monotonic()
+            while hand.error and time.monotonic() - begin < 5.0:
+                time.sleep(0.02)
+            assert hand.error == ""
+            time.sleep(0.5)
+            assert hand.commands == 0 and hand.width > 0.07
+            hand.command(-1.0)
+            while hand.width > 0.01 and time.monotonic() - begin < 10.0:
+                time.sleep(0.02)
+            assert hand.width < 0.01
+        finally:
+            hand.close()
+
+
+def test_an_arm_that_another_process_drives_is_left_alone():
+    claim = Claim("127.0.7.32")
+    try:
+        with pytest.raises(ArmError, match=f"process {os.getpid()} of this machine drives the arm at 127.0.7.32"):
+            connect(load_profile("fr3"), ConnectionSettings(host="127.0.7.32", connect_timeout=0.0), print)
+    finally:
+        claim.release()

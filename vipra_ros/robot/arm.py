@@ -18,6 +18,7 @@ import numpy as np
 from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import RobotState, Waypoint
 from vipra_ros.control.profile import JOINTS, RobotProfile
+from vipra_ros.robot.claim import Claim
 from vipra_ros.robot.reported import tighten
 from vipra_ros.robot.waypoints import TAKEOVER, Feasible
 
@@ -75,6 +76,8 @@ class FrankyArm:
 
     #: s; a motion takes over that much later at most, and between waypoints the generator may brake that much later.
     reaction = 0.05
+    #: That this process alone drives the arm; `connect` sets it, `close` gives it back.
+    claim: Claim | None = None
 
     def __init__(
         self,
@@ -227,6 +230,8 @@ class FrankyArm:
                     self._robot.stop()
             finally:
                 self._robot = None
+                if self.claim:
+                    self.claim.release()
 
 
 def _names(errors: franky.Errors) -> str:

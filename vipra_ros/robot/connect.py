@@ -39,22 +39,28 @@ def connect(
     """Arm and hand; `say` is told why it takes time, `sink` is how motions reach the arm.
 
     Raises:
-        ArmError: no arm within the time allowed.
+        ArmError: no arm within the time allowed, or another process of this machine drives it.
     """
     from vipra_ros.robot.arm import ArmError, FrankyArm
+    from vipra_ros.robot.claim import Claim, Claimed
     from vipra_ros.robot.hand import FrankyHand
     from vipra_ros.robot.impedance import ImpedanceArm
     from vipra_ros.robot.velocity import VelocityArm
 
     kind = {"waypoints": FrankyArm, "velocity": VelocityArm, "impedance": ImpedanceArm}[sink]
     give_up, said = monotonic() + settings.connect_timeout, False
+    claim = None
     while True:
         try:
+            claim = claim or Claim(settings.host)  # before anything is sent: the first must not notice the second
             arm = kind(profile, settings.host, settings.realtime_config)
+            arm.claim = claim
             return arm, FrankyHand(settings.host, profile.gripper_width) if settings.hand else None
-        except ArmError as error:
+        except (ArmError, Claimed) as error:
             if monotonic() > give_up:
-                raise
+                if claim:
+                    claim.release()
+                raise ArmError(str(error)) from None
             if not said:
                 say(f"{error}; trying for {settings.connect_timeout:.0f} s")
                 said = True

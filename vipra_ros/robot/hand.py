@@ -1,7 +1,9 @@
 """The hand, through franky: one worker thread, because a command takes a second and a read 0.1 s.
 
 Commands are deduplicated and never overlap: the newest wish is taken up when the running command has
-ended. The width is cached by the worker; nobody waits for the hand.
+ended. The width is cached by the worker; nobody waits for the hand. A hand that falls silent, or whose control
+unit was started again, is connected anew; what was wished in between is forgotten. A command it had already been
+sent may still be carried out then: that is the hand's.
 """
 
 from __future__ import annotations
@@ -39,17 +41,23 @@ class FrankyHand:
         timeout: float = TIMEOUT,
         connect: Callable[[str], franky.Gripper] = franky.Gripper,
     ):
+        self._connect, self._host = connect, host
         self._gripper = connect(host)
         self._open, self._speed, self._force, self._timeout = width, speed, force, timeout
         self._wanted: float | None = None
         self._done: float | None = None
         self._wake, self._closing = threading.Condition(), False
-        self.error = ""
+        self._failed = self._silent = ""  # how the last command, and the last look at the width, went wrong
         self.commands = 0  # sent to the hand, after deduplication
         self._width = float("nan")
         self._look()
         self._worker = threading.Thread(target=self._work, name="hand", daemon=True)
         self._worker.start()
+
+    @property
+    def error(self) -> str:
+        """What is wrong with the hand and what to do, "" when nothing is."""
+        return self._silent or self._failed
 
     @property
     def width(self) -> float:
@@ -78,8 +86,23 @@ class FrankyHand:
                 wanted = self._wanted
             if wanted != self._done:
                 self._done = wanted
-                self._run(wanted)
+                if self._gripper is not None:
+                    self._run(wanted)
             self._look()
+            if self._silent:
+                self._again()
+
+    def _again(self) -> None:
+        """Connect anew; blocks, in the worker's thread, as long as the hand takes the connection but says nothing."""
+        self._gripper = None  # the old connection must be closed first
+        try:
+            self._gripper = self._connect(self._host)
+        except Exception:
+            return  # the next look fails, and its words stand
+        with self._wake:
+            self._wanted = self._done = None
+        self._failed = ""
+        self._look()
 
     def _run(self, opening: float) -> None:
         self.commands += 1
@@ -93,15 +116,17 @@ class FrankyHand:
                 self._look()
                 if monotonic() - start > self._timeout:
                     self._gripper.stop_async()
-                    self.error = f"hand did not finish in {self._timeout} s; was stopped, look at its fingers"
+                    self._failed = f"hand did not finish in {self._timeout} s; was stopped, look at its fingers"
                     return
             future.get()  # a failed grasp returns False: nothing between the fingers is no error
-            self.error = ""
+            self._failed = ""
         except Exception as error:
-            self.error = f"hand: {error}; home it in Desk"
+            self._failed = f"hand: {error}; home it in Desk"
 
     def _look(self) -> None:
         try:
-            self._width = float(self._gripper.width)
+            if self._gripper is not None:
+                self._width = float(self._gripper.width)
+                self._silent = ""
         except Exception as error:
-            self.error = f"hand cannot be read: {error}"
+            self._silent = f"hand cannot be read: {error}; look at its power and cable, it is tried again"

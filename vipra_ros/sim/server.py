@@ -6,6 +6,7 @@ process of their own (`table.py`); this side starts it, places things, and reads
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -81,13 +82,20 @@ class TableServer:
 
     def place(self, start: tasks.Start) -> None:
         """Move the cubes to `start`; the arm stays where its controller holds it."""
-        with self._answers:
-            self._said = [x for x in self._said if x != "placed"]
-        self._process.stdin.write(start_to_json(start) + "\n")
-        self._process.stdin.flush()
-        if not self._answered("placed", PLACE_TIMEOUT):
-            raise OSError(f"the simulated controller at {self.host} does not answer; start it again")
+        self._tell(start_to_json(start), "placed")
         self.look(lambda world: None)
+
+    def hang_hand(self, hangs: bool) -> None:
+        """Let the hand hang: it takes no command and sends no state until it is told to work again."""
+        self._tell(json.dumps({"hang": hangs}), "heard")
+
+    def _tell(self, line: str, answer: str) -> None:
+        with self._answers:
+            self._said = [x for x in self._said if x != answer]
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        if not self._answered(answer, PLACE_TIMEOUT):
+            raise OSError(f"the simulated controller at {self.host} does not answer; start it again")
 
     def look(self, read: Callable[[World], object]) -> object:
         """`read(world)` of the present state; never holds up the controller."""

@@ -2,7 +2,8 @@
 
 A process of its own because a controller is one: at 1 kHz each millisecond counts, and cameras, ROS or a test
 in the same interpreter would take it away. `server.py` starts it and speaks to it: a line of JSON on standard
-input places cubes, the end of standard input ends it, positions and velocities are in shared memory.
+input places cubes or makes the hand hang, the end of standard input ends it, positions and velocities are in shared
+memory.
 """
 
 from __future__ import annotations
@@ -65,9 +66,31 @@ def start_to_json(start: tasks.Start) -> str:
     return json.dumps({"cubes": start.cubes})
 
 
-def _place(world: World, line: str) -> None:
-    cubes = {c: tuple(pose) for c, pose in json.loads(line)["cubes"].items()}
+class HandLine:
+    """The hand's side of the protocol, which can hang: it then takes no command and says nothing, as one without power.
+
+    Args:
+        server: franky-sim's server of a robot, initialised.
+    """
+
+    def __init__(self, server: object):
+        self._hand = server.gripper_server
+        self._works = self._hand.process_commands, self._hand.send_state
+
+    def hang(self, hangs: bool) -> None:
+        """Hang, or work again."""
+        self._hand.process_commands, self._hand.send_state = (lambda: None, lambda: None) if hangs else self._works
+
+
+def _obey(world: World, hand: HandLine, line: str) -> str:
+    """Do what a line says; the answer."""
+    said = json.loads(line)
+    if "hang" in said:
+        hand.hang(said["hang"])
+        return "heard"
+    cubes = {c: tuple(pose) for c, pose in said["cubes"].items()}
     world.place(tasks.Start(None, cubes, (0.0, 0.0, 0.0)))
+    return "placed"
 
 
 def main(host: str, path: str, realtime: bool) -> None:
@@ -78,7 +101,7 @@ def main(host: str, path: str, realtime: bool) -> None:
     server = SimulationServer(sim, hostname_candidates=[host])
     server.init()
     brisk(sim, server)
-    world, pending = World(sim.model, sim.data), ""
+    world, pending, hand = World(sim.model, sim.data), "", HandLine(server.robot_servers[0])
     shared = SharedState(path, sim.model.nq, sim.model.nv)
     shared.write(sim.data)
     try:  # as on the control unit, where nothing else runs
@@ -96,9 +119,9 @@ def main(host: str, path: str, realtime: bool) -> None:
                 break
             *lines, pending = (pending + said).split("\n")
             for line in lines:
-                _place(world, line)
+                answer = _obey(world, hand, line)
                 shared.write(sim.data)
-                print("placed", flush=True)
+                print(answer, flush=True)
         advance(sim, server)
         shared.write(sim.data)
         tick += 1
