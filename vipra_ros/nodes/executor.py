@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, qos_check_compatible
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float32
@@ -42,6 +43,8 @@ from vipra_ros.robot.connect import ConnectionSettings, connect
 
 RELIABLE, LATEST = QoSProfile(depth=10), QoSProfile(depth=1)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+#: s between two looks at publishers that could not be heard; s after which a simulated clock counts as standing.
+LOOK_PERIOD, STANDSTILL = 1.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,10 @@ class ExecutorNode(Node):
         self.profile = load_profile(connection.profile)
         self.failure: Exception | None = None
         self._notes: dict[str, str] = {}
+        self._ros_time, self._ros_moved = -1, time.monotonic()  # ns of the ROS clock, when it last went on
         self._said: tuple = ()
         self._opening = float("nan")
-        events = PublisherEventCallbacks(incompatible_qos=lambda e: self._mismatch("a subscriber", e))
+        events = PublisherEventCallbacks(incompatible_qos=lambda e: self._mismatch("out", "a subscriber", e))
 
         def make(kind: type, topic: str, qos: QoSProfile) -> Publisher:
             return self.create_publisher(kind, topic, qos, event_callbacks=events)
@@ -89,8 +93,9 @@ class ExecutorNode(Node):
         self._preview = make(JointTrajectory, "executor/preview", LATEST) if s.dry_run else None
         self._connect(connection, settings)
         listen = SubscriptionEventCallbacks(
-            incompatible_qos=lambda e: self._mismatch("policy/chunk's publisher", e)
+            incompatible_qos=lambda e: self._mismatch("in", "policy/chunk's publisher", e)
         )
+        self.create_timer(LOOK_PERIOD, self._match, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_subscription(
             ActionChunkMessage,
             "policy/chunk",
@@ -154,6 +159,7 @@ class ExecutorNode(Node):
             self.get_clock().now() - Time.from_msg(message.header.stamp, self.get_clock().clock_type)
         ).nanoseconds / 1e9
         now = time.monotonic()
+        age += self._stood(now)  # a clock that stands still makes no observation young
         verdict = self.core.offer(convert.chunk(message, now - age), now)
         if not verdict:
             self.get_logger().warning(
@@ -173,11 +179,28 @@ class ExecutorNode(Node):
 
         return answer
 
-    def _mismatch(self, who: str, event: object) -> None:
-        self._notes["qos"] = (
+    def _mismatch(self, way: str, who: str, event: object) -> None:
+        self._notes[f"qos {way}"] = (
             f"{who} asks for another quality of service (policy {event.last_policy_kind}); match "
             f"reliability and durability"
         )
+
+    def _match(self) -> None:
+        """Take the note back when the publisher that was not heard is gone."""
+        if "qos in" not in self._notes:
+            return
+        others = self.get_publishers_info_by_topic("policy/chunk")
+        verdicts = [qos_check_compatible(p.qos_profile, LATEST)[0] for p in others]
+        if QoSCompatibility.ERROR not in verdicts:
+            self._note("qos in", "")
+
+    def _stood(self, now: float) -> float:
+        """s that a simulated ROS clock has stood still, 0 for one that goes."""
+        ros = self.get_clock().now().nanoseconds
+        if ros != self._ros_time:
+            self._ros_time, self._ros_moved = ros, now
+        stood = now - self._ros_moved
+        return stood if stood > STANDSTILL else 0.0
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -212,6 +235,9 @@ class ExecutorNode(Node):
                 if self.hand:
                     state = replace(state, gripper_width=self.hand.width)
                     self._note("hand", self.hand.error)
+                stood = self._stood(now)
+                self._note("clock", f"/clock has stood still for {stood:.0f} s; let the simulation go on, or set "
+                           f"use_sim_time to false" if stood else "")
                 self.core.tick(now, state)
                 if self.settings.arm_on_start and not armed:
                     armed = self.core.arm(time.monotonic()).success

@@ -1,6 +1,7 @@
-"""A policy that can be spoilt: chunks along a known path, from a process of its own. For the fault table.
+"""A policy that can be spoilt: the policy node with a network that knows one path. For the fault table.
 
-Reads words from standard input, one a line: `well`, `delay S`, `drop SHARE`, `twice`, `nan`, `jump S`, `freeze`.
+Everything but the network is the node's own: cameras, history of frames, pace, chunks, status. Reads words from stdin
+one a line: `well`, `nan`, `drop SHARE`, `twice`, `late S`, `jump S`, `think S`, `grip`, `besteffort`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,25 @@ import random
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-#: Hz of chunks, s between rows; rad and Hz of the path about the home pose.
-RATE, PERIOD, SIZE, SWING = 4.0, 1 / 15, 0.25, 0.15
-#: s without a word of the executor's epoch before the first chunk.
-SETTLE = 0.5
+from vipra_ros.control.chunk import ActionChunk
+from vipra_ros.control.profile import load_profile
+from vipra_ros.msg import ActionChunk as ChunkMessage
+from vipra_ros.nodes.policy import COMMAND, PolicyNode
+from vipra_ros.nodes.run import serve
+from vipra_ros.policy.loop import Plan
+from vipra_ros.policy.observation import Observation, Prediction
+
+#: s between rows, rows predicted and executed; rad and Hz of the path about the home pose.
+PERIOD, HORIZON, EXECUTE, SIZE, SWING = 1 / 15, 14, 7, 0.2, 0.2
+#: s between two changes of the hand while it is to grip.
+GRIP = 1.5
+CAMERA = "front"
+UNHEARD = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def path(home: np.ndarray, t: float) -> np.ndarray:
@@ -23,51 +36,61 @@ def path(home: np.ndarray, t: float) -> np.ndarray:
     return home + SIZE * np.array([1, 0.3, 1, 0.3, 1, 0.5, 1]) * np.sin(2 * np.pi * SWING * t)
 
 
-def publish() -> None:
-    """Publish until standard input ends."""
-    import rclpy
+class Puppet(PolicyNode):
+    """The policy node around a path; it is its own engine."""
 
-    from vipra_ros.control.profile import load_profile
-    from vipra_ros.msg import ActionChunk, ExecutorStatus
+    failure = None
 
-    rclpy.init()
-    node, profile, spoilt = rclpy.create_node("puppet"), load_profile("fr3"), ["well"]
-    epoch, name, ids, frozen = [0], f"puppet-{random.randrange(10**6)}", 0, None
-    publisher = node.create_publisher(ActionChunk, "policy/chunk", 1)
-    node.create_subscription(ExecutorStatus, "executor/status", lambda m: epoch.__setitem__(0, m.epoch), 10)
+    def __init__(self) -> None:
+        self._spoilt, self._home, self._quality = ("well", 0.0), load_profile("fr3").home_q, COMMAND
+        super().__init__()
+        threading.Thread(target=self._hear, daemon=True).start()
+        print("ready", flush=True)
 
-    def listen() -> None:
-        for line in sys.stdin:
-            spoilt[:] = line.split() or ["well"]
-        rclpy.try_shutdown()
+    def _load(self) -> tuple[object, Plan]:
+        names, self._engine_text = load_profile("fr3").joint_names, "puppet"
+        return self, Plan((CAMERA,), PERIOD, 2, EXECUTE, "joint_position", names, "puppet")
 
-    threading.Thread(target=listen, daemon=True).start()
-    due = time.monotonic() + SETTLE
-    while rclpy.ok():
-        rclpy.spin_once(node, timeout_sec=0.01)
-        if time.monotonic() < due:
-            continue
-        due = time.monotonic() + 1 / RATE
-        word, value = spoilt[0], float(spoilt[1]) if len(spoilt) > 1 else 0.0
+    def warm_up(self) -> None:
+        """There is nothing to warm up."""
+
+    def infer(self, observation: Observation, seed: int | None) -> Prediction:
+        """Where the path is at the times of the rows: the same for every policy, whenever it was started."""
+        del seed
+        word, value = self._spoilt
+        if word == "think":
+            print("thinks", flush=True)
+            time.sleep(value)
+        begin = observation.stamp + self._origin * 1e-9
+        grip = -1.0 if word == "grip" and time.monotonic() % (2 * GRIP) < GRIP else 1.0
+        rows = [np.append(path(self._home, begin + (k + 1) * PERIOD), grip) for k in range(HORIZON)]
+        return Prediction(np.array(rows) * (np.nan if word == "nan" else 1.0))
+
+    def _publish(self, chunk: ActionChunk) -> None:
+        word, value = self._spoilt
         if word == "drop" and random.random() < value:
-            continue
-        now = time.time()
-        shift = {"delay": -value, "jump": value}.get(word, 0.0)
-        frozen = (frozen or now) if word == "freeze" else None
-        stamp = (frozen or now) + shift
-        rows = np.array([np.append(path(profile.home_q, stamp + (k + 1) * PERIOD), 1.0) for k in range(14)])
-        if word == "nan":
-            rows[:] = np.nan
-        ids += 1
-        message = ActionChunk(
-            chunk_id=ids, policy_id=name, epoch=epoch[0], action_space="joint_position", step_period=PERIOD,
-            joint_names=list(profile.joint_names), horizon=14, execute_steps=7, action_size=8,
-            actions=rows[:7].ravel().tolist(), lookahead=rows[7:].ravel().tolist(), instruction="fault table")
-        message.header.stamp.sec, message.header.stamp.nanosec = int(stamp), int(stamp % 1 * 1e9)
-        for _ in range(2 if word == "twice" else 1):
-            publisher.publish(message)
+            return
+        quality = UNHEARD if word == "besteffort" else COMMAND
+        if quality is not self._quality:  # here, in the thread that publishes
+            self.destroy_publisher(self._chunk_out)
+            self._chunk_out, self._quality = self.create_publisher(ChunkMessage, "policy/chunk", quality), quality
+        if word == "late":
+            time.sleep(value)
+        super()._publish(replace(chunk, stamp=chunk.stamp + value) if word == "jump" else chunk)
+        if word == "twice":
             time.sleep(0.01)
+            super()._publish(chunk)
+
+    def _hear(self) -> None:
+        for line in sys.stdin:
+            word, *value = line.split() or ["well"]
+            self._spoilt = word, float(value[0]) if value else 0.0
+
+
+def main(args: list[str] | None = None) -> None:
+    """Publish until a signal."""
+    serve(args, "puppet", Puppet, lambda node: False)
 
 
 if __name__ == "__main__":
-    publish()
+    main()
