@@ -1,6 +1,6 @@
 """A policy that can be spoilt: the policy node with a network that knows one path. For the fault table.
 
-Everything but the network is the node's own: cameras, history of frames, pace, chunks, status. Reads words from stdin
+Everything but the network is the node's own: cameras, history of frames, pace, chunks, status. Reads words from stdin,
 one a line: `well`, `nan`, `drop SHARE`, `twice`, `late S`, `jump S`, `think S`, `grip`, `besteffort`.
 """
 
@@ -13,12 +13,13 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
 from vipra_ros.msg import ActionChunk as ChunkMessage
-from vipra_ros.nodes.policy import COMMAND, PolicyNode
+from vipra_ros.nodes.policy import PolicyNode
 from vipra_ros.nodes.run import serve
 from vipra_ros.policy.loop import Plan
 from vipra_ros.policy.observation import Observation, Prediction
@@ -42,7 +43,8 @@ class Puppet(PolicyNode):
     failure = None
 
     def __init__(self) -> None:
-        self._spoilt, self._home, self._quality = ("well", 0.0), load_profile("fr3").home_q, COMMAND
+        self._spoilt, self._home = ("well", 0.0), load_profile("fr3").home_q
+        self._out = None  # the publisher that nobody hears
         super().__init__()
         threading.Thread(target=self._hear, daemon=True).start()
         print("ready", flush=True)
@@ -70,16 +72,24 @@ class Puppet(PolicyNode):
         word, value = self._spoilt
         if word == "drop" and random.random() < value:
             return
-        quality = UNHEARD if word == "besteffort" else COMMAND
-        if quality is not self._quality:  # here, in the thread that publishes
-            self.destroy_publisher(self._chunk_out)
-            self._chunk_out, self._quality = self.create_publisher(ChunkMessage, "policy/chunk", quality), quality
+        self._choose(word == "besteffort")
         if word == "late":
             time.sleep(value)
         super()._publish(replace(chunk, stamp=chunk.stamp + value) if word == "jump" else chunk)
         if word == "twice":
             time.sleep(0.01)
             super()._publish(chunk)
+
+    def _choose(self, unheard: bool) -> None:
+        """In the thread that publishes; no event callbacks, the other thread may be waiting for one that is destroyed."""
+        if unheard and self._out is None:
+            events = PublisherEventCallbacks(use_default_callbacks=False)
+            self._out = self.create_publisher(ChunkMessage, "policy/chunk", UNHEARD, event_callbacks=events)
+            self._heard, self._chunk_out = self._chunk_out, self._out
+        elif not unheard and self._out is not None:
+            self._chunk_out = self._heard
+            self.destroy_publisher(self._out)
+            self._out = None
 
     def _hear(self) -> None:
         for line in sys.stdin:
