@@ -81,7 +81,7 @@ class Puppet(PolicyNode):
             super()._publish(chunk)
 
     def _choose(self, unheard: bool) -> None:
-        """In the thread that publishes; no event callbacks, the other thread may be waiting for one that is destroyed."""
+        """In the thread that publishes; no event callbacks: the other thread may be waiting for one that ends."""
         if unheard and self._out is None:
             events = PublisherEventCallbacks(use_default_callbacks=False)
             self._out = self.create_publisher(ChunkMessage, "policy/chunk", UNHEARD, event_callbacks=events)
