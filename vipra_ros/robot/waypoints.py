@@ -92,7 +92,7 @@ class Feasible:
                 if late < ON_TIME and speeds[k] < LAWFUL and k >= first:
                     break
             else:  # none in time: late but at rest, unless that is too fast
-                k = len(ahead) - 1 if speeds[-1] < LAWFUL else int(np.argmin(speeds))
+                k = len(ahead) - 1 if speeds[-1] < LAWFUL else first + int(np.argmin(speeds[first:]))
             chosen.append(ahead[k])
             time, q, dq = ahead[k].time, ahead[k].q, ahead[k].dq
             ahead, first = ahead[k + 1 :], 0
