@@ -51,7 +51,7 @@ class PolicySettings:
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
     engine: str = param(
         "auto",
-        doc="what computes: auto (onnx where graphs are ready, else torch), torch, onnx, or remote, a policy server",
+        doc="what computes: auto (fused on a CPU, else torch), torch, onnx, fused, static, or remote, a policy server",
         choices=("auto", "torch", "onnx", "fused", "static", "remote"),
     )
     server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")

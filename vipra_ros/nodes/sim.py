@@ -135,7 +135,8 @@ class SimNode(Node):
                 clock.clock.sec, clock.clock.nanosec = int(seconds), int(seconds % 1 * 1e9)
                 self._clock_out.publish(clock)
             for camera in scene.CAMERAS:
-                self._publish(camera, eyes.see(data, camera), stamp)
+                if self._watched(camera):
+                    self._publish(camera, eyes.see(data, camera), stamp)
             snapshot = self.server.world.snapshot()  # of what was drawn
             with self._judge_lock:
                 self._judge.see(snapshot)
@@ -143,6 +144,11 @@ class SimNode(Node):
             due = max(due + period, time.monotonic() - period)
             time.sleep(max(0.0, due - time.monotonic()))
         eyes.close()
+
+    def _watched(self, camera: str) -> bool:
+        """Whether anybody listens: drawing what nobody sees would slow down the policy beside it."""
+        outputs = (o.get(camera) for o in (self._image_out, self._raw_out, self._info_out))
+        return any(o.get_subscription_count() for o in outputs if o)
 
     def _publish(self, camera: str, image, stamp) -> None:
         frame_id = f"{camera}_optical_frame"

@@ -25,10 +25,12 @@ from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
 REMEMBERED = 64
-#: auto: onnx where it is installed and graphs are ready, else torch. torch: the lean sampler. onnx: onnxruntime with
+#: auto: fused on a CPU where onnxruntime is installed, else torch. torch: the lean sampler. onnx: onnxruntime with
 #: exported graphs. fused: onnxruntime on a CPU, graphs made at the start. static: buffers that never move, for CUDA
 #: graphs. eager: the plain network.
 ENGINES = ("auto", "torch", "onnx", "fused", "static", "eager")
+#: Bytes of a graph in memory: protobuf ends at 2 GiB.
+LARGEST_GRAPH = 1.9e9
 #: Real-time chunking: none, or guided by the chunk before.
 RTC = ("none", "guided")
 #: Samplers by decoder and engine.
@@ -75,7 +77,7 @@ def load_engine(
             )
         return TorchEngine(checkpoint, threads, euler_steps, GuidedSampler)
     if kind == "auto":
-        kind = "onnx" if decoder == "flow" and _graphs_ready(checkpoint) else "torch"
+        kind = "fused" if decoder == "flow" and _fuses(checkpoint) else "torch"
     if kind in ("onnx", "fused", "static") and decoder == "discrete":
         raise CheckpointError(f"engine = {kind!r} has no graph of a discrete decoder; choose 'torch'")
     if kind == "static":
@@ -98,12 +100,12 @@ def load_engine(
     return TorchEngine(checkpoint, threads, euler_steps, SAMPLERS[decoder][kind])
 
 
-def _graphs_ready(checkpoint: Checkpoint) -> bool:
-    """Whether onnxruntime can compute this checkpoint at once, where it does better: on the CPU."""
-    from vipra_ros.policy.onnx_engine import ready_graphs
-
-    on_cpu = next(checkpoint.policy.parameters()).device.type == "cpu"
-    return on_cpu and importlib.util.find_spec("onnxruntime") is not None and ready_graphs(checkpoint) is not None
+def _fuses(checkpoint: Checkpoint) -> bool:
+    """Whether onnxruntime takes this network at once, where it does better: on a CPU, its graphs within one message."""
+    weights = list(checkpoint.policy.parameters())
+    small = 4 * sum(w.numel() for w in weights) < LARGEST_GRAPH
+    installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+    return weights[0].device.type == "cpu" and small and installed
 
 
 class TorchEngine:
