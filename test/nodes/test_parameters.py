@@ -155,7 +155,8 @@ def test_changes_while_running(node):
     assert len(seen) == 1 and read(n, Settings) == dataclasses.replace(Settings(), depth=5)
 
 
-@pytest.mark.parametrize("path", [p for p in sorted(NODES.glob("*.py")) if "\ndef main(" in p.read_text()],
+@pytest.mark.parametrize("path", [p for p in sorted(NODES.glob("*.py"))
+                                  if all(word in p.read_text() for word in ("\ndef main(", " declare("))],
                          ids=lambda p: p.stem)
 def test_the_launch_arguments_are_parameters_of_the_nodes(path):
     """Every parameter the graph gives to a node is one the node declares, of the same type."""
