@@ -100,7 +100,7 @@ COMMANDS = (
     Command("demo", "Run", "A trained policy does a task it is told in words, on the simulated arm.",
             "vipra demo --task push --seed 7",
             (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="task (%(default)s)"),
-             arg("--seed", type=int, default=1000, help="random start of the scene (%(default)s)"),
+             arg("--seed", type=int, default=1005, help="random start of the scene (%(default)s)"),
              arg("--out", default="out/demo", metavar="DIR", help="for video, plot (%(default)s)")), _demo),
     Command("demo-teleop", "Run", "Emulated GELLO to simulated arm, bags, data set and replay, in one go.",
             "vipra demo-teleop --task reach push",

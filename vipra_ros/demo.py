@@ -18,7 +18,7 @@ REST = 1.0
 FPS = 15.0
 
 
-def run(checkpoint: str | Path, task: str = "push", seed: int = 1000, out: str | Path = "out/demo") -> int:
+def run(checkpoint: str | Path, task: str = "push", seed: int = 1005, out: str | Path = "out/demo") -> int:
     """Three episodes, `task` first, each from its own random start; 0 when the system worked.
 
     Args:

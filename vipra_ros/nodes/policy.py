@@ -28,6 +28,7 @@ from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.run import give_way
 from vipra_ros.policy.deployment import check_deployment
 from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
 from vipra_ros.policy.observation import HistorySettings
@@ -331,6 +332,7 @@ def _nanoseconds(stamp) -> int:
 def main(args: list[str] | None = None) -> None:
     """Run the node until it is told to stop; it ends within a second even while the network computes."""
     rclpy.init(args=args)
+    give_way()
     try:
         node = PolicyNode()
     except ConfigError as error:

@@ -5,9 +5,11 @@ SIGINT and SIGTERM are ours, not rclpy's: topics and services must still work wh
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -27,6 +29,19 @@ def begin(args: list[str] | None) -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ending.set())
     return ending
+
+
+def give_way(by: int = 5) -> None:
+    """Let this process wait for those that control an arm, where they share processors, adding `by` to its nice value.
+
+    Linux weighs whole sessions against each other (autogroup) where that is switched on, and each process of a system
+    is a session: there the session's own value counts.
+    """
+    os.nice(by)
+    try:
+        Path("/proc/self/autogroup").write_text(str(by))
+    except OSError:
+        pass  # no such groups here
 
 
 def spin(executor: SingleThreadedExecutor) -> None:
