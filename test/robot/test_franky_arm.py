@@ -124,6 +124,36 @@ def test_twelve_chunks_of_a_sine_are_tracked(arm):
     assert np.abs(arm.state().dq).max() < 0.02
 
 
+PAUSES = """
+import os, signal, sys, time
+until = time.monotonic() + 3.0
+while time.monotonic() < until:
+    os.kill(int(sys.argv[1]), signal.SIGSTOP)
+    time.sleep(0.004)
+    os.kill(int(sys.argv[1]), signal.SIGCONT)
+    time.sleep(0.036)
+"""
+
+
+def test_lost_control_cycles_leave_the_arm_no_further_behind(arm):
+    """franky plans the way to a waypoint anew after each, with all the time it had at first."""
+    begin, start = arm.state().q_d, arm._clock() + 0.1
+    turn, slope = 0.4 * np.eye(7)[6], 0.4 * np.eye(7)[6]
+    points = [Waypoint(start + k * 0.1, begin + (k * 0.1) * turn, slope) for k in range(1, 16)]
+    points.append(Waypoint(start + 2.0, begin + 1.75 * turn, 0 * slope))
+    pauses = subprocess.Popen([sys.executable, "-c", PAUSES, str(os.getpid())])
+    behind = []
+    try:
+        arm.stream(points, arm._clock())
+        while (now := arm._clock()) < start + 1.5:
+            if now > start + 0.7:
+                behind.append(now - start - (arm.state().q_d - begin)[6] / turn[6])
+            time.sleep(0.01)
+    finally:
+        pauses.wait()
+    assert np.median(behind) < 0.2, f"{np.median(behind):.2f} s"
+
+
 def test_stop_brakes_and_gives_up_control(arm):
     core = ExecutorCore(PROFILE, ExecutorSettings(start_ramp=0.0, start_speed=1.0), arm, PreviewHand())
     core.tick(arm._clock(), arm.state())

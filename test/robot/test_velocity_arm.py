@@ -49,9 +49,22 @@ def test_a_motion_that_is_never_renewed_stays_inside_the_robots_own_limits(joint
 def test_no_joint_is_kept_from_braking_by_the_step_of_another():
     dq = np.array([1.0, 0, 0, -0.5, 0, 0, 0])
     still = Reference.rest(10.0, PROFILE.home_q)
-    asked = velocity.command(PROFILE, still, PROFILE.home_q, dq, 10.0)
+    asked = velocity.command(PROFILE, still, PROFILE.home_q, dq, PROFILE.home_q, 10.0)
     assert np.all(np.abs(asked - dq) <= velocity.STEP * PROFILE.arm_limits[1] + 1e-12)
     assert asked[0] == pytest.approx(1.0 - velocity.STEP * PROFILE.arm_limits[1][0])
+
+
+def test_a_joint_measured_near_its_limit_is_slow_there_wherever_it_is_commanded_to_be():
+    """Seen: where velocities are integrated by two, q had run 0.3 rad ahead of q_d, into the limit."""
+    measured = PROFILE.home_q.copy()
+    measured[5] = PROFILE.q_max[5] - 0.1
+    target = PROFILE.home_q + np.eye(7)[5]
+    speeds = [
+        velocity.command(PROFILE, Reference.rest(10.0, target), PROFILE.home_q, np.full(7, 0.5), where, 10.0)[5]
+        for where in (PROFILE.home_q, measured)
+    ]
+    assert speeds[0] > 0.7
+    assert speeds[1] <= velocity.room_speed(PROFILE, measured, velocity.ALONE)[1][5] < 0.31
 
 
 def test_the_reference_comes_near_limits_more_slowly_when_the_last_hop_reacts_late():

@@ -13,6 +13,9 @@ import threading
 import time
 from pathlib import Path
 
+#: s for which physics wait for a state at most.
+LONGEST = 0.02
+
 
 def model(assets: Path) -> Path:
     """The FR3 of the everyday simulator, laid out as this one wants it: no download, and one model in both.
@@ -26,6 +29,25 @@ def model(assets: Path) -> Path:
     return folder / "fr3.xml"
 
 
+def in_step(server: object) -> None:
+    """Let physics make one step for each state that is sent to a client.
+
+    Both run at 1 kHz by the wall clock, in threads of their own, and on a slow machine states fall behind. A commanded
+    velocity is integrated to q_d once a state, so q would run away from q_d: by 0.3 rad in 4 s was seen.
+    """
+    sim = server.physics_sim
+    apply, seen = sim._apply_control, [0]
+
+    def paced() -> None:
+        give_up = time.perf_counter() + LONGEST
+        while server.connection_running and server.states_sent == seen[0] and time.perf_counter() < give_up:
+            time.sleep(1e-4)
+        seen[0] = server.states_sent
+        apply()
+
+    sim._apply_control = paced
+
+
 def main() -> None:
     """Serve until standard input ends."""
     host, assets = sys.argv[1], Path(sys.argv[2])
@@ -34,6 +56,7 @@ def main() -> None:
     from franka_sim import FrankaSimServer
 
     server = FrankaSimServer(host=host, enable_gripper=False, enforce_motion_limits=True)
+    in_step(server)
     threading.Thread(target=server.start, name="server", daemon=True).start()
     time.sleep(2.0)
     print("up", flush=True)

@@ -26,6 +26,10 @@ from vipra_ros.robot.waypoints import TAKEOVER, Feasible
 #: many motions in a row may end so. The next one then goes straight to the last waypoint and rests, in no set time:
 #: that has always been possible.
 NO_WAY, PATIENCE = "Motion planner failed", 3
+#: ms after its time at which a waypoint is given up for the next. Where the arm's loop loses a cycle, as without
+#: real-time priority, franky plans its way to the waypoint anew, with the whole time that it had at first: without
+#: an end to that, every lost cycle would leave the arm so much further behind.
+SLACK = 2
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
 
@@ -145,6 +149,8 @@ class FrankyArm:
             spent += duration
             target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             time = {} if straight else dict(minimum_time=franky.Duration(duration))
+            if waypoint is not due[-1]:  # the last is at rest: it is reached, however late
+                time["max_total_duration"] = franky.Duration(duration + SLACK)
             points.append(franky.JointWaypoint(target, **time))
         with self._lock:
             self._move(franky.JointWaypointMotion(points, return_when_finished=False))

@@ -53,8 +53,13 @@ def room_speed(profile: RobotProfile, q: np.ndarray, alone: float) -> tuple[np.n
     return speeds[0], speeds[1]
 
 
-def command(profile: RobotProfile, reference: Reference, q: np.ndarray, dq: np.ndarray, now: float) -> np.ndarray:
+def command(
+    profile: RobotProfile, reference: Reference, q: np.ndarray, dq: np.ndarray, measured: np.ndarray, now: float
+) -> np.ndarray:
     """The velocity (7,), rad/s, that takes an arm commanded to `q` and `dq` along the reference.
+
+    How fast it may be near a joint limit is judged where it is commanded to be and where it is `measured`: velocities
+    are integrated by the arm, and nothing but the arm itself keeps the two together.
 
     The arm's generator lets all joints arrive at the same time. A step that one joint needs long for would keep the
     others from braking, so no step is larger than what every joint manages in :data:`STEP`.
@@ -63,7 +68,8 @@ def command(profile: RobotProfile, reference: Reference, q: np.ndarray, dq: np.n
     _, ahead, _ = reference.at(now + AHEAD)
     top, acceleration, _ = profile.arm_limits
     braking = float(np.max(np.maximum(np.abs(dq), np.abs(ahead)) / acceleration))  # s, all joints together
-    down, up = room_speed(profile, q, ALONE + 0.5 * braking)
+    rooms = [room_speed(profile, place, ALONE + 0.5 * braking) for place in (q, measured)]
+    down, up = np.minimum(rooms[0][0], rooms[1][0]), np.minimum(rooms[0][1], rooms[1][1])
     wish = np.clip(ahead + GAIN * (target - q), -np.minimum(down, 0.98 * top), np.minimum(up, 0.98 * top))
     return np.clip(wish, dq - STEP * acceleration, dq + STEP * acceleration)
 
@@ -84,7 +90,7 @@ class VelocityArm(FrankyArm):
         if now - self._sent < PERIOD - 2e-3:
             return
         q, final = np.asarray(state.q_d, float), reference.at(now)[0]
-        if not np.isfinite(q).all():
+        if not np.isfinite((q, state.q)).all():
             return
         if not reference.moving(now):
             rests = np.abs(np.asarray(state.dq_d, float)).max() < SLOW
@@ -92,7 +98,7 @@ class VelocityArm(FrankyArm):
                 if self._moving:
                     self.stop(now)
                 return
-        velocity = command(self.profile, reference, q, np.asarray(state.dq_d, float), now)
+        velocity = command(self.profile, reference, q, np.asarray(state.dq_d, float), np.asarray(state.q, float), now)
         self._sent, self._moving = now, True
         self.refusals.sending()  # a velocity that was refused is followed by the next one anyway
         with self._lock:
