@@ -22,7 +22,7 @@ TOOLS = (
             "vipra bench stop --stops 200 --real 20 --json out/stop.json",
             (arg("--stops", type=int, default=200, metavar="N", help="of the core in fake time, a cause (%(default)s)"),
              arg("--real", type=int, default=0, metavar="N", dest="real_stops",
-                 help="through the node in dry run, topics and services, a cause (%(default)s)"),
+                 help="through the node in dry run, a cause, idle and with all processors busy (%(default)s)"),
              arg("--seed", type=int, default=0, help="of speeds and moments (%(default)s)"),
              arg("--json", dest="json_path", default="", metavar="FILE", help="write the figures here")),
             to("nodes.bench_stop:run")),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vipra_ros.data import messages as m
-from vipra_ros.data.bags import EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
 
 ARM = [f"fr3_joint{i + 1}" for i in range(7)]
 START = 1_000_000_000  # ns

@@ -10,7 +10,8 @@ import yaml
 from rosbags.rosbag2 import Reader
 
 from vipra_ros.data import messages as m
-from vipra_ros.data.bags import BagError, EpisodeReader, EpisodeWriter, find_bags
+from vipra_ros.data.bag_writer import EpisodeWriter
+from vipra_ros.data.bags import BagError, EpisodeReader, find_bags
 
 WORDS = "schiebe den grünen Würfel in die blaue Zone — 推动"
 
@@ -121,7 +122,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_looks_finished(tmp_path):
     small(tmp_path, "before")
     script = (
         "import sys\nfrom pathlib import Path\nfrom vipra_ros.data import messages as m\n"
-        "from vipra_ros.data.bags import EpisodeWriter\n"
+        "from vipra_ros.data.bag_writer import EpisodeWriter\n"
         "w = EpisodeWriter(Path(sys.argv[1]), 'killed')\n"
         "raw = m.joint_state(1, ['a'] * 50, [0.0] * 50)\n"
         "for i in range(3000):\n    w.write('joint_states', m.JOINT_STATE, raw, i)\n"

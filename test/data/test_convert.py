@@ -184,7 +184,7 @@ def test_bags_of_ros_itself_convert(record, tmp_path):
     """Bytes as rclpy writes them: arbitrary padding, bytes left behind the message."""
     rclpy = pytest.importorskip("rclpy.serialization")
     sensor = pytest.importorskip("sensor_msgs.msg")
-    from vipra_ros.data.bags import EpisodeWriter
+    from vipra_ros.data.bag_writer import EpisodeWriter
 
     source = record("ours", seconds=0.8)
     writer = EpisodeWriter(tmp_path / "theirs", "a", sync=False)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from vipra_ros.data import messages as m
-from vipra_ros.data.bags import EpisodeReader, EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
+from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.data.convert import ConvertSettings, convert
 from vipra_ros.data.dataset import Dataset
 

@@ -118,7 +118,7 @@ def test_flags(record, code, changes):
 
 
 def test_stamps_that_step_back_are_flagged_and_left_out(record, tmp_path):
-    from vipra_ros.data.bags import EpisodeWriter
+    from vipra_ros.data.bag_writer import EpisodeWriter
 
     source = record("a")
     writer = EpisodeWriter(tmp_path, "b", sync=False)

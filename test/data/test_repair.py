@@ -12,7 +12,8 @@ import pytest
 
 from vipra_ros.data import bag_info, repair
 from vipra_ros.data import messages as m
-from vipra_ros.data.bags import EpisodeReader, EpisodeWriter, find_bags
+from vipra_ros.data.bag_writer import EpisodeWriter
+from vipra_ros.data.bags import EpisodeReader, find_bags
 from vipra_ros.data.salvage import Salvage
 
 NS = m.NS

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import evaluate, results
+from vipra_ros.learning import evaluate, results, stepped_lane
 from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.sim import tasks
 
@@ -79,14 +79,14 @@ def test_a_video_per_episode(outcome):
 
 
 def test_the_same_seed_gives_the_same_episode(micro_checkpoint):
-    job = evaluate.Job(str(micro_checkpoint), "async", 1, 0.1, seconds=0.8)
-    lane = evaluate.FastLane(job)
+    job = stepped_lane.Job(str(micro_checkpoint), "async", 1, 0.1, seconds=0.8)
+    lane = stepped_lane.FastLane(job)
     a, b = lane.episode("reach", 3), lane.episode("reach", 3)
     assert np.array_equal(a.commanded, b.commanded) and a.row() == b.row()
 
 
 def test_sync_mode_rests_while_the_policy_thinks(micro_checkpoint):
-    lane = evaluate.FastLane(evaluate.Job(str(micro_checkpoint), "sync", 1, 0.2, seconds=2.0))
+    lane = stepped_lane.FastLane(stepped_lane.Job(str(micro_checkpoint), "sync", 1, 0.2, seconds=2.0))
     record = lane.episode("reach", 3)
     assert record.chunks == 3 and record.rejected == 0  # 7 rows and 3 steps of thinking are 0.67 s
 

@@ -8,7 +8,8 @@ import pytest
 from vipra_ros.control.guard import State
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.engine import load_engine
-from vipra_ros.policy.loop import Plan, PolicyLoop, Timing
+from vipra_ros.policy.loop import PolicyLoop
+from vipra_ros.policy.plan import Plan, Timing
 
 WORDS = "reach above the red cube"
 

@@ -207,6 +207,35 @@ def test_a_refused_motion_is_followed_by_one_straight_to_rest(arm):
     assert not arm.refusals.straight and arm.refusals.count == 1, "one motion is not yet a recovery"
 
 
+def test_a_refusal_that_surfaces_while_the_next_motion_is_sent_is_no_fault(arm):
+    """It comes out of whichever call is next: seen once in a minute of chunks."""
+    class Once:
+        def __init__(self, robot):
+            self.robot, self.sent = robot, []
+
+        def __getattr__(self, name):
+            return getattr(self.robot, name)
+
+        def move(self, motion, asynchronous):
+            self.sent.append(motion)
+            if len(self.sent) == 1:
+                raise RuntimeError(f"{NO_WAY} with error code -111")
+            self.robot.move(motion, asynchronous=asynchronous)
+
+    begin, now, joint = arm.state().q_d, arm._clock(), np.eye(7)[6]
+    arm._robot = once = Once(arm._robot)
+    rest = Waypoint(now + 1.0, begin + 0.05 * joint, 0 * joint)
+    arm.stream([Waypoint(now + 0.5, begin + 0.02 * joint, 0.05 * joint), rest], now)
+    assert [len(m.waypoints) for m in once.sent] == [2, 1] and arm.refusals.total == 1
+    while arm._clock() < now + 1.5:
+        assert arm.state().error == ""
+        time.sleep(0.02)
+    assert np.abs(arm.state().q_d - begin - 0.05 * joint).max() < 2e-3
+    once.sent.clear()
+    arm.stop(arm._clock())
+    assert len(once.sent) == 2, "a stop is sent again too"
+
+
 def test_recovery_forgets_refusals_and_too_many_are_an_error(arm):
     arm.refusals.count, arm.refusals.since = PATIENCE, 0
     assert NO_WAY in refuse(arm)

@@ -14,7 +14,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import load_profile
 from vipra_ros.data import messages
-from vipra_ros.data.bags import BagError, EpisodeReader, EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
+from vipra_ros.data.bags import BagError, EpisodeReader
 from vipra_ros.data.messages import NS, MessageError
 from vipra_ros.data.repair import repair
 from vipra_ros.data.salvage import Salvage

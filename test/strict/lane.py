@@ -115,6 +115,18 @@ class Run:
         self.success = deque([1.0], maxlen=round(LOOP))
         self.ids, self.wanted = 0, None
 
+    def go_home(self, seconds: float = 20.0) -> None:
+        """Where every part begins, wherever the one before has left the arm."""
+        self.core.home(self.arm._clock())
+        end = time.monotonic() + seconds
+        while self.core.machine.state is not State.IDLE and time.monotonic() < end:
+            state = self.arm.state()
+            self.core.tick(state.time, state)
+            time.sleep(1 / LOOP)
+        away = float(np.abs(self.arm.state().q - PROFILE.home_q).max())
+        if away > 0.02:
+            self.texts.append(f"began {away:.2f} rad from home, {'; '.join(self.core.machine.reasons) or 'no reason'}")
+
     def offer(self, stamp: float, rows: np.ndarray, execute: int, now: float) -> None:
         """A chunk of joint rows (H, 7)."""
         self.ids += 1
@@ -140,7 +152,7 @@ class Run:
             core = self.core
             if core.machine.state in (State.IDLE, State.ARMED, State.HOLD):
                 answer = core.arm(now)
-                if not answer.success and answer.message not in self.texts and len(self.texts) < 8:
+                if not answer.success and "wait until" not in answer.message and answer.message not in self.texts:
                     self.texts.append(answer.message)
             each(now)
             before = core.machine.state
@@ -182,6 +194,7 @@ class Run:
         self.arm.close()
         p = (50, 99, 100)
         errors = np.percentile(self.errors, p).round(4).tolist() if self.errors else [None] * 3
+        self.counts["refused"] = self.arm.refusals.total
         return {"part": self.name, **self.counts, "error_p50_p99_max": errors, "texts": self.texts[:8]}
 
 
@@ -291,19 +304,20 @@ def main() -> None:
     try:
         print(
             f"{'part':22} {'min':>5} {'chunks':>7} {'taken':>7} {'samples':>8} {'stops':>5} "
-            f"{'faults':>6} {'starved':>7} reflexes",
+            f"{'faults':>6} {'starved':>7} {'refused':>7} reflexes",
             flush=True,
         )
         for name in names:
             source, sink, period, more, settings = PARTS[name]
             run = Run(name, given.host, sink, period, given.seed, **settings)
+            run.go_home()
             began = time.monotonic()
             source(run, 60 * given.minutes, *more)
             row = run.close() | {"minutes": round((time.monotonic() - began) / 60, 2)}
             rows.append(row)
             print(
                 f"{name:22} {row['minutes']:5.2f} {row['chunks']:7} {row['taken']:7} {row['samples']:8} "
-                f"{row['stops']:5} {row['faults']:6} {row['starved']:7} {row['reflexes']:8}   "
+                f"{row['stops']:5} {row['faults']:6} {row['starved']:7} {row['refused']:7} {row['reflexes']:8}   "
                 f"|q_d - ours| p50 p99 max rad: {row['error_p50_p99_max']}",
                 flush=True,
             )

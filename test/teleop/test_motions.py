@@ -71,7 +71,7 @@ def test_a_task_nobody_knows_is_said():
 
 def test_a_recording_moves_the_leader(tmp_path):
     from vipra_ros.data import messages
-    from vipra_ros.data.bags import EpisodeWriter
+    from vipra_ros.data.bag_writer import EpisodeWriter
 
     writer = EpisodeWriter(tmp_path, "episode", sync=False)
     for k in range(100):

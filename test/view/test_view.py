@@ -18,7 +18,7 @@ from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.kinematics import forward
 from vipra_ros.control.profile import load_profile
 from vipra_ros.data import messages
-from vipra_ros.data.bags import EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
 from vipra_ros.data.incident import _chunk
 from vipra_ros.view import rrd, sources
 

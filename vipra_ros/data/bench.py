@@ -57,7 +57,7 @@ def pictures(seed: int, seconds: float = _LOOP) -> dict[str, list[bytes]]:
 
 def record(root: Path, name: str, seconds: float, jpegs: dict[str, list[bytes]]) -> Path:
     """An episode as the recorder writes it: pictures at 30 Hz, measured and commanded joints at 100 Hz."""
-    from vipra_ros.data.bags import EpisodeWriter
+    from vipra_ros.data.bag_writer import EpisodeWriter
 
     writer = EpisodeWriter(root, name, sync=False)
     start = m.NS

@@ -23,7 +23,7 @@ from vipra_ros.control.flight import AFTER, Flight, FlightRecorder
 from vipra_ros.control.profile import RobotProfile
 from vipra_ros.control.settings import ExecutorSettings
 from vipra_ros.data import messages
-from vipra_ros.data.bags import EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
 from vipra_ros.data.messages import NS
 
 PREFIX = "incident-"

@@ -16,7 +16,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vipra_ros.data import messages
-from vipra_ros.data.bags import CUSTOM_KEY, META_TOPIC, fsync
+from vipra_ros.data.bag_writer import fsync
+from vipra_ros.data.bags import CUSTOM_KEY, META_TOPIC
 
 #: Stands for the hash of a type whose definition cannot be parsed; readers take it as "not known".
 UNKNOWN_HASH = "RIHS01_" + "0" * 64

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vipra_ros.data import messages
-from vipra_ros.data.bags import EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
 from vipra_ros.data.messages import NS
 from vipra_ros.data.preroll import Message
 from vipra_ros.data.reception import Demands, Meter, judge

@@ -1,207 +1,24 @@
 """Success and smoothness of a checkpoint over unseen random starts.
 
-Two lanes, one record per episode (`results.py`). The fast one runs in this process in simulation time:
-rendered frames, the real engine, the executor's core, stepped physics. Thinking is charged: a chunk arrives
-one latency after its observation, and the next observation is taken when the running node would take it.
-`ros=True` runs the same seeds through the nodes, franky and the simulated controller, in real time.
+Two lanes, one record per episode (`results.py`). The fast one runs in this process in simulation time, see
+`stepped_lane.py`. `ros=True` runs the same seeds through the nodes, franky and the simulated controller, in real time.
 """
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vipra_ros.config import ConfigError
-from vipra_ros.control.chunk import ActionChunk
-from vipra_ros.learning import metrics, results
+from vipra_ros.learning import results
 from vipra_ros.learning.results import EpisodeRecord
+from vipra_ros.learning.stepped_lane import FastLane, Job, load, measure_latency
 from vipra_ros.policy.deployment import mode_of_folder
-from vipra_ros.policy.scheduler import MODES, replan_steps
+from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
-
-#: s, passes of the executor in the stepped world; an arrival counts at the next one.
-TICK = 1 / 60
-#: Inferences timed before an evaluation; the slowest of few is near the 95th percentile of many.
-TIMED = 20
-#: Pixels of a frame in the videos.
-VIDEO_SIZE = 384
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to run episodes. `latency` in s; `seconds` None for the task's own limit."""
-
-    checkpoint: str
-    mode: str
-    margin: int
-    latency: float
-    video: str | None = None
-    threads: int = 0
-    seconds: float | None = None
-    engine: str = "auto"
-
-
-class Decider:
-    """Observation of the stepped world -> chunk, as the policy node would make it."""
-
-    def __init__(self, engine, config, checkpoint_hash: str, seed: int):
-        self._engine, self._config, self._hash, self._seed = engine, config, checkpoint_hash, seed
-        self._vectors: list[np.ndarray] = []
-        self.made: list[tuple[float, np.ndarray]] = []
-
-    def frame(self, view) -> None:
-        """Sees every frame: keeps the joints at the rate of the policy."""
-        opening = np.clip(view.state.gripper_width / 0.08 * 2.0 - 1.0, -1.0, 1.0)
-        self._vectors.append(np.append(view.state.q, opening))
-
-    def __call__(self, view) -> ActionChunk:
-        from vipra_ros.policy.observation import Observation
-
-        c = self._config
-        n = max(c.proprio_steps, int(c.relative_actions))
-        frames = {}
-        for camera in c.cameras:
-            seen = [image for _, image in view.frames[camera]]
-            frames[camera] = np.stack([seen[max(0, len(seen) - 1 - c.frame_stride)], seen[-1]])
-        joints = None
-        if n:
-            joints = np.stack(([self._vectors[0]] * n + self._vectors)[-n:])
-        observation = Observation(
-            stamp=view.time, frames=frames, instruction=view.start.goal.instruction, joints=joints
-        )
-        rows = np.asarray(self._engine.infer(observation, seed=self._seed + len(self.made)).actions, float)
-        self.made.append((view.time, rows))
-        return ActionChunk(
-            stamp=view.time,
-            chunk_id=0,
-            step_period=1.0 / c.rate,
-            actions=rows[: c.execute_steps],
-            lookahead=rows[c.execute_steps :],
-            action_space=c.action_space,
-            joint_names=c.joint_names,
-            instruction=view.start.goal.instruction,
-            checkpoint=self._hash[:16],
-        )
-
-
-class FastLane:
-    """Runs single episodes of one checkpoint in simulation time."""
-
-    def __init__(self, job: Job):
-        from vipra_ros.control.executor import ExecutorSettings
-        from vipra_ros.sim.lane import Lane
-
-        self.job = job
-        self.checkpoint, self.engine = load(job.checkpoint, job.threads, job.engine)
-        c = self.checkpoint.config
-        self.period, self._execute = 1.0 / c.rate, c.execute_steps
-        self.lane = Lane(
-            ExecutorSettings(mode=job.mode, action_space=c.action_space),
-            fps=c.rate,
-            cameras=c.cameras,
-            size=c.image_size,
-            jpeg=95,  # the policy sees what a camera topic carries
-        )
-        self.checkpoint.check(self.lane.profile)
-        if job.mode == "async":
-            self.replan = replan_steps(c.execute_steps, job.latency, self.period, job.margin)
-        else:  # the arm rests while the policy thinks, then runs the whole chunk
-            self.replan = c.execute_steps + math.ceil(job.latency / self.period - 1e-9)
-
-    def episode(self, task: str, seed: int) -> EpisodeRecord:
-        """One start, one record."""
-        start = tasks.sample_start(task, seed)
-        decider = Decider(self.engine, self.checkpoint.config, self.checkpoint.hash, 1000 * seed)
-        pictures: list[np.ndarray] = []
-
-        def on_frame(view) -> None:
-            decider.frame(view)
-            if self.job.video:
-                pictures.append(next(iter(view.frames.values()))[-1][1])
-
-        outcome = self.lane.run(
-            start,
-            decider,
-            seconds=self.job.seconds,
-            replan=self.replan,
-            latency=self.job.latency,
-            on_frame=on_frame,
-        )
-        if self.job.video:
-            write_video(
-                Path(self.job.video) / f"{task}-{seed:06d}.mp4",
-                pictures,
-                self.lane.fps,
-                f"{start.goal.instruction}: {'done' if outcome.success else 'not done'}",
-            )
-        arrival = math.ceil(self.job.latency / TICK - 1e-9) * TICK
-        accepted = [
-            (t, t + arrival, rows)
-            for (t, rows), verdict in zip(decider.made, outcome.verdicts)
-            if verdict == "accepted"
-        ]
-        status, goal = outcome.status, start.goal
-        return EpisodeRecord(
-            task=task,
-            seed=seed,
-            instruction=goal.instruction,
-            colour=goal.colour,
-            zone=goal.zone,
-            success=outcome.success,
-            acted_on=outcome.acted_on,
-            time_to_success=outcome.time_to_success,
-            seconds=outcome.seconds,
-            chunks=status.accepted + status.rejected,
-            rejected=status.rejected,
-            limited=status.limited,
-            rows=metrics.rows_executed(accepted, self._execute, self.period, outcome.seconds),
-            stopped="; ".join(status.reasons) if status.state_text in ("HOLD", "FAULT") else "",
-            latencies=[arrival] * len(accepted),
-            boundaries=metrics.boundary_steps(accepted, self.period).tolist(),
-            commanded=outcome.commanded,
-        )
-
-
-def load(checkpoint: str | Path, threads: int = 0, engine: str = "auto"):
-    """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice. `engine`: see policy.engine.ENGINES."""
-    import torch
-
-    from vipra_ros.policy.checkpoint import Checkpoint
-    from vipra_ros.policy.engine import load_engine
-
-    if threads:
-        torch.set_num_threads(threads)
-    loaded = Checkpoint.load(resolve(checkpoint))
-    made = load_engine(loaded, engine, threads)
-    made.warm_up()
-    return loaded, made
-
-
-def measure_latency(checkpoint, engine, count: int = TIMED) -> float:
-    """95th percentile of an inference on this machine, s, rounded up to a pass of the executor."""
-    from vipra_ros.policy.observation import Observation
-
-    c, rng = checkpoint.config, np.random.default_rng(0)
-    spent = []
-    for i in range(count):
-        shape = (2, c.image_size, c.image_size, 3)
-        frames = {camera: rng.integers(0, 256, shape, np.uint8) for camera in c.cameras}
-        joints = np.zeros((max(c.proprio_steps, 1), c.policy.action_dim))
-        began = time.monotonic()
-        engine.infer(
-            Observation(stamp=float(i), frames=frames, instruction="reach above the red cube", joints=joints),
-            seed=i,
-        )
-        spent.append(time.monotonic() - began)
-    return math.ceil(float(np.percentile(spent, 95)) / TICK) * TICK
 
 
 def main(
@@ -346,31 +163,3 @@ def _progress(records: Iterable[EpisodeRecord], total: int) -> Iterator[EpisodeR
             good, done = good + record.success, done + 1
             progress.update(bar, advance=1, description=record.task, said=f"{good}/{done} done")
             yield record
-
-
-def write_video(path: Path, frames: Sequence[np.ndarray], fps: float, caption: str) -> None:
-    """One MP4 of enlarged frames with a caption."""
-    import cv2
-
-    from vipra_ros.data.video import Codec, encode_video
-
-    def drawn(image: np.ndarray) -> np.ndarray:
-        big = cv2.resize(image, (VIDEO_SIZE, VIDEO_SIZE), interpolation=cv2.INTER_NEAREST)
-        cv2.putText(
-            big,
-            caption,
-            (6, VIDEO_SIZE - 10),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.42,
-            (255, 255, 255),
-            1,
-            cv2.LINE_AA,
-        )
-        return big
-
-    encode_video(
-        path,
-        map(drawn, frames),
-        fps,
-        Codec(crf=23, preset="veryfast", pixel_format="yuv420p", keyframe_interval=30),
-    )

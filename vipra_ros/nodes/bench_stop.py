@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +24,16 @@ from vipra_ros.control.stops import CAUSES, PERIOD, SLOWEST, TIMEOUT, Stop, meas
 STILL, WATCHED, RATE = 1e-4, 1.0, 100.0
 #: s for the node to come up.
 START = 30.0
+#: A policy that never rests: all processors full of arithmetic, from a process that gives way as a policy does.
+BUSY = """
+import os, torch
+from vipra_ros.nodes.run import give_way
+give_way()
+torch.set_num_threads(os.cpu_count())
+x = torch.eye(1024)
+while os.getppid() != 1:
+    x = x @ x
+"""
 
 
 class Stopper:
@@ -139,6 +151,18 @@ class Stopper:
         self.state = message.state
 
 
+@contextmanager
+def busy(wanted: bool) -> Iterator[None]:
+    """With all processors busy meanwhile, if wanted."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY]) if wanted else None
+    try:
+        yield
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+
+
 def real(count: int, seed: int) -> list[Stop]:
     """`count` stops of each cause through the node, topics and services."""
     stops, rng = [], np.random.default_rng(seed)
@@ -166,11 +190,14 @@ def figures(stops: list[Stop]) -> dict:
 
 
 def run(stops: int = 200, real_stops: int = 0, seed: int = 0, json_path: str = "") -> None:
-    """Measure and print a row a cause."""
+    """Measure and print a row a cause: at the core, through the node, and through it while all processors are busy."""
     from rich.console import Console
     from rich.table import Table
 
-    lanes = {"core": measure(stops, seed), "node": real(real_stops, seed)}  # fake and real time
+    lanes = {"core": measure(stops, seed)}  # in fake time
+    for lane, load in (("node", False), ("node, busy", True)):
+        with busy(load and real_stops > 0):
+            lanes[lane] = real(real_stops, seed)
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for name in ("lane", "from", "n", "rad/s", "p50 ms", "p99 ms", "max ms", "specified", "exceeded", "by ms"):
         table.add_column(name, justify="left" if name in ("lane", "from") else "right")

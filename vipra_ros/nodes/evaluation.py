@@ -23,7 +23,7 @@ def evaluate(
     engine: str = "auto",
 ) -> tuple[list[EpisodeRecord], dict]:
     """Run `todo` (task, seed) through the nodes in real time; the records, and what else the JSON says."""
-    from vipra_ros.learning.evaluate import write_video
+    from vipra_ros.learning.stepped_lane import write_video
     from vipra_ros.policy.pictures import from_jpeg
 
     pictures: list[bytes] = []

@@ -30,9 +30,11 @@ from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.nodes.run import give_way
 from vipra_ros.policy.deployment import check_deployment
-from vipra_ros.policy.loop import Phase, Plan, PolicyLoop, Timing
+from vipra_ros.policy.loop import PolicyLoop
 from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.pictures import from_jpeg
+from vipra_ros.policy.plan import Plan, Timing
+from vipra_ros.policy.report import Phase
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 

@@ -21,8 +21,8 @@ from vipra_ros.control.profile import load_profile
 from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.nodes.policy import PolicyNode
 from vipra_ros.nodes.run import serve
-from vipra_ros.policy.loop import Plan
 from vipra_ros.policy.observation import Observation, Prediction
+from vipra_ros.policy.plan import Plan
 
 #: s between rows, rows predicted and executed; rad and Hz of the path about the home pose.
 PERIOD, HORIZON, EXECUTE, SIZE, SWING = 1 / 15, 14, 7, 0.2, 0.2

@@ -7,20 +7,20 @@ network was thinking (other instruction, executor stopped or recovered) is throw
 
 from __future__ import annotations
 
-import enum
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.guard import State as Executor
 from vipra_ros.policy.observation import FrameHistory, HistorySettings, NoAnswer, Observation
+from vipra_ros.policy.plan import Plan, Timing
 from vipra_ros.policy.prior import Prior, prior_of
+from vipra_ros.policy.report import CameraReport, Phase, Report
 from vipra_ros.policy.scheduler import Latency, Scheduler
 from vipra_ros.policy.streams import JointHistory, StreamMonitor
 
@@ -38,84 +38,6 @@ KEPT = 120
 RETRY = 0.2
 #: s; a stamp further back than this is a clock set back, not an image that came late.
 CLOCK_JUMP = 1.0
-
-
-class Phase(enum.IntEnum):
-    """What the policy does; the values are those of PolicyStatus.msg."""
-
-    LOADING = 0
-    WARMING = 1
-    WAITING = 2
-    RUNNING = 3
-    PAUSED = 4
-    FAULT = 5
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the checkpoint asks of the loop. `period` in s; `joints`: vectors per observation, 0 for none."""
-
-    cameras: tuple[str, ...]
-    period: float
-    stride: int
-    execute: int
-    action_space: str
-    joint_names: tuple[str, ...]
-    checkpoint: str
-    joints: int = 0
-
-    @classmethod
-    def of(cls, checkpoint) -> Plan:
-        """From a loaded `vipra_ros.policy.checkpoint.Checkpoint`."""
-        c = checkpoint.config
-        return cls(
-            c.cameras,
-            1.0 / c.rate,
-            c.frame_stride,
-            c.execute_steps,
-            c.action_space,
-            c.joint_names,
-            checkpoint.hash[:16],
-            max(c.proprio_steps, int(c.relative_actions)),
-        )
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How the loop is paced; see the node's parameters."""
-
-    mode: str = "async"
-    rate: float = 0.0
-    margin: int = 1
-    follow_executor: bool = True
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class CameraReport:
-    """A camera at one time: age of the newest stamp in s, rate in Hz, NaN before it is known."""
-
-    age: float
-    rate: float
-    lost: int
-    frozen: bool
-
-
-@dataclass(frozen=True)
-class Report:
-    """State of the loop at one time; mirrors PolicyStatus. Percentiles are 50, 95, 99, in s."""
-
-    phase: Phase
-    reasons: tuple[str, ...]
-    checkpoint: str
-    task_id: int
-    instruction: str
-    chunks: int
-    chunk_rate: float
-    observation_age: float
-    latency: tuple[float, float, float]
-    inference: tuple[float, float, float]
-    cameras: Mapping[str, CameraReport] = field(default_factory=dict)
 
 
 class PolicyLoop:
@@ -137,7 +59,7 @@ class PolicyLoop:
         decode: Callable[[object], np.ndarray],
         now: Callable[[], float],
         policy_id: str,
-        timing: Timing = Timing(),
+        timing: Timing = Timing(),  # noqa: B008 - frozen
         history: HistorySettings = HistorySettings(),  # noqa: B008 - frozen
         instruction: str = "",
         changed: Callable[[], None] = lambda: None,

@@ -41,6 +41,7 @@ class Refusals:
     """Patience with motions that franky could not plan: some in a row are followed by another, more are an error."""
 
     def __init__(self) -> None:
+        self.total = 0
         self.clear()
 
     def clear(self) -> None:
@@ -52,6 +53,7 @@ class Refusals:
         if self.count >= PATIENCE:
             return False
         self.count, self.since, self.straight = self.count + 1, 0, True
+        self.total += 1
         return True
 
     def sending(self) -> bool:
@@ -140,20 +142,23 @@ class FrankyArm:
         """Replace the running motion. Times become durations in whole ms; rounding does not add up."""
         now = max(now, self._clock())  # planning took its time, and the machine may have paused us
         due = self._feasible.choose(waypoints, self._last, now)
-        straight = self.refusals.sending()
-        if straight:
-            due = due[-1:]
+        rest = self._motion(due[-1:], now, straight=True)
+        motion = rest if self.refusals.sending() else self._motion(due, now)
+        with self._lock:
+            self._move(motion, rest)
+
+    def _motion(self, due: Sequence[Waypoint], now: float, straight: bool = False) -> franky.Motion:
+        """Through `due`, each at its time; `straight`: in no set time."""
         points, begin, spent = [], now + TAKEOVER, 0
         for waypoint in due:
             duration = max(1, round(1000 * (waypoint.time - begin)) - spent)
             spent += duration
-            target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             time = {} if straight else dict(minimum_time=franky.Duration(duration))
             if waypoint is not due[-1]:  # the last is at rest: it is reached, however late
                 time["max_total_duration"] = franky.Duration(duration + SLACK)
+            target = franky.JointState(np.asarray(waypoint.q, float), np.asarray(waypoint.dq, float))
             points.append(franky.JointWaypoint(target, **time))
-        with self._lock:
-            self._move(franky.JointWaypointMotion(points, return_when_finished=False))
+        return franky.JointWaypointMotion(points, return_when_finished=False)
 
     def stop(self, now: float) -> None:
         """Brake within franky's clamped limits and give up control."""
@@ -162,12 +167,21 @@ class FrankyArm:
             if self._robot.is_in_control:
                 self._move(franky.JointStopMotion())
 
-    def _move(self, motion: franky.Motion) -> None:
-        """Begin `motion` (the lock is held). The thread that runs it inherits the priority of this moment."""
+    def _move(self, motion: franky.Motion, after: franky.Motion | None = None) -> None:
+        """Begin `motion` (the lock is held). The thread that runs it inherits the priority of this moment.
+
+        That the motion before could not be planned surfaces here too, when it comes between two looks at the state:
+        then `after` begins instead, or `motion` once more.
+        """
         own = os.sched_getscheduler(0), os.sched_getparam(0)
         os.sched_setscheduler(0, *self._highest)
         try:
             self._robot.move(motion, asynchronous=True)
+        except RuntimeError as error:
+            if NO_WAY not in str(error) or not self.refusals.refused():
+                raise
+            self.refusals.sending()
+            self._robot.move(after or motion, asynchronous=True)
         finally:
             os.sched_setscheduler(0, *own)
 

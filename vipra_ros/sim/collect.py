@@ -19,7 +19,7 @@ from vipra_ros import __version__
 from vipra_ros.control import kinematics
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.data import messages
-from vipra_ros.data.bags import EpisodeWriter
+from vipra_ros.data.bag_writer import EpisodeWriter
 
 from . import expert, scene, tasks
 from .lane import Lane, Scene

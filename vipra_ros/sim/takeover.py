@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vipra_ros.learning.evaluate import Decider, load
+from vipra_ros.learning.stepped_lane import Decider, load
 from vipra_ros.policy.scheduler import replan_steps
 
 from . import scene, tasks

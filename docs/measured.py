@@ -1,0 +1,83 @@
+"""Write the measured tables of docs/safety.md from the JSON files that the benches wrote into docs/results.
+
+    python docs/measured.py
+
+`vipra faults --sim --json docs/results/faults.json`, `vipra bench stop --json docs/results/stop.json` and
+`JSON=docs/results/strict.json make test-strict` make those files; a test compares the page with them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs" / "safety.md", ROOT / "docs" / "results"
+#: Lanes of `vipra bench stop` as the page calls them.
+LANES = {"core": "core, fake time", "node": "node in dry run", "node, busy": "node, all processors busy"}
+
+
+def faults(rows: list[dict]) -> list[str]:
+    """A row a fault."""
+    lines = ["| fault | detected, ms | stopped, ms | then | moves again, s | by | outside | the operator |",
+             "|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        cells = (r["fault"], _number(r["detected"]), _number(r["stopped"]), r["state"], _number(r["again"], 1),
+                 r["by"], f"{r['outside']} of {r['samples']}", r["operator"])
+        lines.append(_row(*cells))
+    return lines
+
+
+def strict(rows: list[dict]) -> list[str]:
+    """A row a part of the strict lane."""
+    lines = ["| part | min | chunks | taken | samples | faults | refused | reflexes | "
+             "q_d from ours, p50 / p99 / max, rad |", "|---|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        errors = " / ".join(f"{x:.3f}" for x in r["error_p50_p99_max"])
+        starved = f" ({r['starved']} starved)" if r["starved"] else ""
+        lines.append(_row(r["part"], f"{r['minutes']:.1f}", r["chunks"], r["taken"], r["samples"],
+                          f"{r['faults']}{starved}", r["refused"], r["reflexes"], errors))
+    counts = ("minutes", "chunks", "taken", "samples", "faults", "refused", "reflexes")
+    total = {k: sum(r[k] for r in rows) for k in counts}
+    lines.append(_row("**all**", f"{total['minutes']:.1f}", *(total[k] for k in counts[1:]), ""))
+    return lines
+
+
+def stop(found: dict) -> list[str]:
+    """A row a lane and cause."""
+    lines = ["| lane | from | n | rad/s | p50 / p99 / max, ms | longest specified, ms | over theirs | worst, ms |",
+             "|---|---|---|---|---|---|---|---|"]
+    for lane, causes in found["results"].items():
+        for cause, f in causes.items():
+            ms = " / ".join(f"{1000 * x:.0f}" for x in f["seconds"])
+            lines.append(_row(LANES[lane], cause, f["n"], "{:.2f} to {:.2f}".format(*f["speed"]), ms,
+                              f"{1000 * f['specified'][2]:.0f}", f["exceeded"], f"{1000 * f['worst_excess']:+.0f}"))
+    return lines
+
+
+TABLES: dict[str, Callable[..., list[str]]] = {"faults": faults, "strict": strict, "stop": stop}
+
+
+def page(text: str) -> str:
+    """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` written anew."""
+    for name, table in TABLES.items():
+        new = "\n".join(table(json.loads((RESULTS / f"{name}.json").read_text())))
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        if not re.search(pattern, text, re.S):
+            raise ValueError(f"{PAGE.name} has no place for {name}: add <!-- {name} --> and <!-- /{name} -->")
+        text = re.sub(pattern, lambda m: m[1] + new + m[2], text, flags=re.S)
+    return text
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
