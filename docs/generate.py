@@ -124,6 +124,9 @@ class Module:
         self.node = node
         self.tree = ast.parse((ROOT / "vipra_ros" / "nodes" / f"{node}.py").read_text())
         self.types, self.constants = {}, {}
+        for statement in ast.parse((ROOT / "vipra_ros" / "nodes" / "quality.py").read_text()).body:
+            if isinstance(statement, ast.Assign):
+                self.constants |= _bindings(statement)
         for statement in ast.walk(self.tree):
             if isinstance(statement, ast.ImportFrom) and (statement.module or "").endswith((".msg", ".srv")):
                 package = statement.module.rpartition(".")[0]

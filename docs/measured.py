@@ -2,8 +2,9 @@
 
     python docs/measured.py
 
-`vipra faults --sim --json docs/results/faults.json`, `vipra bench stop --json docs/results/stop.json` and
-`JSON=docs/results/strict.json make test-strict` make those files; a test compares the page with them.
+`vipra faults --sim --json docs/results/faults.json`, `vipra bench stop --json docs/results/stop.json`, `vipra bench
+control --json docs/results/control.json` and `JSON=docs/results/strict.json make test-strict` make those files; a test
+compares the page with them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,27 @@ def stop(found: dict) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[..., list[str]]] = {"faults": faults, "strict": strict, "stop": stop}
+def control(found: dict) -> list[str]:
+    """A row an action rate."""
+    lines = ["| actions/s | n | period p50 / p95 / p99 / max | jitter p50 / p95 / p99 / max | executor, cores | "
+             "controller, cores | pictures/s | stalled | boundary, rad |", "|---|---|---|---|---|---|---|---|---|"]
+    for rate, r in found["rates"].items():
+        period, jitter = (" / ".join(f"{x:.1f}" for x in r[key]) for key in ("period_ms", "jitter_ms"))
+        pictures = " + ".join(f"{x:.0f}" for x in r["pictures_hz"].values())
+        lines.append(_row(rate, r["n"], period, jitter, r["cpu"]["executor"], r["cpu"]["controller"], pictures,
+                          f"{100 * r['stall_fraction']:.0f} %", r["boundary_step"]))
+    return [*lines, "", *_histogram(found)]
+
+
+def _histogram(found: dict) -> list[str]:
+    """How many passes of the loop took how long."""
+    rates = found["rates"]
+    names = list(next(iter(rates.values()))["histogram"])
+    lines = ["| actions/s | " + " | ".join(f"{n} ms" for n in names) + " |", "|---" * (len(names) + 1) + "|"]
+    return lines + [_row(rate, *(r["histogram"][n] for n in names)) for rate, r in rates.items()]
+
+
+TABLES: dict[str, Callable[..., list[str]]] = {"faults": faults, "strict": strict, "stop": stop, "control": control}
 
 
 def page(text: str) -> str:
@@ -67,7 +88,7 @@ def page(text: str) -> str:
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         if not re.search(pattern, text, re.S):
             raise ValueError(f"{PAGE.name} has no place for {name}: add <!-- {name} --> and <!-- /{name} -->")
-        text = re.sub(pattern, lambda m: m[1] + new + m[2], text, flags=re.S)
+        text = re.sub(pattern, lambda m, new=new: m[1] + new + m[2], text, flags=re.S)
     return text
 
 

@@ -7,7 +7,7 @@ import pytest
 import vipra_ros.sim  # noqa: F401 - says how to draw before anything imports mujoco
 
 
-def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.004):
+def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.004, arms=()):
     """Save a policy of toy size, trained for a second to stay at home within `scatter` rad, hand open."""
     import torch
 
@@ -30,7 +30,9 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
     ]
     tokenizer = train_word_tokenizer(words)
     vq = VQConfig(image_size=32, widths=(8, 8, 8), blocks=(0, 0, 0), codebook_size=16, code_dim=4)
+    count = len(arms) or 1
     policy = PolicyConfig(
+        action_dim=8 * count,
         backbone=BackboneConfig(width=32, layers=1, heads=2, ffn=32),
         cameras=len(cameras),
         codebook_size=16,
@@ -52,7 +54,7 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
         horizon=14,
         execute_steps=7,
         action_space="joint_position",
-        joint_names=load_profile("fr3").joint_names,
+        joint_names=load_profile("fr3").joint_names * count,
         gripper=GRIPPER_CONVENTION,
         relative_actions=False,
         proprio_steps=proprio_steps,
@@ -65,8 +67,9 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
         seed=0,
         data="none",
         code_version="test",
+        arms=arms,
     )
-    network, stay = FlowPolicy(policy), torch.tensor([0.0] * 7 + [1.0]).expand(16, 14, 8)
+    network, stay = FlowPolicy(policy), torch.tensor(([0.0] * 7 + [1.0]) * count).expand(16, 14, -1)
     prompt = Prompt(tokenizer, "{task}", proprio_steps > 0)
     before = torch.tensor([prompt.before(words[0])]).expand(16, -1)
     optimiser = torch.optim.Adam(network.parameters(), 5e-3)
@@ -77,12 +80,12 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
             torch.randint(16, (16, 2, len(cameras), vq.codes_per_frame)),
             torch.tensor(prompt.between),
             torch.tensor(prompt.after),
-            torch.randn(16, proprio_steps, 8) if proprio_steps else None,
+            torch.randn(16, proprio_steps, 8 * count) if proprio_steps else None,
         )
         optimiser.zero_grad()
-        network.loss(prefix, stay, torch.randn(16, 2, 14, 8), torch.rand(16, 2)).mean().backward()
+        network.loss(prefix, stay, torch.randn(16, 2, 14, 8 * count), torch.rand(16, 2)).mean().backward()
         optimiser.step()
-    rows = {"mean": [*scene.HOME, 0.0], "std": [scatter] * 7 + [1.0]}
+    rows = {"mean": [*scene.HOME, 0.0] * count, "std": ([scatter] * 7 + [1.0]) * count}
     Checkpoint(config, network, VQ(vq), {"action": rows, "state": rows}, tokenizer).save(path)
     return path
 
@@ -91,6 +94,13 @@ def make_micro_checkpoint(path, cameras=("front",), proprio_steps=0, scatter=0.0
 def micro_checkpoint(tmp_path_factory):
     """Folder of a one-camera policy of toy size that stays where it is."""
     return make_micro_checkpoint(tmp_path_factory.mktemp("checkpoint") / "micro")
+
+
+@pytest.fixture(scope="session")
+def two_arm_checkpoint(tmp_path_factory):
+    """As micro_checkpoint, for the arms left and right."""
+    path = tmp_path_factory.mktemp("checkpoint") / "arms"
+    return make_micro_checkpoint(path, proprio_steps=1, arms=("left", "right"))
 
 
 @pytest.fixture(scope="session")

@@ -282,3 +282,13 @@ def test_profiles_load_and_stricter_limits_win():
     assert tighter.limits[0] == pytest.approx(0.6 * 0.83) and tighter.q_max == load_profile("fr3").q_max
     with pytest.raises(ValueError, match="unknown; use fr3, panda"):
         load_profile("kuka")
+
+
+@pytest.mark.parametrize("compliant, expected", [(False, 0.0), (True, 0.2)])
+def test_a_compliant_arm_begins_where_it_is_not_at_a_command_of_before(make_rig, compliant, expected):
+    """Torques leave q_d behind: springs drawn to it would have jumped by 0.36 rad, as was seen."""
+    rig = make_rig()
+    rig.core.sink.compliant = compliant
+    rig.offset = 0.2 * np.eye(7)[3]
+    rig.tick()
+    assert rig.core.reference().at(rig.now)[0][3] - rig.profile.home_q[3] == pytest.approx(expected)

@@ -247,9 +247,9 @@ class ExecutorCore(Intake, Operator):
             self._watch.tracking.clear()
 
     def _seed(self) -> np.ndarray:
-        """Where the arm is commanded to be: q_d, unless it is no use (not in control, far off)."""
+        """Where the arm is commanded to be: q_d, unless it is no use (not in control, far off, a compliant arm)."""
         q, q_d = np.asarray(self._state.q, float), np.asarray(self._state.q_d, float)
-        usable = (
+        usable = not getattr(self.sink, "compliant", False) and (
             q_d.shape == q.shape and np.all(np.isfinite(q_d)) and np.abs(q_d - q).max() < self.settings.tracking_limit
         )
         return q_d if usable else q

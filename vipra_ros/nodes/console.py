@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
@@ -29,11 +29,11 @@ from vipra_ros.control.profile import JOINTS, load_profile
 from vipra_ros.data.topics import Topics
 from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import serve
 from vipra_ros.serving.contract import read_token
 
 LATEST = QoSProfile(depth=1)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: What the page may ask for -> service.
 SERVICES = {name: f"executor/{name}" for name in ("arm", "stop", "hold", "home", "recover", "reset")}
 SERVICES |= {name: f"recorder/{name}" for name in ("start", "success", "failure", "discard")}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -26,6 +26,7 @@ from vipra_ros.control.guard import State
 from vipra_ros.control.profile import load_profile
 from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import serve
 from vipra_ros.srv import ResetScene
 from vipra_ros.teleop.demonstration import PERIOD, demonstrate
@@ -33,7 +34,6 @@ from vipra_ros.teleop.emulate import emulated
 from vipra_ros.teleop.gello import load_gello
 from vipra_ros.teleop.motions import Puppet
 
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: rad; where the leader lies before a person takes it: the arm must not move before it is brought to the arm.
 LYING = np.array([0.25, -0.2, 0.0, 0.3, 0.0, 0.0, 0.3])
 #: s for the start of the other nodes, for one of their answers, for an arm to stop or to come home.

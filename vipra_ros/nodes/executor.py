@@ -16,7 +16,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, qos_check_compatible
+from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float32
@@ -37,12 +37,12 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import serve
 from vipra_ros.nodes.trajectory import TrajectoryArm
 from vipra_ros.robot.connect import ConnectionSettings, connect
 
 RELIABLE, LATEST = QoSProfile(depth=10), QoSProfile(depth=1)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: s between two looks at publishers that could not be heard; s after which a simulated clock counts as standing.
 LOOK_PERIOD, STANDSTILL = 1.0, 0.5
 

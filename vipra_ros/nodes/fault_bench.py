@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
@@ -30,6 +29,7 @@ from vipra_ros.control.profile import load_profile
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes.fault_camera import Camera, SimulatedClock
 from vipra_ros.nodes.puppet import CAMERA
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.sim.server import TableServer
 
 #: s a fault is watched, for things to come up, and that an arm may take to move again.
@@ -40,7 +40,6 @@ STILL, REST = 1e-4, 0.2
 STANDS = 0.01
 #: The simulator shares the processors with what it tests.
 PATIENT = dict(overrun_fault=3.0, state_timeout=2.0, tracking_limit=0.5, realtime_config="ignore")
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 MOVES = (ExecutorStatus.ARMED, ExecutorStatus.RUNNING)
 
 

@@ -59,7 +59,8 @@ def _policy() -> list[Fault]:
         Fault("policy SIGKILL", lambda b: b.policy.kill(), "ARMED", "no acceptable chunk",
               "start the policy; no arming needed", mend=restart),
         Fault("policy SIGSTOP", freeze, "ARMED", "no acceptable chunk", "look why the policy hangs", mend=cont),
-        Fault(f"policy SIGSTOP, SIGCONT after {FROZEN:.0f} s", thaw, "RUNNING", "stale", seconds=FROZEN + 4.0),
+        Fault(f"policy SIGSTOP, SIGCONT after {FROZEN:.0f} s", thaw, "RUNNING", "no acceptable chunk",
+              seconds=FROZEN + 4.0),
     ]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float32, String
 
@@ -31,6 +31,7 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import serve, spin
 from vipra_ros.teleop.bus import BusError, Reading, ServoBus, latency_advice
 from vipra_ros.teleop.emulate import emulated
@@ -40,7 +41,6 @@ from vipra_ros.teleop.motions import motion
 from vipra_ros.teleop.upstream import UpstreamBus
 
 LATEST = QoSProfile(depth=1)
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: Reads that may fail in a row before the port is opened anew.
 MOST_FAILURES = 5
 

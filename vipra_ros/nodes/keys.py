@@ -18,13 +18,13 @@ from collections.abc import Callable
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from vipra_ros.data.reception import table
+from vipra_ros.nodes.quality import LATCHED
 
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: Key -> service of the recorder.
 COMMANDS = {"s": "start", "y": "success", "n": "failure", "d": "discard"}
 RELABEL, QUIT = "i", ("q", "\x03", "\x04")

@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,30 +17,30 @@ import rclpy
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
 from vipra_ros.config import ConfigError, param
 from vipra_ros.control.chunk import ActionChunk
-from vipra_ros.control.profile import check_joints, load_profile
+from vipra_ros.control.profile import load_profile
 from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes import convert
+from vipra_ros.nodes.arms import Arms
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import COMMAND, LATCHED
 from vipra_ros.nodes.run import give_way
 from vipra_ros.policy.deployment import check_deployment
 from vipra_ros.policy.loop import PolicyLoop
 from vipra_ros.policy.observation import HistorySettings
-from vipra_ros.policy.pictures import from_jpeg
+from vipra_ros.policy.pictures import from_jpeg, from_raw
 from vipra_ros.policy.plan import Plan, Timing
 from vipra_ros.policy.report import Phase
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-COMMAND = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE)
 #: m between the fingers of the open hand; the finger joint is half of it.
 OPEN_WIDTH = 0.08
 #: s that the shutdown waits for an inference under way before it leaves without it.
@@ -77,7 +78,7 @@ class PolicySettings:
         0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0, high=60.0
     )
     rtc: str = param("none", doc="guided: a new chunk goes on from the one the arm executes; of engine torch",
-                     choices=("none", "guided"))  # fmt: skip
+                     choices=("none", "guided"))
     margin: int = param(1, doc="rows still queued when the next chunk is to arrive", low=0, high=10)
     transport: str = param(
         "compressed", doc="camera messages: compressed (JPEG, PNG) or raw", choices=("compressed", "raw")
@@ -101,7 +102,7 @@ class PolicyNode(Node):
         self.folder = resolve(s.checkpoint) if s.engine != "remote" else None
         if s.rtc != "none" and s.engine == "remote":
             raise ConfigError("policy: rtc = 'guided' with engine = 'remote': choose engine 'torch', or rtc 'none'")
-        self._remote = None
+        self._remote = self._arms = None
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
         self._cameras_ready = False
@@ -134,7 +135,7 @@ class PolicyNode(Node):
             ExecutorStatus,
             "executor/status",
             LATCHED,
-            lambda m: self.loop.executor(m.state, m.epoch, m.queue),
+            self._executor,
         )
         self._subscribe(JointState, "joint_states", qos_profile_sensor_data, self._joints)
         self._told = self.create_guard_condition(self._status)
@@ -164,7 +165,10 @@ class PolicyNode(Node):
             )
         check_deployment(checkpoint.config.decoder, checkpoint.config.variant, self.settings.simulated)
         if self.settings.profile:
-            check_joints(checkpoint.config.joint_names, load_profile(self.settings.profile))
+            checkpoint.check(load_profile(self.settings.profile))
+        if checkpoint.config.arms and self.settings.rtc != "none":
+            raise ConfigError(f"policy: rtc = {self.settings.rtc!r} is for one arm, this checkpoint drives "
+                              f"{len(checkpoint.config.arms)}; choose rtc 'none'")
         return engine, Plan.of(checkpoint)
 
     def _load_here(self) -> object:
@@ -199,7 +203,9 @@ class PolicyNode(Node):
         return self._remote
 
     def _listen(self) -> None:
-        """Subscribe to the cameras that the checkpoint asks for (executor thread)."""
+        """Subscribe to the cameras and arms that the checkpoint asks for (executor thread)."""
+        if self.loop.plan.arms:
+            self._arms = Arms(self, self.loop, self._vector, self._since)
         raw = self.settings.transport == "raw"
         kind, ending = (Image, "") if raw else (CompressedImage, "/compressed")
         for camera in self.loop.plan.cameras:
@@ -220,19 +226,26 @@ class PolicyNode(Node):
         stamp = self._since(_nanoseconds(message.header.stamp))
         self.loop.image(camera, stamp, message, zlib.crc32(message.data))
 
+    def _executor(self, message: ExecutorStatus) -> None:
+        if self.loop.plan is None or not self.loop.plan.arms:
+            self.loop.executor(message.state, message.epoch, message.queue)
+
     def _joints(self, message: JointState) -> None:
         plan = self.loop.plan
-        if plan is None:
+        if plan is None or plan.arms or (vector := self._vector(message, plan.joint_names)) is None:
             return
+        self.loop.joints(self._since(_nanoseconds(message.header.stamp)), vector)
+
+    def _vector(self, message: JointState, names: Sequence[str]) -> np.ndarray | None:
+        """Positions (rad) of `names` and the gripper's opening in [-1, 1], (n + 1,); None when one is missing."""
         place = dict(zip(message.name, message.position))
         finger = next((v for n, v in place.items() if "finger" in n), math.nan)
         opening = min(1.0, max(-1.0, 2 * finger / OPEN_WIDTH * 2.0 - 1.0)) if math.isfinite(finger) else 1.0
         try:
-            vector = np.array([*(place[n] for n in plan.joint_names), opening])
+            return np.array([*(place[n] for n in names), opening])
         except KeyError as missing:
-            self._note(f"joint_states lacks {missing}; the checkpoint drives {', '.join(plan.joint_names)}")
-            return
-        self.loop.joints(self._since(_nanoseconds(message.header.stamp)), vector)
+            self._note(f"joint_states lacks {missing}; the checkpoint drives {', '.join(names)}")
+            return None
 
     def _words(self, message: String) -> None:
         if self.loop.instruct(message.data):
@@ -253,7 +266,10 @@ class PolicyNode(Node):
 
     def _publish(self, chunk: ActionChunk) -> None:
         stamp = Time(nanoseconds=self._origin + round(chunk.stamp * 1e9)).to_msg()
-        self._chunk_out.publish(convert.chunk_message(chunk, stamp))
+        if self._arms:
+            self._arms.publish(chunk, stamp)
+        else:
+            self._chunk_out.publish(convert.chunk_message(chunk, stamp))
 
     def _tell(self) -> None:
         """The loop changed its phase, in whatever thread: publish from the node's own."""
@@ -299,14 +315,7 @@ def decode(message: CompressedImage | Image) -> np.ndarray:
     """
     if isinstance(message, CompressedImage):
         return from_jpeg(message.data)
-    channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}.get(message.encoding)
-    if channels is None:
-        raise ValueError(f"image encoding {message.encoding!r} is not supported; publish rgb8 or bgr8")
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-    image = rows[:, : channels * message.width].reshape(message.height, message.width, channels)
-    if channels == 1:
-        return np.repeat(image, 3, axis=2)
-    return image[..., 2::-1] if message.encoding.startswith("bgr") else image[..., :3]
+    return from_raw(message.data, message.encoding, message.height, message.width, message.step)
 
 
 def _threads() -> int:

@@ -30,9 +30,9 @@ from vipra_ros.data.reception import Demands
 from vipra_ros.data.recording import Recorder, RecordingSettings, Result
 from vipra_ros.data.topics import Topics, latched
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import begin
 
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: A stream's publisher may offer best effort or reliable; best effort hears both. The depth bridges a
 #: pause of half a second at 100 Hz.
 STREAM = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -19,7 +19,7 @@ import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 
@@ -33,10 +33,10 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import COMMAND, LATCHED
 from vipra_ros.nodes.run import spin
 
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-COMMAND, STREAM = QoSProfile(depth=1), QoSProfile(depth=50)
+STREAM = QoSProfile(depth=50)
 READY = (ExecutorStatus.ARMED, ExecutorStatus.RUNNING)
 NS = 1e9
 #: s until the first chunk must have set the executor going.

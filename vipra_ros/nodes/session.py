@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -23,11 +23,11 @@ from std_srvs.srv import Trigger
 from vipra_ros.learning import metrics
 from vipra_ros.learning.results import JERK_RATE, EpisodeRecord
 from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.system import SessionError
 from vipra_ros.sim import tasks
 from vipra_ros.srv import ResetScene
 
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 #: s; a cold start reads torch, a checkpoint and a scene on machines that may be busy.
 START_TIMEOUT = 120.0
 #: s for an answer of a service; stopping and recovering take about one.

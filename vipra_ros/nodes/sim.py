@@ -15,20 +15,19 @@ from dataclasses import dataclass
 import cv2
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
 from vipra_ros.config import param
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import begin
 from vipra_ros.sim import scene, tasks
 from vipra_ros.sim.server import TableServer
 from vipra_ros.sim.world import Eyes
 from vipra_ros.srv import ResetScene
-
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class CheckpointConfig:
     execute_steps: int = param(doc="steps executed before the next chunk", low=1, high=4096)
     action_space: str = param(doc="meaning of the action columns", choices=ACTION_SPACES)
     joint_names: tuple[str, ...] = param(doc="order of the joint columns")
-    gripper: str = param(doc="meaning of the last column", choices=(GRIPPER_CONVENTION,))
+    gripper: str = param(doc="meaning of the last column of each arm", choices=(GRIPPER_CONVENTION,))
     relative_actions: bool = param(doc="joint columns are predicted relative to the measured joints")
     proprio_steps: int = param(doc="joint vectors given to the policy", low=0, high=64)
     prompt: str = param(doc="template around the instruction")
@@ -73,6 +73,8 @@ class CheckpointConfig:
     seed: int = param(doc="training seed")
     data: str = param(doc="data set and its fingerprint")
     code_version: str = param(doc="version of vipra_ros that trained it")
+    arms: tuple[str, ...] = param((), doc="namespaces of the arms that share the columns, joints and gripper of each "
+                                          "in turn; empty: one arm")
 
     def __post_init__(self) -> None:
         same = {
@@ -92,9 +94,26 @@ class CheckpointConfig:
             raise ConfigError(f"checkpoint: execute_steps = {self.execute_steps} exceeds the horizon of {self.horizon}")
         if self.relative_actions and self.action_space != "joint_position":
             raise ConfigError(f"checkpoint: relative_actions needs joint_position actions, not {self.action_space}")
-        joint_columns = len(self.joint_names) if self.action_space != "ee_delta" else 6
-        if self.policy.action_dim != joint_columns + 1:
-            raise ConfigError(f"checkpoint: {self.policy.action_dim} action columns for {joint_columns} and a gripper")
+        joint_columns, grippers = len(self.joint_names) if self.action_space != "ee_delta" else 6, len(self.arms) or 1
+        if self.policy.action_dim != joint_columns + grippers:
+            raise ConfigError(f"checkpoint: {self.policy.action_dim} action columns for {joint_columns} and "
+                              f"{'a gripper' if grippers == 1 else f'{grippers} grippers'}")
+        if self.arms:
+            self._check_arms()
+
+    def _check_arms(self) -> None:
+        if len(self.arms) < 2 or len(set(self.arms)) < len(self.arms) or len(self.joint_names) % len(self.arms):
+            raise ConfigError(f"checkpoint: arms {', '.join(self.arms)} for {len(self.joint_names)} joints: name two "
+                              "or more, each once, with as many joints each")
+        if self.action_space != "joint_position" or self.decoder != "flow":
+            raise ConfigError(f"checkpoint: several arms need joint_position actions and a flow decoder, not "
+                              f"{self.action_space} and {self.decoder}")
+
+    @property
+    def grippers(self) -> tuple[int, ...]:
+        """Columns of the grippers."""
+        each = self.policy.action_dim // (len(self.arms) or 1)
+        return tuple(range(each - 1, self.policy.action_dim, each))
 
     @property
     def decoder(self) -> str:
@@ -118,7 +137,7 @@ class Checkpoint:
     @property
     def normaliser(self) -> Normaliser:
         """Raw actions and states <-> network numbers."""
-        return Normaliser.from_statistics(self.statistics, self.config.relative_actions)
+        return Normaliser.from_statistics(self.statistics, self.config.relative_actions, self.config.grippers)
 
     @property
     def prompt(self) -> Prompt:
@@ -197,13 +216,15 @@ class Checkpoint:
         )
 
     def check(self, profile) -> None:
-        """Refuse a robot profile (control.profile.RobotProfile) this policy was not trained for.
+        """Refuse a robot profile (control.profile.RobotProfile) this policy was not trained for, on any arm.
 
         Raises:
             CheckpointError: joints differ in number, name or order, or data leave the robot's position limits.
         """
         try:
-            check_joints(self.config.joint_names, profile)
+            names, arms = self.config.joint_names, len(self.config.arms) or 1
+            for k in range(arms):
+                check_joints(names[k * len(names) // arms : (k + 1) * len(names) // arms], profile)
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
 

@@ -1,6 +1,6 @@
 """Raw actions and states <-> the network's numbers, by the statistics stored in the checkpoint.
 
-z = (x - mean) / max(std, floor) for every dimension but the gripper (last), which stays at its raw +-1. With
+z = (x - mean) / max(std, floor) for every dimension but the grippers (the last of each arm), which stay at +-1. With
 `relative` the joint columns of a chunk are first taken relative to the measured joints at the observation, so
 that the network learns motions instead of poses; an option beyond the paper that needs joints at run time.
 """
@@ -24,22 +24,23 @@ class Normaliser:
     state_mean: np.ndarray | None
     state_std: np.ndarray | None
     relative: bool
+    grippers: tuple[int, ...] = (-1,)
 
     @classmethod
-    def from_statistics(cls, statistics: dict, relative: bool) -> Normaliser:
+    def from_statistics(cls, statistics: dict, relative: bool, grippers: tuple[int, ...] = (-1,)) -> Normaliser:
         """From the checkpoint's statistics.json: {"action": {mean, std, ...}, "state": {...} or absent}."""
         try:
             mean, std = (np.array(statistics["action"][key], np.float64) for key in ("mean", "std"))
         except (KeyError, TypeError):
             raise ValueError("statistics hold no action mean and std; a checkpoint without them cannot act") from None
-        mean[-1], std[-1] = 0.0, 1.0
+        mean[list(grippers)], std[list(grippers)] = 0.0, 1.0
         state = statistics.get("state")
         state_mean = None if state is None else np.array(state["mean"], np.float64)
         state_std = None if state is None else np.maximum(np.array(state["std"], np.float64), STD_FLOOR)
         for name, values in dict(action_mean=mean, action_std=std, state_mean=state_mean, state_std=state_std).items():
             if values is not None and not np.isfinite(values).all():
                 raise ValueError(f"statistics: {name} is not finite; compute the statistics again")
-        return cls(mean, np.maximum(std, STD_FLOOR), state_mean, state_std, relative)
+        return cls(mean, np.maximum(std, STD_FLOOR), state_mean, state_std, relative, grippers)
 
     def actions(self, raw: np.ndarray, state: np.ndarray | None) -> np.ndarray:
         """Raw (..., h, a) -> normalised; `state` (..., a) is the one measured at the observation."""
@@ -59,7 +60,7 @@ class Normaliser:
         if state is None:
             raise ValueError("relative actions need the measured joints; give the observation its joints")
         offset = np.array(state, np.float64)
-        offset[..., -1] = 0.0
+        offset[..., list(self.grippers)] = 0.0
         return actions + sign * offset[..., None, :]
 
 

@@ -58,3 +58,19 @@ def pixels(data: bytes) -> int:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError(f"{len(data)} bytes are no image; publish JPEG or PNG")
+
+
+def from_raw(data: bytes, encoding: str, height: int, width: int, step: int) -> np.ndarray:
+    """Pixels of a raw image of ROS, uint8 RGB (H, W, 3); `step` in bytes a row.
+
+    Raises:
+        ValueError: an encoding that is not supported.
+    """
+    channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}.get(encoding)
+    if channels is None:
+        raise ValueError(f"image encoding {encoding!r} is not supported; publish rgb8 or bgr8")
+    rows = np.frombuffer(data, np.uint8).reshape(height, step)
+    image = rows[:, : channels * width].reshape(height, width, channels)
+    if channels == 1:
+        return np.repeat(image, 3, axis=2)
+    return image[..., 2::-1] if encoding.startswith("bgr") else image[..., :3]

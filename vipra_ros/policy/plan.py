@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """What the checkpoint asks of the loop. `period` in s; `joints`: vectors per observation, 0 for none."""
+    """What the checkpoint asks of the loop. `period` in s; `joints`: vectors per observation, 0 for none.
+
+    `arms`: namespaces of the arms that share the columns, each its joints and gripper; none: one arm.
+    """
 
     cameras: tuple[str, ...]
     period: float
@@ -17,6 +20,7 @@ class Plan:
     joint_names: tuple[str, ...]
     checkpoint: str
     joints: int = 0
+    arms: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, checkpoint) -> Plan:
@@ -31,6 +35,7 @@ class Plan:
             c.joint_names,
             checkpoint.hash[:16],
             max(c.proprio_steps, int(c.relative_actions)),
+            c.arms,
         )
 
 

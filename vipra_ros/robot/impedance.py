@@ -24,6 +24,8 @@ SETTLE = 0.5
 class ImpedanceArm(FrankyArm):
     """:class:`FrankyArm` whose last hop is a moving spring; the core calls :meth:`follow` at every pass."""
 
+    #: Nothing is commanded but torques: q_d is a leftover of the motion before.
+    compliant = True
     _motion: franky.JointImpedanceTrackingMotion | None = None
 
     def stream(self, waypoints: Sequence[Waypoint], now: float) -> None:

@@ -1,0 +1,192 @@
+"""`vipra bench control`: how even the executor's loop is at 22 and 50 actions a second, beside two cameras.
+
+Simulator and executor run as always: real franky, the simulated controller at 1 kHz, the loop at its default 100 Hz.
+The policy is this process: it decodes every picture and sends chunks of a smooth path at the action rate asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CompressedImage, JointState
+from std_srvs.srv import Trigger
+
+from vipra_ros.control.profile import load_profile
+from vipra_ros.learning.results import machine
+from vipra_ros.msg import ActionChunk, ExecutorStatus
+from vipra_ros.nodes.quality import COMMAND, LATCHED
+from vipra_ros.nodes.system import System
+from vipra_ros.policy.pictures import from_jpeg
+
+CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
+LOOP, HORIZON, EXECUTE, AHEAD = 100.0, 14, 7, 0.1
+#: rad and Hz of the path about the home pose; s until the executor is up, and of each rate that are not counted.
+SIZE, SWING, START, WARM = 0.2, 0.2, 60.0, 3.0
+#: ms, upper ends of the histogram's bins of the period.
+BINS = (5, 8, 9, 9.5, 10.5, 11, 12, 15, 20, 30, 50, 1000)
+PARAMETERS = f"""/**/executor:
+  ros__parameters:
+    control_rate: {LOOP}
+    overrun_fault: 3.0
+    state_timeout: 2.0
+"""
+
+
+class Driver:
+    """Policy, operator and ears of the bench."""
+
+    def __init__(self, domain: int):
+        self.context = rclpy.Context()
+        rclpy.init(args=[], context=self.context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        self.node = node = rclpy.create_node("bench_control", context=self.context)
+        self.profile, self.ids, self.pictures = load_profile("fr3"), 0, dict.fromkeys(CAMERAS, 0)
+        self.stamps: deque[float] = deque(maxlen=200_000)
+        self.status: ExecutorStatus | None = None
+        node.create_subscription(ExecutorStatus, "executor/status", lambda m: setattr(self, "status", m), LATCHED)
+        node.create_subscription(JointState, "executor/joint_command", self._command, 500)
+        for camera in CAMERAS:
+            node.create_subscription(CompressedImage, f"camera/{camera}/image_raw/compressed",
+                                     lambda m, c=camera: self._picture(c, m), qos_profile_sensor_data)
+        self._chunks = node.create_publisher(ActionChunk, "policy/chunk", COMMAND)
+        self._arm = node.create_client(Trigger, "executor/arm")
+        self._spinner = SingleThreadedExecutor(context=self.context)
+        self._spinner.add_node(node)
+        threading.Thread(target=self._spinner.spin, daemon=True).start()
+
+    def until(self, condition, seconds: float, what: str) -> None:
+        """RuntimeError when `condition` does not come true."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise RuntimeError(f"no {what} in {seconds:.0f} s; executor: {self.status and self.status.state_text}")
+            time.sleep(0.02)
+
+    def arm(self) -> None:
+        """Until it is armed."""
+        self.until(self._arm.service_is_ready, START, "executor")
+
+        def armed() -> bool:
+            future = self._arm.call_async(Trigger.Request())
+            end = time.monotonic() + 2.0
+            while not future.done() and time.monotonic() < end:
+                time.sleep(0.02)
+            return future.done() and future.result().success
+
+        self.until(armed, START, "arming")
+
+    def drive(self, rate: float, seconds: float) -> None:
+        """Chunks of the path, rows 1 / rate s apart, each five rows after the one before."""
+        period, due, end = 1 / rate, 0.0, time.monotonic() + seconds
+        while (now := time.monotonic()) < end:
+            if now >= due:
+                due = now + 5 * period
+                self._send(period)
+            time.sleep(min(0.005, period / 4))
+
+    def close(self) -> None:
+        """End the node."""
+        self._spinner.shutdown()
+        rclpy.try_shutdown(context=self.context)
+
+    def _send(self, period: float) -> None:
+        stamp = self.node.get_clock().now().nanoseconds - round(AHEAD * 1e9)
+        times = 1e-9 * stamp + period * np.arange(1, HORIZON + round(AHEAD / period) + 1)
+        swing = np.array([1, 0.3, 1, 0.3, 1, 0.5, 1]) * np.sin(2 * np.pi * SWING * times)[:, None]
+        rows = np.column_stack([self.profile.home_q + SIZE * swing, np.ones(len(times))])
+        execute, self.ids = EXECUTE + len(times) - HORIZON, self.ids + 1
+        message = ActionChunk(
+            chunk_id=self.ids, policy_id="bench", epoch=self.status.epoch, action_space="joint_position",
+            step_period=period, joint_names=list(self.profile.joint_names), horizon=len(rows), execute_steps=execute,
+            action_size=8, actions=rows[:execute].ravel().tolist(), lookahead=rows[execute:].ravel().tolist())
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+        self._chunks.publish(message)
+
+    def _command(self, message: JointState) -> None:
+        self.stamps.append(message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec)
+
+    def _picture(self, camera: str, message: CompressedImage) -> None:
+        from_jpeg(message.data)
+        self.pictures[camera] += 1
+
+
+def run(rates: list[float] | None = None, seconds: float = 30.0, json_path: str = "") -> None:
+    """Measure every rate and print what came of it."""
+    results = {"machine": machine(), "loop_hz": LOOP, "seconds": seconds, "rates": {}}
+    with System(system="sim", parameters=PARAMETERS, camera_rate=str(CAMERA_RATE)) as system:
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        driver = Driver(system.domain)
+        try:
+            driver.until(lambda: driver.status and all(driver.pictures.values()), START, "pictures")
+            for rate in rates or [22.0, 50.0]:
+                driver.arm()
+                results["rates"][f"{rate:g}"] = found = _measure(driver, system.pid, rate, seconds)
+                _print(rate, found)
+        finally:
+            driver.close()
+    if json_path:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_path).write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
+    driver.drive(rate, WARM)
+    driver.stamps.clear()
+    before, shown, began = _spent(pid), dict(driver.pictures), time.monotonic()
+    driver.drive(rate, seconds)
+    passed, after, status = time.monotonic() - began, _spent(pid), driver.status
+    periods = 1e3 * np.diff(np.array(driver.stamps))
+    counts = np.histogram(periods, (0, *BINS))[0]
+    return {
+        "n": len(periods), "period_ms": np.percentile(periods, (50, 95, 99, 100)).round(2).tolist(),
+        "jitter_ms": np.percentile(np.abs(periods - 1e3 / LOOP), (50, 95, 99, 100)).round(2).tolist(),
+        "histogram": {f"<{b:g}": int(c) for b, c in zip(BINS, counts)},
+        "cpu": {k: round((v - before.get(k, 0.0)) / passed, 2) for k, v in after.items()},
+        "pictures_hz": {c: round((driver.pictures[c] - shown[c]) / passed, 1) for c in CAMERAS},
+        "action_rate": round(status.action_rate, 1), "state": status.state_text, "overruns": status.overruns,
+        "limiter_active": round(status.limiter_active, 3), "stall_fraction": round(status.stall_fraction, 3),
+        "boundary_step": round(status.boundary_step, 4), "rejected": status.rejected,
+    }
+
+
+def _spent(session: int) -> dict[str, float]:
+    """s of processor time of each node of the session's system, of the simulated controller, and of ourselves."""
+    spent, ticks = {"bench": time.process_time()}, os.sysconf("SC_CLK_TCK")
+    family = {session}
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):
+        try:
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(stat[1]) not in family:
+                continue
+            family.add(int(folder.name))
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        name = words[words.index("node") + 1] if "node" in words else ""
+        if name := "controller" if "vipra_ros.sim.table" in words else name:
+            spent[name] = spent.get(name, 0.0) + (int(stat[11]) + int(stat[12])) / ticks
+    return spent
+
+
+def _print(rate: float, found: dict) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    period, jitter = (" / ".join(f"{x:.1f}" for x in found[k]) for k in ("period_ms", "jitter_ms"))
+    console.print(f"{rate:g} actions/s asked for, {found['action_rate']:g} done; {found['state']}, n {found['n']}")
+    console.print(f"  loop period p50 / p95 / p99 / max {period} ms; jitter {jitter} ms; overruns {found['overruns']}")
+    console.print("  cores: " + ", ".join(f"{k} {v:.2f}" for k, v in found["cpu"].items()))
+    console.print(f"  pictures/s {found['pictures_hz']}; limiter {found['limiter_active']:.0%}, "
+                  f"stalled {found['stall_fraction']:.0%}, boundary {found['boundary_step']} rad")
+    most = max(found["histogram"].values()) or 1
+    for name, count in found["histogram"].items():
+        console.print(f"  {name + ' ms':>8} {count:6} {'#' * round(40 * count / most)}")
