@@ -85,10 +85,10 @@ def page(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` written anew."""
     for name, table in TABLES.items():
         new = "\n".join(table(json.loads((RESULTS / f"{name}.json").read_text())))
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         if not re.search(pattern, text, re.S):
             raise ValueError(f"{PAGE.name} has no place for {name}: add <!-- {name} --> and <!-- /{name} -->")
-        text = re.sub(pattern, lambda m, new=new: m[1] + new + m[2], text, flags=re.S)
+        text = re.sub(pattern, lambda m, new=new: m[1] + new + "\n" + m[2], text, flags=re.S)
     return text
 
 

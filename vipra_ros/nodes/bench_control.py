@@ -29,9 +29,13 @@ from vipra_ros.nodes.system import System
 from vipra_ros.policy.pictures import from_jpeg
 
 CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
-LOOP, HORIZON, EXECUTE, AHEAD = 100.0, 14, 7, 0.1
+LOOP, AHEAD = 100.0, 0.1
+#: s of a chunk, of its executed rows, and between two chunks: those of 14, 7 and 5 rows at 15 Hz.
+HORIZON, EXECUTE, EVERY = 14 / 15, 7 / 15, 5 / 15
 #: rad and Hz of the path about the home pose; s until the executor is up, and of each rate that are not counted.
 SIZE, SWING, START, WARM = 0.2, 0.2, 60.0, 3.0
+#: s after which the executor serves another policy: one of another rate is another one.
+LEASE = 3.5
 #: ms, upper ends of the histogram's bins of the period.
 BINS = (5, 8, 9, 9.5, 10.5, 11, 12, 15, 20, 30, 50, 1000)
 PARAMETERS = f"""/**/executor:
@@ -85,11 +89,11 @@ class Driver:
         self.until(armed, START, "arming")
 
     def drive(self, rate: float, seconds: float) -> None:
-        """Chunks of the path, rows 1 / rate s apart, each five rows after the one before."""
+        """Chunks of the path, rows 1 / rate s apart."""
         period, due, end = 1 / rate, 0.0, time.monotonic() + seconds
         while (now := time.monotonic()) < end:
             if now >= due:
-                due = now + 5 * period
+                due = now + EVERY
                 self._send(period)
             time.sleep(min(0.005, period / 4))
 
@@ -100,14 +104,16 @@ class Driver:
 
     def _send(self, period: float) -> None:
         stamp = self.node.get_clock().now().nanoseconds - round(AHEAD * 1e9)
-        times = 1e-9 * stamp + period * np.arange(1, HORIZON + round(AHEAD / period) + 1)
+        execute = round(EXECUTE / period)
+        times = 1e-9 * stamp + period * np.arange(1, round(HORIZON / period) + 1)
         swing = np.array([1, 0.3, 1, 0.3, 1, 0.5, 1]) * np.sin(2 * np.pi * SWING * times)[:, None]
         rows = np.column_stack([self.profile.home_q + SIZE * swing, np.ones(len(times))])
-        execute, self.ids = EXECUTE + len(times) - HORIZON, self.ids + 1
+        self.ids += 1
         message = ActionChunk(
-            chunk_id=self.ids, policy_id="bench", epoch=self.status.epoch, action_space="joint_position",
-            step_period=period, joint_names=list(self.profile.joint_names), horizon=len(rows), execute_steps=execute,
-            action_size=8, actions=rows[:execute].ravel().tolist(), lookahead=rows[execute:].ravel().tolist())
+            chunk_id=self.ids, policy_id=f"bench {1 / period:g} Hz", epoch=self.status.epoch,
+            action_space="joint_position", step_period=period, joint_names=list(self.profile.joint_names),
+            horizon=len(rows), execute_steps=execute, action_size=8,
+            actions=rows[:execute].ravel().tolist(), lookahead=rows[execute:].ravel().tolist())
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
         self._chunks.publish(message)
 
@@ -128,6 +134,7 @@ def run(rates: list[float] | None = None, seconds: float = 30.0, json_path: str 
         try:
             driver.until(lambda: driver.status and all(driver.pictures.values()), START, "pictures")
             for rate in rates or [22.0, 50.0]:
+                time.sleep(LEASE)
                 driver.arm()
                 results["rates"][f"{rate:g}"] = found = _measure(driver, system.pid, rate, seconds)
                 _print(rate, found)
@@ -155,6 +162,7 @@ def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
         "action_rate": round(status.action_rate, 1), "state": status.state_text, "overruns": status.overruns,
         "limiter_active": round(status.limiter_active, 3), "stall_fraction": round(status.stall_fraction, 3),
         "boundary_step": round(status.boundary_step, 4), "rejected": status.rejected,
+        "last_rejection": status.last_rejection,
     }
 
 
