@@ -206,13 +206,13 @@ def load_profile(robot: str | Path = "fr3") -> RobotProfile:
     return load(RobotProfile, path)
 
 
-def check_joints(joint_names: tuple[str, ...], profile: RobotProfile) -> None:
-    """Refuse a policy that drives other joints than the robot has.
+def check_joints(joint_names: tuple[str, ...], profile: RobotProfile, arms: int = 1) -> None:
+    """Refuse a policy that drives other joints than the robot has; names of several arms stand one after the other.
 
     Raises:
         ConfigError: joints differ in number, name or order.
     """
-    mine, theirs = tuple(profile.joint_names), tuple(joint_names)
+    mine, theirs = tuple(profile.joint_names) * arms, tuple(joint_names)
     if len(mine) != len(theirs):
         raise ConfigError(
             f"checkpoint drives {len(theirs)} joints, robot {profile.name} has {len(mine)}; "

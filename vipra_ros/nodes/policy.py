@@ -24,7 +24,7 @@ from std_msgs.msg import String
 
 from vipra_ros.config import ConfigError, param
 from vipra_ros.control.chunk import ActionChunk
-from vipra_ros.control.profile import load_profile
+from vipra_ros.control.profile import check_joints, load_profile
 from vipra_ros.msg import ActionChunk as ChunkMessage
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes import convert
@@ -165,7 +165,8 @@ class PolicyNode(Node):
             )
         check_deployment(checkpoint.config.decoder, checkpoint.config.variant, self.settings.simulated)
         if self.settings.profile:
-            checkpoint.check(load_profile(self.settings.profile))
+            profile = load_profile(self.settings.profile)
+            check_joints(checkpoint.config.joint_names, profile, len(checkpoint.config.arms) or 1)
         if checkpoint.config.arms and self.settings.rtc != "none":
             raise ConfigError(f"policy: rtc = {self.settings.rtc!r} is for one arm, this checkpoint drives "
                               f"{len(checkpoint.config.arms)}; choose rtc 'none'")
@@ -355,6 +356,9 @@ def main(args: list[str] | None = None) -> None:
             rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:
+        if rclpy.ok():  # else the interrupt came while it was about to wait
+            raise
     node.destroy_node()
     rclpy.try_shutdown()
     # Nothing is left to save. The interpreter would now unload torch for seconds, and wait for, or crash

@@ -222,9 +222,7 @@ class Checkpoint:
             CheckpointError: joints differ in number, name or order, or data leave the robot's position limits.
         """
         try:
-            names, arms = self.config.joint_names, len(self.config.arms) or 1
-            for k in range(arms):
-                check_joints(names[k * len(names) // arms : (k + 1) * len(names) // arms], profile)
+            check_joints(self.config.joint_names, profile, len(self.config.arms) or 1)
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,6 +50,9 @@ class Contract:
     prompt: str = param("prompt", doc="key of the instruction")
     actions: str = param("actions", doc="key of the chunk in the answer")
 
+    #: A served policy drives one arm.
+    arms: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         if self.execute_steps > self.horizon:
             raise ConfigError(f"policy server: execute_steps = {self.execute_steps} exceeds horizon = {self.horizon}")
@@ -75,6 +79,9 @@ class Contract:
     def of(cls, checkpoint) -> Contract:
         """Of a loaded `vipra_ros.policy.checkpoint.Checkpoint`."""
         # A checkpoint's `prompt` is the template around the words, not the key they travel under.
+        if checkpoint.config.arms:
+            raise ConfigError(f"this checkpoint drives {len(checkpoint.config.arms)} arms; a server is for one: run it "
+                              "in the policy node")
         c, own = checkpoint.config, {f.name for f in dataclasses.fields(cls)} - {"prompt"}
         shared = {f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name in own}
         return cls(**{**shared, "frames": c.policy.frames, "hash": checkpoint.hash, "jpeg": True,
