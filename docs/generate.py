@@ -124,14 +124,12 @@ class Module:
         self.node = node
         self.tree = ast.parse((ROOT / "vipra_ros" / "nodes" / f"{node}.py").read_text())
         self.types, self.constants = {}, {}
-        for statement in ast.parse((ROOT / "vipra_ros" / "nodes" / "quality.py").read_text()).body:
-            if isinstance(statement, ast.Assign):
-                self.constants |= _bindings(statement)
         for statement in ast.walk(self.tree):
             if isinstance(statement, ast.ImportFrom) and (statement.module or "").endswith((".msg", ".srv")):
                 package = statement.module.rpartition(".")[0]
                 self.types |= {a.asname or a.name: f"{package}/{a.name}" for a in statement.names}
-        for statement in self.tree.body:
+        shared = ast.parse((ROOT / "vipra_ros" / "nodes" / "quality.py").read_text())
+        for statement in (*shared.body, *self.tree.body):
             if isinstance(statement, ast.Assign):
                 self.constants |= _bindings(statement)
 

@@ -83,7 +83,7 @@ class Arms:
             vector = self._vector(message, self._names[k])
             if vector is None:
                 return
-            stamp = self._since(message.header.stamp.sec * 10**9 + message.header.stamp.nanosec)
+            stamp = self._since(convert.nanoseconds(message.header.stamp))
             self._joints[k] = stamp, vector
             if k == 0 and all(j is not None and abs(stamp - j[0]) < APART for j in self._joints):
                 self._loop.joints(stamp, np.concatenate([j[1] for j in self._joints]))

@@ -25,7 +25,7 @@ from vipra_ros.control.profile import load_profile
 from vipra_ros.learning.results import machine
 from vipra_ros.msg import ActionChunk, ExecutorStatus
 from vipra_ros.nodes.quality import COMMAND, LATCHED
-from vipra_ros.nodes.system import System
+from vipra_ros.nodes.system import System, processor_time
 from vipra_ros.policy.pictures import from_jpeg
 
 CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
@@ -168,20 +168,20 @@ def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
 
 def _spent(session: int) -> dict[str, float]:
     """s of processor time of each node of the session's system, of the simulated controller, and of ourselves."""
-    spent, ticks = {"bench": time.process_time()}, os.sysconf("SC_CLK_TCK")
-    family = {session}
+    spent, family = {"bench": time.process_time()}, {session}
     for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):
         try:
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(stat[1]) not in family:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) not in family:
                 continue
             family.add(int(folder.name))
+            used = processor_time(int(folder.name))
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
         name = words[words.index("node") + 1] if "node" in words else ""
         if name := "controller" if "vipra_ros.sim.table" in words else name:
-            spent[name] = spent.get(name, 0.0) + (int(stat[11]) + int(stat[12])) / ticks
+            spent[name] = spent.get(name, 0.0) + used
     return spent
 
 

@@ -28,7 +28,7 @@ from vipra_ros import graph
 from vipra_ros.data import messages
 from vipra_ros.data.bags import EpisodeReader, find_bags
 from vipra_ros.nodes.session import START_TIMEOUT, Session
-from vipra_ros.nodes.system import SessionError, System
+from vipra_ros.nodes.system import SessionError, System, processor_time
 
 WIDTH, HEIGHT, RATE = 640, 480, 30.0
 CAMERAS = ("left", "right")
@@ -72,9 +72,9 @@ def measure(kind: str, seconds: float, folder: Path) -> dict:
                 raise SessionError("the cameras did not start")
             ours.recv()
             _call(session, "start", wait=START_TIMEOUT, settle=BEFORE)
-            begin, busy = session.now, _cpu(recorder.pid)
+            begin, busy = session.now, processor_time(recorder.pid)
             time.sleep(seconds)
-            end, busy = session.now, _cpu(recorder.pid) - busy
+            end, busy = session.now, processor_time(recorder.pid) - busy
             time.sleep(AFTER)
             _call(session, "success")
             ours.send("stop")
@@ -188,12 +188,6 @@ def _figures(kind: str, folder: Path, sent: tuple, begin: float, end: float) -> 
     }
     mb = sum(f.stat().st_size for f in bag.iterdir()) / 1e6
     return {"cameras": cameras, "others": others, "bag_mb": round(mb, 1), "seconds": round(end - begin, 2)}
-
-
-def _cpu(pid: int) -> float:
-    """s of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _machine() -> str:

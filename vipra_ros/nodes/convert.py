@@ -17,6 +17,11 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 
 
+def nanoseconds(stamp: Time) -> int:
+    """ns since 1970 of a message's stamp."""
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
 def chunk(message: ActionChunkMessage, stamp: float) -> ActionChunk:
     """The message as the core takes it, its `stamp` in s on the monotonic clock.
 

@@ -224,7 +224,7 @@ class PolicyNode(Node):
     # --- messages in ---------------------------------------------------------------------------------------
 
     def _image(self, camera: str, message: CompressedImage | Image) -> None:
-        stamp = self._since(_nanoseconds(message.header.stamp))
+        stamp = self._since(convert.nanoseconds(message.header.stamp))
         self.loop.image(camera, stamp, message, zlib.crc32(message.data))
 
     def _executor(self, message: ExecutorStatus) -> None:
@@ -235,7 +235,7 @@ class PolicyNode(Node):
         plan = self.loop.plan
         if plan is None or plan.arms or (vector := self._vector(message, plan.joint_names)) is None:
             return
-        self.loop.joints(self._since(_nanoseconds(message.header.stamp)), vector)
+        self.loop.joints(self._since(convert.nanoseconds(message.header.stamp)), vector)
 
     def _vector(self, message: JointState, names: Sequence[str]) -> np.ndarray | None:
         """Positions (rad) of `names` and the gripper's opening in [-1, 1], (n + 1,); None when one is missing."""
@@ -335,10 +335,6 @@ def _topics(given: tuple[str, ...]) -> dict[str, str]:
             )
         pairs[camera] = topic
     return pairs
-
-
-def _nanoseconds(stamp) -> int:
-    return stamp.sec * 10**9 + stamp.nanosec
 
 
 def main(args: list[str] | None = None) -> None:

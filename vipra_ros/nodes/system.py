@@ -136,3 +136,9 @@ class System:
         said = [x for x in lines if x.startswith(f"[{node}]") and any(w in x for w in ("FATAL", "ERROR", "rror: "))]
         what = f"{node} ended" if died else f"the system ended with status {code}"
         raise SessionError(f"{what}: {said[-1] if said else died or 'nothing was said'} (log: {self.log})")
+
+
+def processor_time(pid: int) -> float:
+    """s of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
