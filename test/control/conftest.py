@@ -1,10 +1,12 @@
 """Shared by the control tests: an independent judge of emitted samples, and a virtual arm around the core.
 
 The judge is written from libfranka's rate_limiting.h and the FCI documentation (differences of 1 kHz
-samples), from the DH table written out again, and from nothing of ours but the profile's plain numbers.
+samples), from the DH table written out again, from the meshes of the links (hulls.py), and from nothing of ours.
 """
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from vipra_ros.control.chunk import ActionChunk, RobotState
 from vipra_ros.control.executor import ExecutorCore, ExecutorSettings
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.sinks import PreviewHand, PreviewSink
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hulls import nearest
 
 T = 1 / 15
 FR3_MAX = np.array([2.7501, 1.7918, 2.9065, -0.1458, 2.8101, 4.5205, 3.0196])
@@ -103,6 +108,10 @@ def violations(q, dt=0.001):
         np.maximum(np.array([0.20, -0.55, 0.005]) - place, place - np.array([0.80, 0.55, 0.85])),
         1e-3,
     )
+    distance, links = nearest(q[::20])
+    k = int(distance.argmin()) if len(distance) else 0
+    if len(distance) and distance[k] < 0.05 - 1e-3:
+        wrong.append(f"links {links[k]} {distance[k]:.3f} m from each other at {20 * k * dt:.3f} s")
     return wrong
 
 

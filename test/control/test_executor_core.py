@@ -13,6 +13,7 @@ from vipra_ros.control.limits import Limiter
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.reference import Limited, Reference
 from vipra_ros.control.validate import Reason
+from vipra_ros.control.workspace import WorkspaceCheck
 
 T = 1 / 15
 HOME = load_profile("fr3").home_q
@@ -153,6 +154,23 @@ def test_home_goes_through_the_limiter_and_ends_idle(make_rig):
     assert rig.core.machine.state is State.IDLE
     assert rig.samples[-1] == pytest.approx(HOME, abs=5e-3)
     assert rig.wrong() == [] and rig.sink.stops == 1
+
+
+@pytest.mark.parametrize("place", [(0.18, 0.0, 0.4), (0.15, 0.3, 0.2), (0.35, -0.6, 0.2), (0.45, 0.1, -0.01)])
+def test_an_arm_outside_the_workspace_can_go_home(make_rig, place):
+    """Guided out of the box by hand, some cm on each side: it comes back in and never goes further out."""
+    profile = load_profile("fr3")
+    pose = kinematics.forward(profile, HOME)
+    pose[:3, 3] = place
+    rig = make_rig(q0=kinematics.ik(profile, pose, HOME))
+    check = WorkspaceCheck(profile)
+    before = check.excess(rig.q0[None])[0, 0]
+    assert before > 0.01
+    assert rig.core.home(rig.now).success
+    rig.run(20.0)
+    assert rig.core.machine.state is State.IDLE
+    np.testing.assert_allclose(rig.samples[-1], HOME, atol=1e-3)
+    assert check.excess(np.array(rig.samples))[:, 0].max() <= before + 1e-3
 
 
 @pytest.mark.parametrize("setting, opened", [("open", True), ("keep", False)])

@@ -252,7 +252,7 @@ def teleop(run: Run, seconds: float) -> None:
 def limit(run: Run, seconds: float) -> None:
     """As fast as allowed from near home towards a joint limit, joint by joint, both ways; silence in full motion.
 
-    From home, because two joints in their corners are a self-collision, which nobody here promises to avoid.
+    From home, because with other joints in their corners the arm would meet itself before the limit.
     """
     since, due, joint, way = -np.inf, -np.inf, 0, 1
 

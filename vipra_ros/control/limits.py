@@ -5,9 +5,9 @@ own time. A row that cannot be reached in time is not waited for: the motion is 
 and goes on to the next one, so time is kept and a limit costs accuracy, never delay.
 
 Why nothing leaves the limits: every row ends in a state from which braking stays inside the position
-margins and the workspace. The next row is accepted only if its own end is such a state; otherwise the
-joints concerned brake, which the row before has shown to be safe. Velocity, acceleration and jerk are
-ruckig's constraints; the velocity constraint shrinks towards the position limits.
+margins and the workspace and keeps links apart. The next row is accepted only if its own end is such a
+state; otherwise the joints concerned brake, which the row before has shown to be safe. Velocity,
+acceleration and jerk are ruckig's constraints; the velocity constraint shrinks towards the position limits.
 """
 
 from __future__ import annotations
@@ -114,19 +114,18 @@ class Limiter:
     # --- targets -------------------------------------------------------------------------------------------
 
     def _targets(self, q0: np.ndarray, q: np.ndarray, dq: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Limited]]:
-        """Rows inside position margins and workspace, with velocities that the limits allow there."""
+        """Rows inside position margins and workspace and off the arm, with velocities that the limits allow there."""
         p = self.profile
         clipped = np.minimum(np.maximum(q, p.lower), p.upper)
         beyond = np.abs(clipped - q) > SLACK
         flags = [Limited.POSITION if b.any() else Limited.NO for b in beyond]
         dq = np.where(beyond, 0.0, dq)
-        outside = np.flatnonzero(self._workspace.excess(clipped) > SLACK) if len(q) else ()
-        last = q0
-        for i in outside:
-            last = clipped[i - 1] if i else q0
-            clipped[i] = self._workspace.inside(last, clipped[i])
+        wrong = self._workspace.excess(clipped) > SLACK if len(q) else np.zeros((0, 2), bool)
+        for i in np.flatnonzero(wrong.any(1)):
+            clipped[i] = self._workspace.inside(clipped[i - 1] if i else q0, clipped[i])
             dq[i] = 0.0
-            flags[i] |= Limited.WORKSPACE
+            for flag in np.array([Limited.WORKSPACE, Limited.SELF])[wrong[i]]:
+                flags[i] |= Limited(flag)
         # Symmetric in time: a row entered from beyond the limit is as impossible as one left to it.
         room = np.minimum(*self._allowed(clipped, 0.0))
         return clipped, np.minimum(np.maximum(dq, -room), room), flags
@@ -284,14 +283,14 @@ class Limiter:
         return good & (rest >= low) & (rest <= high)
 
     def _clear(self, state: State, segments: Sequence[Segment]) -> list[bool]:
-        """Whether each segment, and braking from its end, stays inside (or comes no further out)."""
+        """Whether each segment, and braking from its end, stays inside and off the arm itself (or gets no worse)."""
         points = [state.q[None]]
         for segment in segments:
             half = segment.at(0.5 * (segment.start + segment.end))[0]
             points.append(np.vstack([half, self._braking(*segment.at(segment.end))]))
         excess = self._workspace.excess(np.concatenate(points))
-        allowed = max(float(excess[0]), 0.0) + SLACK
-        return [bool(e <= allowed) for e in excess[1:].reshape(-1, 2 + len(BRAKE_SHARES)).max(1)]
+        wrong = (excess[1:] > np.maximum(excess[0], 0.0) + SLACK).any(1)
+        return list(~wrong.reshape(-1, 2 + len(BRAKE_SHARES)).any(1))
 
     def _braking(self, q: np.ndarray, dq: np.ndarray, ddq: np.ndarray) -> np.ndarray:
         """(1 + shares, 7) positions while braking; the way is bent, as some joints rest first."""

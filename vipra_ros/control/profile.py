@@ -46,6 +46,16 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Capsule:
+    """A volume around a link: everything within `radius` of a segment."""
+
+    link: int = param(doc="frame the segment is given in: 0 base, 1 to 7 links, 8 flange", low=0, high=8)
+    start: tuple[float, ...] = param(doc="one end of the segment", unit="m")
+    end: tuple[float, ...] = param(doc="the other end", unit="m")
+    radius: float = param(doc="radius", unit="m", low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobotProfile:
     """Limits, geometry and habits of one robot. All angles in rad, lengths in m, joint order 1 to 7."""
 
@@ -80,6 +90,8 @@ class RobotProfile:
     tcp: float = param(0.1034, doc="distance of the hand's TCP from the flange", unit="m")
     tcp_rotation: float = param(-np.pi / 4, doc="rotation of the hand about the flange's axis", unit="rad")
     workspace: Workspace = param(doc="where the TCP and links may be")
+    capsules: tuple[Capsule, ...] = param((), doc="volumes by which links are kept apart, empty: no check")
+    self_clearance: float = param(0.09, doc="least distance between capsules three joints apart", unit="m", low=0.0)
     home: tuple[float, ...] = param(doc="home pose", unit="rad")
     load: Load = param(Load(), doc="payload")
     collision_torque: tuple[float, ...] = param(
@@ -116,6 +128,9 @@ class RobotProfile:
             raise ConfigError(f"{self.name}: velocity_offset and velocity_deceleration need 7 values each, or none")
         if not np.all(np.less(self.q_min, self.q_max)):
             raise ConfigError(f"{self.name}: q_min must lie below q_max for every joint")
+        for i, capsule in enumerate(self.capsules):
+            if len(capsule.start) != 3 or len(capsule.end) != 3:
+                raise ConfigError(f"{self.name}: capsules[{i}] needs start and end of 3 values each")
         box = self.workspace
         if len(box.low) != 3 or len(box.high) != 3 or not np.all(np.less(box.low, box.high)):
             raise ConfigError(f"{self.name}: workspace low {box.low} must lie below high {box.high}, 3 values each")

@@ -31,6 +31,7 @@ class Limited(enum.IntFlag):
     REACH = 4  # velocity, acceleration or jerk limits kept the row from being reached in time
     BRAKE = 8  # some joint braked because following the target was not safe
     FAR = 16  # REACH, and by so much that the policy asks for another arm than this one
+    SELF = 32  # the target lay too near another link of the arm
 
 
 @dataclass(frozen=True)
