@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vipra_ros.data import messages as m
+from vipra_ros.machine import in_words
 
 CAMERAS, HEIGHT, WIDTH, RATE = ("front", "wrist"), 480, 640, 30
 JOINTS = [f"fr3_joint{i + 1}" for i in range(7)]
@@ -98,7 +98,7 @@ def bench(
         root = Path(folder)
         made = [pictures(seed), pictures(seed + 1)]
         originals = [record(root / "made", f"{k}", seconds, jpegs) for k, jpegs in enumerate(made)]
-        found: dict[str, Any] = {"machine": machine(), "seed": seed, "workers": workers, "seconds": seconds}
+        found: dict[str, Any] = {"machine": in_words(), "seed": seed, "workers": workers, "seconds": seconds}
         found["jpeg_kb"] = round(float(np.mean([len(j) for jpegs in made for c in jpegs.values() for j in c])) / 1e3, 1)
         found["speed"] = []
         for count in episodes:
@@ -168,17 +168,6 @@ def one(bags: str, out: str, workers: str) -> None:
         "workers": int(workers),
     }
     print(json.dumps(figures))
-
-
-def machine() -> str:
-    """Processor, cores this process may use, Python."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 
 
 def table(found: dict[str, Any]) -> str:

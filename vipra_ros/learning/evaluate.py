@@ -15,6 +15,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.learning import results
 from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.learning.stepped_lane import FastLane, Job, load, measure_latency
+from vipra_ros.machine import machine
 from vipra_ros.policy.deployment import mode_of_folder
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
@@ -67,7 +68,7 @@ def main(
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
     mode = mode or mode_of_folder(folder) or MODES[0]
-    about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "machine": results.machine()}
+    about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "machine": machine()}
     if ros:
         from vipra_ros.nodes.evaluation import evaluate as through_ros
 

@@ -20,6 +20,7 @@ from typing import Any
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import presets, results
 from vipra_ros.learning.tables import plot, rows_of
+from vipra_ros.machine import machine
 
 VIDEOS = ("robot", "other", "both")
 #: The jobs that have presets of their own.
@@ -266,7 +267,7 @@ class Plan:
                 began = time.monotonic()
                 step.work()
                 results.write_json({"settings": settings, "minutes": (time.monotonic() - began) / 60,
-                                    "machine": results.machine()}, marker)
+                                    "machine": machine()}, marker)
             if step.name.startswith("eval-"):
                 write(self.rows())
         return self.rows()

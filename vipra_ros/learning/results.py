@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,22 +127,6 @@ def summarise(task: str, records: Sequence[EpisodeRecord], colours: Sequence[str
             "episodes": episodes,
         }
     )
-
-
-def machine() -> dict:
-    """Where figures were measured."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        model = platform.processor()
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def write_json(result: Mapping, path: str | Path) -> None:

@@ -18,12 +18,16 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, JointState
 from std_srvs.srv import Trigger
 
+from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
-from vipra_ros.learning.results import machine
-from vipra_ros.msg import ActionChunk, ExecutorStatus
+from vipra_ros.machine import machine
+from vipra_ros.msg import ActionChunk as ActionChunkMessage
+from vipra_ros.msg import ExecutorStatus
+from vipra_ros.nodes.convert import chunk_message
 from vipra_ros.nodes.quality import COMMAND, LATCHED
 from vipra_ros.nodes.system import System, processor_time
 from vipra_ros.policy.pictures import from_jpeg
@@ -61,7 +65,7 @@ class Driver:
         for camera in CAMERAS:
             node.create_subscription(CompressedImage, f"camera/{camera}/image_raw/compressed",
                                      lambda m, c=camera: self._picture(c, m), qos_profile_sensor_data)
-        self._chunks = node.create_publisher(ActionChunk, "policy/chunk", COMMAND)
+        self._chunks = node.create_publisher(ActionChunkMessage, "policy/chunk", COMMAND)
         self._arm = node.create_client(Trigger, "executor/arm")
         self._spinner = SingleThreadedExecutor(context=self.context)
         self._spinner.add_node(node)
@@ -109,13 +113,11 @@ class Driver:
         swing = np.array([1, 0.3, 1, 0.3, 1, 0.5, 1]) * np.sin(2 * np.pi * SWING * times)[:, None]
         rows = np.column_stack([self.profile.home_q + SIZE * swing, np.ones(len(times))])
         self.ids += 1
-        message = ActionChunk(
-            chunk_id=self.ids, policy_id=f"bench {1 / period:g} Hz", epoch=self.status.epoch,
-            action_space="joint_position", step_period=period, joint_names=list(self.profile.joint_names),
-            horizon=len(rows), execute_steps=execute, action_size=8,
-            actions=rows[:execute].ravel().tolist(), lookahead=rows[execute:].ravel().tolist())
-        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
-        self._chunks.publish(message)
+        chunk = ActionChunk(
+            stamp=1e-9 * stamp, chunk_id=self.ids, step_period=period, actions=rows[:execute],
+            lookahead=rows[execute:], joint_names=self.profile.joint_names, epoch=self.status.epoch,
+            policy_id=f"bench {1 / period:g} Hz")
+        self._chunks.publish(chunk_message(chunk, Time(nanoseconds=stamp).to_msg()))
 
     def _command(self, message: JointState) -> None:
         self.stamps.append(message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec)

@@ -27,6 +27,7 @@ from std_srvs.srv import Trigger
 from vipra_ros import graph
 from vipra_ros.data import messages
 from vipra_ros.data.bags import EpisodeReader, find_bags
+from vipra_ros.machine import in_words
 from vipra_ros.nodes.session import START_TIMEOUT, Session
 from vipra_ros.nodes.system import SessionError, System, processor_time
 
@@ -41,7 +42,7 @@ BEFORE, AFTER = 8.0, 0.3
 def run(seconds: float = 60.0, raw_seconds: float = 20.0, out: str = "", json_path: str = "") -> int:
     """Measure compressed, then raw; 1 when a compressed picture was lost."""
     folder = Path(out or tempfile.mkdtemp(prefix="vipra-bench-"))
-    results = {"machine": _machine(), "runs": {}}
+    results = {"machine": in_words(), "runs": {}}
     for kind, length in (("compressed", seconds), ("raw", raw_seconds)):
         if length > 0:
             results["runs"][kind] = measured = measure(kind, length, folder / kind)
@@ -190,14 +191,8 @@ def _figures(kind: str, folder: Path, sent: tuple, begin: float, end: float) -> 
     return {"cameras": cameras, "others": others, "bag_mb": round(mb, 1), "seconds": round(end - begin, 2)}
 
 
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def _print(kind: str, seconds: float, measured: dict) -> None:
-    print(f"{kind}: {seconds:g} s of 2 x {WIDTH}x{HEIGHT} at {RATE:g} Hz beside simulator and executor; {_machine()}")
+    print(f"{kind}: {seconds:g} s of 2 x {WIDTH}x{HEIGHT} at {RATE:g} Hz beside simulator and executor; {in_words()}")
     for c in measured["cameras"]:
         lost = c["sent"] - c["kept"]
         print(f"  {c['topic']:38} sent {c['sent']}, in the bag {c['kept']}, lost {lost} "

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.stops import CAUSES, PERIOD, SLOWEST, TIMEOUT, Stop, measure, ramp, specified
 
@@ -46,7 +47,8 @@ class Stopper:
         from sensor_msgs.msg import JointState
         from std_srvs.srv import Trigger
 
-        from vipra_ros.msg import ActionChunk, ExecutorStatus
+        from vipra_ros.msg import ActionChunk as ActionChunkMessage
+        from vipra_ros.msg import ExecutorStatus
 
         self.profile, domain = load_profile("fr3"), int(os.environ.get("ROS_DOMAIN_ID") or random.randint(1, 100))
         values = dict(dry_run="true", control_rate=RATE, chunk_timeout=chunk_timeout, start_ramp=0.0, start_speed=1.0,
@@ -56,14 +58,14 @@ class Stopper:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vipra_ros.cli", "node", "executor", "--ros-args", *given],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._rclpy, self._context, self._message, self._request = rclpy, rclpy.Context(), ActionChunk, Trigger.Request
+        self._rclpy, self._context, self._request = rclpy, rclpy.Context(), Trigger.Request
         rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
         self.node = rclpy.create_node("bench_stop", context=self._context)
         self.log: list[tuple[float, np.ndarray, np.ndarray]] = []
         self.ids, self.state = 0, -1
         self.node.create_subscription(JointState, "executor/joint_command", self._heard, 200)
         self.node.create_subscription(ExecutorStatus, "executor/status", self._status, 10)
-        self._chunks = self.node.create_publisher(ActionChunk, "policy/chunk", 1)
+        self._chunks = self.node.create_publisher(ActionChunkMessage, "policy/chunk", 1)
         self._calls = {k: self.node.create_client(Trigger, f"executor/{k}") for k in ("arm", "stop", "home")}
         self._spinner = SingleThreadedExecutor(context=self._context)
         self._spinner.add_node(self.node)
@@ -121,15 +123,15 @@ class Stopper:
                     specified(self.profile, before[-1], 1 / RATE))
 
     def _send(self, velocity: np.ndarray) -> None:
+        from vipra_ros.nodes.convert import chunk_message
+
         q = self.log[-1][1]
         rows = np.array([np.append(q + velocity * (k + 1) * PERIOD, 1.0) for k in range(14)])
         self.ids += 1
-        message = self._message(
-            chunk_id=self.ids, policy_id="bench", action_space="joint_position", step_period=PERIOD,
-            joint_names=list(self.profile.joint_names), horizon=14, execute_steps=7, action_size=8,
-            actions=rows[:7].ravel().tolist(), lookahead=rows[7:].ravel().tolist())
-        message.header.stamp = self.node.get_clock().now().to_msg()
-        self._chunks.publish(message)
+        now = self.node.get_clock().now()
+        chunk = ActionChunk(stamp=1e-9 * now.nanoseconds, chunk_id=self.ids, step_period=PERIOD, actions=rows[:7],
+                            lookahead=rows[7:], joint_names=self.profile.joint_names, policy_id="bench")
+        self._chunks.publish(chunk_message(chunk, now.to_msg()))
 
     def _call(self, name: str) -> None:
         future = self._calls[name].call_async(self._request())

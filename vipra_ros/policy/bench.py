@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from vipra_ros.config import ConfigError
+from vipra_ros.machine import processor
 from vipra_ros.policy.bench_report import plot, show
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.engine import TorchEngine, load_engine
@@ -200,7 +201,6 @@ def prefix_tokens(checkpoint: Checkpoint) -> int:
 
 def describe(device: str, threads: int) -> dict:
     """Processor or card, versions, load."""
-    processor = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), "")
     versions = {"python": platform.python_version()}
     for name in ("torch", "onnxruntime", "vipra_ros"):
         try:
@@ -210,7 +210,7 @@ def describe(device: str, threads: int) -> dict:
 
             versions[name] = __version__ if name == "vipra_ros" else "none"
     card = torch.cuda.get_device_name() if device == "cuda" else ""
-    return {"processor": processor, "processors": os.cpu_count(), "card": card, "threads": threads,
+    return {"processor": processor(), "processors": os.cpu_count(), "card": card, "threads": threads,
             "versions": versions}  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vipra_ros import __version__
+from vipra_ros.machine import processor
 from vipra_ros.policy.observation import Observation
 from vipra_ros.serving.remote import RemoteEngine, Server
 
@@ -51,9 +52,8 @@ def main(checkpoint: str, count: int, json_path: str) -> None:
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=10)
-    processor = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), "")
     machine = {
-        "processor": processor,
+        "processor": processor(),
         "processors": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
