@@ -187,8 +187,8 @@ def refuse(arm):
     """Ask for what the generator cannot plan: to pass a waypoint faster than its velocity limit."""
     arm._feasible.choose = lambda waypoints, state, now: list(waypoints)  # which would leave it out
     state, now, joint = arm.state(), arm._clock(), np.eye(7)[6]
-    points = [Waypoint(now + 0.1, state.q_d + 0.01 * joint, 1.5 * joint), Waypoint(now + 0.4, state.q_d, 0 * joint)]
-    arm.stream(points, now)
+    end = Waypoint(now + 0.4, state.q_d + 0.03 * joint, 0 * joint)
+    arm.stream([Waypoint(now + 0.1, state.q_d + 0.01 * joint, 1.5 * joint), end], now)
     before, deadline = arm.refusals.count, time.monotonic() + 2.0
     while arm.refusals.count == before and not arm.state().error and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -234,6 +234,34 @@ def test_a_refusal_that_surfaces_while_the_next_motion_is_sent_is_no_fault(arm):
     once.sent.clear()
     arm.stop(arm._clock())
     assert len(once.sent) == 2, "a stop is sent again too"
+
+
+def test_a_refusal_at_the_end_of_a_motion_is_none(arm):
+    """The generator is asked for the way from the end to the end: the motion is over, the next one as any other."""
+    class Ends:
+        def __init__(self, robot):
+            self.robot, self.ending = robot, ""
+
+        def __getattr__(self, name):
+            return getattr(self.robot, name)
+
+        def poll_motion(self):
+            if self.ending:
+                self.ending = ""
+                raise RuntimeError(f"{NO_WAY} with error code -111")
+            return self.robot.poll_motion()
+
+    begin, now, joint = arm.state().q_d, arm._clock(), np.eye(7)[6]
+    arm.stream([Waypoint(now + 0.4, begin + 0.05 * joint, 0 * joint)], now)
+    arm._robot = ends = Ends(arm._robot)
+    ends.ending = "on the way"
+    assert arm.state().error == "" and arm.refusals.total == 1 and arm.refusals.straight
+    arm.refusals.clear()
+    while arm._clock() < now + 0.7:
+        assert arm.state().error == ""
+        time.sleep(0.02)
+    ends.ending = "at the end"
+    assert arm.state().error == "" and arm.refusals.total == 1 and not arm.refusals.straight
 
 
 def test_recovery_forgets_refusals_and_too_many_are_an_error(arm):

@@ -1,9 +1,11 @@
 """The strict lane: our executor core and real franky against a controller that raises the robot's reflexes.
 
-    lane.py [--minutes 1] [--only adversarial@15,policy@22,teleop,limit,...] [--json FILE]
+    lane.py [--minutes 1] [--slow 2] [--only "adversarial@15;policy@22"] [--json FILE]
 
 The controller runs in a process and virtual environment of its own (serve.py, build/strict-venv) and enforces the
-motion limits of an FR3 as the robot does. Prints a row a part: chunks offered and taken, samples, reflexes.
+motion limits of an FR3 as the robot does. Prints a row a part: chunks offered and taken, samples, reflexes. All times
+are the controller's. With --slow 2 they pass at half speed, so that two slow processors answer every cycle: what is
+left are our own commands.
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ LOST = 0.8
 class Strict:
     """The strict controller as a child process."""
 
-    def __init__(self, host: str):
+    def __init__(self, host: str, slow: float):
         python = ROOT / "build" / "strict-venv" / "bin" / "python"
         assets = Path(franky_sim.__file__).parent / "assets"
         self.log = open(ROOT / "build" / "strict-server.log", "w")
         self.process = subprocess.Popen(
-            [python, Path(__file__).with_name("serve.py"), host, assets],
+            [python, Path(__file__).with_name("serve.py"), host, assets, str(slow)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -97,8 +99,8 @@ def adversarial(rng: np.random.Generator, q: np.ndarray, rows: int) -> np.ndarra
 class Run:
     """One part of the lane: an arm, a core, a source of chunks, counts."""
 
-    def __init__(self, name: str, host: str, sink: str, period: float, seed: int = 0, **settings):
-        self.name, self.period, self.rng = name, period, np.random.default_rng(seed)
+    def __init__(self, name: str, host: str, sink: str, period: float, seed: int = 0, slow: float = 1.0, **settings):
+        self.slow, self.name, self.period, self.rng = slow, name, period, np.random.default_rng(seed)
         self.arm = KINDS[sink](PROFILE, host, "ignore")
         # The controller's own clock: a simulated one falls behind the wall on a machine short of processors.
         self.arm._clock = lambda: self.arm._robot.state.time.to_sec()
@@ -112,17 +114,17 @@ class Run:
         self.counts = dict(chunks=0, taken=0, samples=0, reflexes=0, faults=0, stops=0, starved=0)
         self.errors: list[float] = []
         self.texts: list[str] = []
-        self.success = deque([1.0], maxlen=round(LOOP))
+        self.success, self.answered = deque([1.0], maxlen=round(LOOP)), []
         self.ids, self.wanted = 0, None
 
     def go_home(self, seconds: float = 20.0) -> None:
         """Where every part begins, wherever the one before has left the arm."""
         self.core.home(self.arm._clock())
-        end = time.monotonic() + seconds
+        end = time.monotonic() + self.slow * seconds
         while self.core.machine.state is not State.IDLE and time.monotonic() < end:
             state = self.arm.state()
             self.core.tick(state.time, state)
-            time.sleep(1 / LOOP)
+            time.sleep(self.slow / LOOP)
         away = float(np.abs(self.arm.state().q - PROFILE.home_q).max())
         if away > 0.02:
             self.texts.append(f"began {away:.2f} rad from home, {'; '.join(self.core.machine.reasons) or 'no reason'}")
@@ -144,9 +146,12 @@ class Run:
         self.counts["taken"] += bool(self.core.offer(chunk, now))
 
     def loop(self, seconds: float, each) -> None:
-        """The control loop for `seconds` of the wall clock; `each(now)` may offer, stop, hold."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        """The control loop for `seconds` of the controller's clock; `each(now)` may offer, stop, hold."""
+        now = self.arm._clock()
+        end, give_up = now + seconds, time.monotonic() + 3 * self.slow * seconds + 10
+        while now < end:
+            if time.monotonic() > give_up:
+                raise SystemExit(f"{self.name}: the controller's clock stands; see build/strict-server.log")
             state = self.arm.state()
             now = state.time
             core = self.core
@@ -160,6 +165,7 @@ class Run:
             self.counts["samples"] += 1
             if core.machine.state is State.RUNNING and state.in_control:
                 self.success.append(float(self.arm._robot.state.control_command_success_rate))
+                self.answered.append(self.success[-1])
             if core.machine.state is State.RUNNING and np.isfinite(state.q_d).all():
                 seen = state.q if core.settings.sink == "impedance" else state.q_d
                 self.errors.append(float(np.abs(seen - core.reference().at(now)[0]).max()))
@@ -178,14 +184,14 @@ class Run:
                 if not result.success:
                     self.texts.append(result.message)
                     time.sleep(1.0)
-            time.sleep(1 / LOOP)
+            time.sleep(self.slow / LOOP)
         self.counts["stops"] += 1
         self.core.stop(self.arm._clock())
-        give_up = time.monotonic() + 3.0
+        give_up = time.monotonic() + 3.0 * self.slow
         while time.monotonic() < give_up:
             state = self.arm.state()
             self.core.tick(state.time, state)
-            time.sleep(0.02)
+            time.sleep(0.02 * self.slow)
             if self.core.machine.state is State.IDLE and np.abs(state.dq).max() < 0.01:
                 break
 
@@ -195,7 +201,9 @@ class Run:
         p = (50, 99, 100)
         errors = np.percentile(self.errors, p).round(4).tolist() if self.errors else [None] * 3
         self.counts["refused"] = self.arm.refusals.total
-        return {"part": self.name, **self.counts, "error_p50_p99_max": errors, "texts": self.texts[:8]}
+        answered = [round(float(x), 4) for x in (np.mean(self.answered), min(self.answered))] if self.answered else None
+        return {"part": self.name, **self.counts, "error_p50_p99_max": errors, "answered_mean_min": answered,
+                "texts": self.texts[:8]}
 
 
 def chunks(run: Run, seconds: float, kind: str) -> None:
@@ -292,6 +300,7 @@ def main() -> None:
     """Run the parts chosen, print the table, exit 1 when there was a reflex."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.0, help="of each part")
+    parser.add_argument("--slow", type=float, default=1.0, help="how much longer a cycle takes than 1 ms")
     parser.add_argument("--only", default="", help="parts, separated by ;, e.g. 'policy@15;teleop@25'")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--seed", type=int, default=0)
@@ -300,7 +309,7 @@ def main() -> None:
     names = [n.strip() for n in given.only.split(";")] if given.only else list(PARTS)
     if unknown := [n for n in names if n not in PARTS]:
         raise SystemExit(f"no part {unknown[0]!r}; choose from {'; '.join(PARTS)}")
-    strict, rows = Strict(given.host), []
+    strict, rows = Strict(given.host, given.slow), []
     try:
         print(
             f"{'part':22} {'min':>5} {'chunks':>7} {'taken':>7} {'samples':>8} {'stops':>5} "
@@ -309,16 +318,17 @@ def main() -> None:
         )
         for name in names:
             source, sink, period, more, settings = PARTS[name]
-            run = Run(name, given.host, sink, period, given.seed, **settings)
+            run = Run(name, given.host, sink, period, given.seed, given.slow, **settings)
             run.go_home()
-            began = time.monotonic()
+            began = run.arm._clock()
             source(run, 60 * given.minutes, *more)
-            row = run.close() | {"minutes": round((time.monotonic() - began) / 60, 2)}
+            minutes = (run.arm._clock() - began) / 60
+            row = run.close() | {"minutes": round(minutes, 2), "slow": given.slow}
             rows.append(row)
             print(
                 f"{name:22} {row['minutes']:5.2f} {row['chunks']:7} {row['taken']:7} {row['samples']:8} "
                 f"{row['stops']:5} {row['faults']:6} {row['starved']:7} {row['refused']:7} {row['reflexes']:8}   "
-                f"|q_d - ours| p50 p99 max rad: {row['error_p50_p99_max']}",
+                f"|q_d - ours| p50 p99 max rad: {row['error_p50_p99_max']}, cycles answered {row['answered_mean_min']}",
                 flush=True,
             )
             for text in row["texts"]:

@@ -1,8 +1,8 @@
 """The strict controller: franka-sim with the robot's own limits enforced. Runs in build/strict-venv.
 
-    serve.py HOST FRANKY_SIM_ASSETS
+    serve.py HOST FRANKY_SIM_ASSETS [SLOW]
 
-Prints "up" when it listens, at HOST only. Ends with its standard input: never left behind.
+Prints "up" when it listens, at HOST only. Ends with its standard input: never left behind. A cycle takes SLOW ms.
 """
 
 import logging
@@ -48,6 +48,21 @@ def in_step(server: object) -> None:
     sim._apply_control = paced
 
 
+def slowed(server: object, slow: float) -> None:
+    """Let a cycle take `slow` ms of the wall's: a machine short of processors answers every one of them."""
+    sim = server.physics_sim
+    read, last = sim.get_robot_state, [0.0]
+
+    def paced() -> dict:
+        wait = last[0] + 1e-3 * slow - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        last[0] = time.perf_counter()
+        return read()
+
+    sim.get_robot_state = paced
+
+
 def main() -> None:
     """Serve until standard input ends."""
     host, assets = sys.argv[1], Path(sys.argv[2])
@@ -57,6 +72,8 @@ def main() -> None:
 
     server = FrankaSimServer(host=host, enable_gripper=False, enforce_motion_limits=True)
     in_step(server)
+    if len(sys.argv) > 3 and float(sys.argv[3]) > 1:
+        slowed(server, float(sys.argv[3]))
     threading.Thread(target=server.start, name="server", daemon=True).start()
     time.sleep(2.0)
     print("up", flush=True)

@@ -26,6 +26,9 @@ from vipra_ros.robot.waypoints import TAKEOVER, Feasible
 #: many motions in a row may end so. The next one then goes straight to the last waypoint and rests, in no set time:
 #: that has always been possible.
 NO_WAY, PATIENCE = "Motion planner failed", 3
+#: rad and rad/s; an arm so near the end of its motion has arrived. franky plans once more then, from there to there,
+#: and now and then finds no way: nothing was refused, the motion is over.
+ARRIVED, STILL = 0.01, 0.1
 #: ms after its time at which a waypoint is given up for the next. Where the arm's loop loses a cycle, as without
 #: real-time priority, franky plans its way to the waypoint anew, with the whole time that it had at first: without
 #: an end to that, every lost cycle would leave the arm so much further behind.
@@ -124,6 +127,7 @@ class FrankyArm:
         self.profile = p = tighten(self.profile, robot.model_urdf)
         self._feasible = Feasible(p)
         self._last: RobotState | None = None
+        self._end: np.ndarray | None = None  # rad (7,), where the last motion through waypoints comes to rest
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
             (robot.joint_acceleration_limit, p.clamp_acceleration, p.acceleration),
@@ -146,6 +150,7 @@ class FrankyArm:
         motion = rest if self.refusals.sending() else self._motion(due, now)
         with self._lock:
             self._move(motion, rest)
+            self._end = np.asarray(due[-1].q, float)
 
     def _motion(self, due: Sequence[Waypoint], now: float, straight: bool = False) -> franky.Motion:
         """Through `due`, each at its time; `straight`: in no set time."""
@@ -178,12 +183,23 @@ class FrankyArm:
         try:
             self._robot.move(motion, asynchronous=True)
         except RuntimeError as error:
-            if NO_WAY not in str(error) or not self.refusals.refused():
+            if NO_WAY in str(error) and self._arrived():
+                after = motion
+            elif NO_WAY in str(error) and self.refusals.refused():
+                self.refusals.sending()
+            else:
                 raise
-            self.refusals.sending()
             self._robot.move(after or motion, asynchronous=True)
         finally:
             os.sched_setscheduler(0, *own)
+
+    def _arrived(self) -> bool:
+        """Whether the arm rests where the last motion was to end."""
+        if self._end is None:
+            return False
+        state = self._robot.state
+        way, speed = np.abs(np.array(state.q_d) - self._end).max(), np.abs(np.array(state.dq_d)).max()
+        return bool(way < ARRIVED and speed < STILL)
 
     # --- state ---------------------------------------------------------------------------------------------
 
@@ -195,7 +211,7 @@ class FrankyArm:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
                 said = str(error).strip().splitlines()[0]
-                if NO_WAY in said and self.refusals.refused():
+                if NO_WAY in said and (self._arrived() or self.refusals.refused()):
                     said = "preempted"
                 # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words.
                 self._failure = self._failure or ("" if "preempted" in said else said)
