@@ -34,15 +34,16 @@ def faults(rows: list[dict]) -> list[str]:
 def strict(rows: list[dict]) -> list[str]:
     """A row a part of the strict lane."""
     lines = ["| part | min | chunks | taken | samples | faults | refused | reflexes | "
-             "q_d from ours, p50 / p99 / max, rad |", "|---|---|---|---|---|---|---|---|---|"]
+             "q_d from ours, p50 / p99 / max, rad | cycles answered |", "|---|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         errors = " / ".join(f"{x:.3f}" for x in r["error_p50_p99_max"])
         starved = f" ({r['starved']} starved)" if r["starved"] else ""
+        answered = f"{r['answered_mean_min'][0]:.2%}"
         lines.append(_row(r["part"], f"{r['minutes']:.1f}", r["chunks"], r["taken"], r["samples"],
-                          f"{r['faults']}{starved}", r["refused"], r["reflexes"], errors))
+                          f"{r['faults']}{starved}", r["refused"], r["reflexes"], errors, answered))
     counts = ("minutes", "chunks", "taken", "samples", "faults", "refused", "reflexes")
     total = {k: sum(r[k] for r in rows) for k in counts}
-    lines.append(_row("**all**", f"{total['minutes']:.1f}", *(total[k] for k in counts[1:]), ""))
+    lines.append(_row("**all**", f"{total['minutes']:.1f}", *(total[k] for k in counts[1:]), "", ""))
     return lines
 
 

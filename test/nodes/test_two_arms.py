@@ -2,6 +2,7 @@
 
 import array
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -147,6 +148,56 @@ def test_one_policy_drives_two_arms_and_a_hold_of_one_stops_both(system):
     processes[1].kill()  # the right executor dies: the policy no longer hears from all
     watcher.until(lambda: any("no executor/status" in reason for reason in watcher.policy.reasons))
     watcher.until(lambda: watcher.status["left"].state_text == "ARMED")
+
+
+@pytest.mark.skipif(
+    os.cpu_count() < 4 and not os.environ.get("VIPRA_TWO_ARMS"),
+    reason="two simulated controllers at 1 kHz and a policy want four processors; VIPRA_TWO_ARMS=1 tries anyway",
+)
+def test_one_policy_drives_two_simulated_arms(checkpoint, unused_ros_domain):
+    """Real franky against two controllers; both arms begin with each chunk at the same time and follow."""
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(unused_ros_domain), "OMP_NUM_THREADS": "1"}
+
+    def start(*words):
+        return subprocess.Popen([sys.executable, "-m", "vipra_ros.cli", *words], env=environment)
+
+    hosts = {arm: f"127.{20 + i}.{os.getpid() % 250}.1" for i, arm in enumerate(ARMS)}
+    processes = [start("up", "sim", f"namespace:={arm}", f"sim_host:={host}") for arm, host in hosts.items()]
+    processes.append(start("node", "policy", "--ros-args", "-p", f"checkpoint:={checkpoint}", "-p", "threads:=1", "-p",
+                           "simulated:=true", "-p", "instruction:='reach above the red cube'"))  # fmt: skip
+    watcher = Watcher(unused_ros_domain)
+    try:
+        watcher.until(lambda: watcher.policy and watcher.policy.state_text == "PAUSED", 90.0)
+        for arm in ARMS:
+            watcher.until(lambda a=arm: watcher.call(a, "arm").success, 60.0)
+        watcher.until(lambda: watcher.states("RUNNING", "RUNNING"))
+        began = {arm: watcher.status[arm].accepted for arm in ARMS}
+        times = {arm: {} for arm in ARMS}  # observation stamp of the chunk that runs -> when it began to
+        end = time.monotonic() + 20.0
+        while time.monotonic() < end:
+            for arm in ARMS:
+                status = watcher.status[arm]
+                if status.observation_age > 0:
+                    now = status.header.stamp.sec + 1e-9 * status.header.stamp.nanosec
+                    times[arm].setdefault(round(now - status.observation_age, 2), now)
+            time.sleep(0.005)
+        took = {arm: watcher.status[arm].accepted - began[arm] for arm in ARMS}
+        lags = {arm: (watcher.status[arm].tracking_error, watcher.status[arm].obs_to_action_p50,
+                      watcher.status[arm].stall_fraction) for arm in ARMS}  # fmt: skip
+        shared = sorted(set(times["left"]) & set(times["right"]))
+        apart = [abs(times["left"][t] - times["right"][t]) for t in shared]
+        print(f"chunks {took}, tracking, latency, stall {lags}; {len(shared)} begun together, apart by "
+              f"{1000 * np.median(apart):.0f} ms p50, {1000 * np.max(apart):.0f} ms at most")
+        assert min(took.values()) > 10 and watcher.states("RUNNING", "RUNNING")
+        assert max(x[0] for x in lags.values()) < 0.1
+        assert watcher.call("left", "hold").success
+        watcher.until(lambda: watcher.states("HOLD", "ARMED"))
+    finally:
+        watcher.close()
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            process.wait(20.0)
 
 
 def test_a_checkpoint_of_two_arms_says_so(checkpoint):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import textwrap
 import time
 from collections.abc import Callable
@@ -305,7 +306,7 @@ def collect(folder: Path, tasks: tuple[str, ...], count: int, seed: int) -> None
     from vipra_ros.data.convert import convert
     from vipra_ros.sim.collect import collect as record
 
-    record(folder / "bags", tasks, count, seed, cameras=("front",))
+    record(folder / "bags", tasks, count, seed, workers=len(os.sched_getaffinity(0)), cameras=("front",))
     convert(folder / "bags", folder / "dataset", resume=True, quiet=True)
 
 
