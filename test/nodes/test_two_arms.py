@@ -80,7 +80,7 @@ class Watcher:
     def until(self, condition, seconds=20.0):
         end = time.monotonic() + seconds
         while not condition():
-            states = {a: (s.state_text, list(s.reasons)) for a, s in self.status.items()}
+            states = {a: (s.state_text, list(s.reasons), s.last_rejection) for a, s in self.status.items()}
             said = self.policy and (self.policy.state_text, list(self.policy.reasons))
             assert time.monotonic() < end, f"not in {seconds} s; arms {states}, policy {said}"
             time.sleep(0.02)
@@ -162,7 +162,8 @@ def test_one_policy_drives_two_simulated_arms(checkpoint, unused_ros_domain):
         return subprocess.Popen([sys.executable, "-m", "vipra_ros.cli", *words], env=environment)
 
     hosts = {arm: f"127.{20 + i}.{os.getpid() % 250}.1" for i, arm in enumerate(ARMS)}
-    processes = [start("up", "sim", f"namespace:={arm}", f"sim_host:={host}") for arm, host in hosts.items()]
+    quiet = "arm_on_start:=false"
+    processes = [start("up", "sim", f"namespace:={arm}", f"sim_host:={host}", quiet) for arm, host in hosts.items()]
     processes.append(start("node", "policy", "--ros-args", "-p", f"checkpoint:={checkpoint}", "-p", "threads:=1", "-p",
                            "simulated:=true", "-p", "instruction:='reach above the red cube'"))  # fmt: skip
     watcher = Watcher(unused_ros_domain)
@@ -186,7 +187,8 @@ def test_one_policy_drives_two_simulated_arms(checkpoint, unused_ros_domain):
                       watcher.status[arm].stall_fraction) for arm in ARMS}  # fmt: skip
         shared = sorted(set(times["left"]) & set(times["right"]))
         apart = [abs(times["left"][t] - times["right"][t]) for t in shared]
-        print(f"chunks {took}, tracking, latency, stall {lags}; {len(shared)} begun together, apart by "
+        refused = {arm: (watcher.status[arm].rejected, watcher.status[arm].last_rejection) for arm in ARMS}
+        print(f"chunks {took}, refused {refused}, tracking, latency, stall {lags}; {len(shared)} begun together, apart by "
               f"{1000 * np.median(apart):.0f} ms p50, {1000 * np.max(apart):.0f} ms at most")
         assert min(took.values()) > 10 and watcher.states("RUNNING", "RUNNING")
         assert max(x[0] for x in lags.values()) < 0.1

@@ -1,6 +1,6 @@
 """The strict lane: our executor core and real franky against a controller that raises the robot's reflexes.
 
-    lane.py [--minutes 1] [--patience 20] [--only "adversarial@15;policy@22"] [--json FILE]
+    lane.py [--minutes 1] [--patience 200] [--only "adversarial@15;policy@22"] [--json FILE]
 
 The controller runs in a process and virtual environment of its own (serve.py, build/strict-venv) and enforces the
 motion limits of an FR3 as the robot does. Prints a row a part: chunks offered and taken, samples, reflexes. All times
@@ -300,7 +300,7 @@ def main() -> None:
     """Run the parts chosen, print the table, exit 1 when there was a reflex."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.0, help="of each part")
-    parser.add_argument("--patience", type=float, default=20.0, help="ms for which the controller waits for an answer")
+    parser.add_argument("--patience", type=float, default=200.0, help="ms for which the controller waits for an answer")
     parser.add_argument("--only", default="", help="parts, separated by ;, e.g. 'policy@15;teleop@25'")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--seed", type=int, default=0)

@@ -54,7 +54,7 @@ def patient(server: object, patience: float) -> None:
 
     A robot does not wait: see docs/safety.md for what comes of cycles that are truly lost.
     """
-    gate = server._drain_gate
+    gate, server._DRAIN_GATE_TIMEOUT = server._drain_gate, max(server._DRAIN_GATE_TIMEOUT, patience)
     server._drain_gate = lambda answer_deadline=0.0: gate(answer_deadline + patience)
 
 
