@@ -188,8 +188,8 @@ def test_one_policy_drives_two_simulated_arms(checkpoint, unused_ros_domain):
         shared = sorted(set(times["left"]) & set(times["right"]))
         apart = [abs(times["left"][t] - times["right"][t]) for t in shared]
         refused = {arm: (watcher.status[arm].rejected, watcher.status[arm].last_rejection) for arm in ARMS}
-        print(f"chunks {took}, refused {refused}, tracking, latency, stall {lags}; {len(shared)} begun together, apart by "
-              f"{1000 * np.median(apart):.0f} ms p50, {1000 * np.max(apart):.0f} ms at most")
+        print(f"chunks {took}, refused {refused}, tracking, latency, stall {lags}; {len(shared)} begun together, "
+              f"apart by {1000 * np.median(apart):.0f} ms p50, {1000 * np.max(apart):.0f} ms at most")
         assert min(took.values()) > 10 and watcher.states("RUNNING", "RUNNING")
         assert max(x[0] for x in lags.values()) < 0.1
         assert watcher.call("left", "hold").success
