@@ -173,6 +173,10 @@ def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
         assert "no acceptable chunk" in client.status.reasons[-1]
         moved = client.heard["joint_states"][-1].position[6] - PROFILE.home_q[6]
         assert 0.15 < moved < 0.3
+        time_, q, dq = (np.array(x) for x in zip(*((m.header.stamp.sec + 1e-9 * m.header.stamp.nanosec, m.position[6],
+                                                     m.velocity[6]) for m in client.heard["executor/joint_command"])))
+        off = np.abs(np.diff(q) - 0.5 * (dq[1:] + dq[:-1]) * np.diff(time_))[dq[1:] > 0.05]
+        assert len(off) > 100 and np.percentile(off, 95) < 2e-4, "a command is stamped with the time it is due"
         assert list(client.heard["joint_states"][-1].name) == list(PROFILE.joint_names)
         before = len(client.heard["joint_states"])
         time.sleep(1.0)

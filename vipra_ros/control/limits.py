@@ -201,10 +201,33 @@ class Limiter:
             profile = (
                 None
                 if brake[k]
-                else self._single(state, k, float(q[k]), float(dq[k]), up[k], down[k], time - state.time)
+                else self._nearest(state, k, float(q[k]), float(dq[k]), up[k], down[k], time - state.time)
             )
             profiles.append(profile or self._single(state, k, None, 0.0, up[k], down[k], None))
         return Segment(state.time, time, tuple(profiles), flag, row)
+
+    def _nearest(
+        self, state: State, k: int, q: float, dq: float, up: float, down: float, period: float
+    ) -> ruckig.Trajectory | None:
+        """A way to a joint's row in its time; if there is none, the one that is nearest to it then and a period later.
+
+        The fastest way to position and velocity is no good when it is late: it may begin by turning back, to come again
+        with a run-up. Others hurry as fast as they may, or care for the velocity, corrected by what is missing, only.
+        """
+        way = self._single(state, k, q, dq, up, down, period)
+        if way is not None and way.duration <= period + 1e-6:
+            return way
+
+        def missed(way: ruckig.Trajectory) -> float:
+            at, speed = (x[0] for x in way.at_time(period)[:2])
+            return abs(at - q) + abs(at - q + (speed - dq) * period)
+
+        steady = self._single(state, k, None, dq, up, down, None)
+        lack = q - steady.at_time(period)[0][0]
+        speeds = (dq + lack / period, up if lack > 0 else -down)
+        ways = [self._single(state, k, None, float(np.clip(v, -0.999 * down, 0.999 * up)), up, down, None)
+                for v in speeds]
+        return min([*([way] if way is not None else []), steady, *ways], key=missed)
 
     def _single(
         self, state: State, k: int, q: float | None, dq: float, up: float, down: float, period: float | None

@@ -263,7 +263,11 @@ class ExecutorNode(Node):
     # --- out -----------------------------------------------------------------------------------------------
 
     def _publish(self, state: RobotState) -> None:
-        stamp, profile = self.get_clock().now().to_msg(), self.profile
+        # Of the time the state was read, not of now: the limiter may have worked for 10 ms in between.
+        age = round((time.monotonic() - state.time) * 1e9)
+        clock = self.get_clock()
+        stamp = Time(nanoseconds=max(0, clock.now().nanoseconds - age), clock_type=clock.clock_type).to_msg()
+        profile = self.profile
         if self._states and np.isfinite(state.q).all():
             self._states.publish(convert.measured(state, profile, stamp))
         reference = self.core.reference()
