@@ -4,7 +4,7 @@
 
 `vipra faults --sim --json docs/results/faults.json`, `vipra bench stop --json docs/results/stop.json`, `vipra bench
 control --json docs/results/control.json` and `JSON=docs/results/strict.json make test-strict` make those files; a test
-compares the page with them.
+compares the page with them. docs/stop.png is drawn, too.
 """
 
 from __future__ import annotations
@@ -93,6 +93,26 @@ def page(text: str) -> str:
     return text
 
 
+def plot_stops(found: dict, path: Path) -> None:
+    """Every stop: how long it took over how long it may take."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(found["stops"]), figsize=(10, 3.6), sharex=True, sharey=True)
+    for ax, (lane, stops) in zip(axes, found["stops"].items(), strict=True):
+        for cause in dict.fromkeys(s["cause"] for s in stops):
+            xy = [(1000 * s["specified"], 1000 * s["seconds"]) for s in stops if s["cause"] == cause]
+            ax.scatter(*zip(*xy, strict=True), s=8, label=f"{cause}, n = {len(xy)}")
+        ax.axline((100, 100), slope=1, color="black", linewidth=0.8)
+        ax.set(title=LANES[lane], xlabel="specified: v/a + one pass, ms")
+        ax.legend(fontsize=8, loc="upper left")
+    axes[0].set_ylabel("measured, ms")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def _number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -103,3 +123,4 @@ def _row(*cells: object) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text()))
+    plot_stops(json.loads((RESULTS / "stop.json").read_text()), PAGE.parent / "stop.png")
