@@ -154,7 +154,8 @@ def test_one_whole_checkpoint_and_state(folder):
     one, sharded = (load_file(folder / name / "acts.safetensors") for name in ("one", "sharded"))
     assert one.keys() == sharded.keys()
     for name in one:
-        torch.testing.assert_close(sharded[name], one[name], rtol=1e-3, atol=1e-4)
+        # Adam's first steps are as long as lr, 0.01, however small a gradient: its rounding shows.
+        torch.testing.assert_close(sharded[name], one[name], rtol=1e-3, atol=1e-3)
     job = Acts("")
     kept = resume.read(folder / "sharded" / "state.pt", job, Team(0, 2))
     alone = torch.load(folder / "one" / "state.pt", weights_only=True)
