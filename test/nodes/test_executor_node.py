@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
 
+from rclpy.clock import Clock  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
@@ -21,7 +23,10 @@ from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
+from vipra_ros.control.chunk import RobotState  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
+from vipra_ros.control.reference import Reference  # noqa: E402
+from vipra_ros.nodes.executor import ExecutorNode  # noqa: E402
 
 T = 1 / 15
 PROFILE = load_profile("fr3")
@@ -142,6 +147,18 @@ def client(unused_ros_domain):
     client.close()
 
 
+def test_what_is_published_carries_the_time_it_was_read():
+    """The limiter may work for 10 ms between the two; recorded commands would be uneven by as much."""
+    sent, here = [], SimpleNamespace(publish=lambda message: sent.append(message))
+    core = SimpleNamespace(reference=lambda: Reference.rest(0.0, PROFILE.home_q), opening=np.nan)
+    node = SimpleNamespace(get_clock=Clock, profile=PROFILE, core=core, _states=here, _commands=here, _opening=np.nan)
+    q = PROFILE.home_q
+    ExecutorNode._publish(node, RobotState(time.monotonic() - 0.25, q, 0 * q, q, 0 * q))
+    now = Clock().now().nanoseconds
+    ages = [1e-9 * (now - m.header.stamp.sec * 10**9 - m.header.stamp.nanosec) for m in sent]
+    assert len(ages) == 2 and ages == pytest.approx([0.25] * 2, abs=0.1)
+
+
 def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
     process = start(unused_ros_domain, dry_run="true", chunk_timeout="0.6", **PATIENT)
     try:
@@ -173,10 +190,6 @@ def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
         assert "no acceptable chunk" in client.status.reasons[-1]
         moved = client.heard["joint_states"][-1].position[6] - PROFILE.home_q[6]
         assert 0.15 < moved < 0.3
-        time_, q, dq = (np.array(x) for x in zip(*((m.header.stamp.sec + 1e-9 * m.header.stamp.nanosec, m.position[6],
-                                                     m.velocity[6]) for m in client.heard["executor/joint_command"])))
-        off = np.abs(np.diff(q) - 0.5 * (dq[1:] + dq[:-1]) * np.diff(time_))[dq[1:] > 0.05]
-        assert len(off) > 100 and np.percentile(off, 95) < 2e-4, "a command is stamped with the time it is due"
         assert list(client.heard["joint_states"][-1].name) == list(PROFILE.joint_names)
         before = len(client.heard["joint_states"])
         time.sleep(1.0)
