@@ -183,15 +183,16 @@ class FrankyArm:
         try:
             self._robot.move(motion, asynchronous=True)
         except RuntimeError as error:
-            if NO_WAY in str(error) and self._arrived():
-                after = motion
-            elif NO_WAY in str(error) and self.refusals.refused():
-                self.refusals.sending()
-            else:
+            if not self._excused(str(error)):
                 raise
-            self._robot.move(after or motion, asynchronous=True)
+            straight = self.refusals.straight and self.refusals.sending()
+            self._robot.move((straight and after) or motion, asynchronous=True)
         finally:
             os.sched_setscheduler(0, *own)
+
+    def _excused(self, said: str) -> bool:
+        """Whether an error says only that there was no way: the motion was over, or our patience lasts."""
+        return NO_WAY in said and (self._arrived() or self.refusals.refused())
 
     def _arrived(self) -> bool:
         """Whether the arm rests where the last motion was to end."""
@@ -211,7 +212,7 @@ class FrankyArm:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
                 said = str(error).strip().splitlines()[0]
-                if NO_WAY in said and (self._arrived() or self.refusals.refused()):
+                if self._excused(said):
                     said = "preempted"
                 # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words.
                 self._failure = self._failure or ("" if "preempted" in said else said)
