@@ -115,6 +115,34 @@ def test_codebook_starts_from_data():
     vq = NSVQ(8, 8).eval()
     vq.start(x, generator)
     assert len(vq(x)[1].unique()) == 8
+    means = x.reshape(8, 50, 8).mean(1)
+    assert torch.cdist(means, vq.codebook.weight).amin(1).max() < 1e-4, "the middle of each cluster, not a point"
+
+
+def test_codes_follow_the_data_and_take_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    vq = NSVQ(2, 3).train()
+    vq.follow = 0.5
+    x = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]]).repeat(100, 1)
+    vq.start(x, generator)
+    moved = x + torch.tensor([0.0, 0.4, 0])
+    for _ in range(10):
+        y, _ = vq(moved.requires_grad_(), generator)
+    assert torch.cdist(vq.codebook.weight, moved[:2]).amin(0).max() < 1e-3
+    y.square().sum().backward()
+    assert vq.codebook.weight.grad is None and moved.grad.abs().sum() > 0
+
+
+def test_continuous_vectors_pass():
+    vq = NSVQ(8, 4).train()
+    vq.continuous = True
+    x = torch.randn(5, 4)
+    y, codes = vq(x)
+    assert torch.equal(x, y) and vq.usage.sum() == 0 and codes.shape == (5,)
+    vq.continuous = False
+    assert not torch.equal(vq(x)[0], x)
+    vq.continuous = True
+    assert torch.equal(vq.eval()(x)[0], vq.codebook(codes)), "held-out figures are always those of codes"
 
 
 def test_bias_depends_on_the_offset_alone():

@@ -51,7 +51,10 @@ class LatentTraining:
     flow_weight: float = param(0.1, doc="weight of the flow loss, per px", low=0.0)
     flow_from_step: int = param(60000, doc="step at which the flow loss begins", low=0)
     flow_ramp_steps: int = param(10000, doc="steps over which it grows to its weight", low=0)
-    codes_from_data: bool = param(False, doc="the codebook begins at points of the first batch, not at noise")
+    codes_from_data: bool = param(False, doc="the codebook begins at clusters of a batch, not at noise")
+    continuous_steps: int = param(0, doc="steps before anything is quantised, codes_from_data only", low=0)
+    code_follow: float = param(0.0, doc="decay of running means that the codes follow; 0 leaves them to the gradient",
+                               low=0.0, high=0.9999)
     replace_below: float = param(0.015, doc="share of use below which a code is replaced", low=0.0, high=0.5)
     replace_every: int = param(100, doc="steps between replacements, early", low=1)
     replace_every_late: int = param(5000, doc="steps between replacements, later", low=1)
@@ -59,6 +62,9 @@ class LatentTraining:
     replace_until: int = param(120000, doc="step after which no code is replaced", low=0)
 
     def __post_init__(self) -> None:
+        if self.continuous_steps and not self.codes_from_data:
+            raise ConfigError(f"latent: continuous_steps = {self.continuous_steps} leads nowhere without a codebook "
+                              "that begins at data; set codes_from_data: true")
         if self.flow == "raft":  # now, and not when the gate opens
             optical_flow.check_raft_size(self.model.image_size, self.model.image_size)
 
@@ -118,10 +124,12 @@ class LatentJob:
         c, step = self.config, int(self.model.steps_done)
         pick = torch.randint(len(self.starts), (c.loop.batch,), generator=generator).numpy()
         x = to_frames(self.footage.clips(self.starts[pick], c.frames, c.stride)).to(self.device)
-        if c.codes_from_data and not self.model.quantiser.started:
+        quantiser = self.model.quantiser
+        quantiser.follow, quantiser.continuous = c.code_follow, step < c.continuous_steps
+        if c.codes_from_data and not quantiser.started and not quantiser.continuous:
             with torch.no_grad():
                 z = self.model.inverse(self.model.inverse.features(x))
-            self.model.quantiser.start(z.flatten(0, -2), generator)
+            quantiser.start(z.flatten(0, -2), generator)
         out = self.model(x, generator)
         truth, y = x[:, 1:], out.prediction
         error = (y - truth).abs()

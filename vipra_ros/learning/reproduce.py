@@ -61,6 +61,7 @@ class Reproduction:
     episodes: int = param(50, doc="evaluation episodes per task", low=1)
     eval_seed: int = param(1000, doc="seed of the first of them", low=0)
     seconds_limit: float = param(0.0, doc="limit of an evaluation episode; 0 is the task's own", unit="s", low=0.0)
+    latency: float = param(0.1, doc="charged per chunk in evaluations, whatever the machine", unit="s", low=0.0)
     collect_seconds: float = param(1.0, doc="expected work per collected episode, for the plan", unit="s", low=0.0)
     label_seconds: float = param(1.0, doc="expected work per labelled episode, for the plan", unit="s", low=0.0)
     eval_seconds: float = param(5.0, doc="expected work per evaluated episode, for the plan", unit="s", low=0.0)
@@ -153,7 +154,7 @@ class Plan:
         name = f"{row.name}-{row.demos}-{seed}"
         self._train(f"finetune-{name}", "finetune", changes, "demos", *([start] if start else []))
         count = c.episodes * len(c.tasks)
-        self._add(f"eval-{name}", count * c.eval_seconds / 60, [list(c.tasks), c.episodes, c.eval_seed],
+        self._add(f"eval-{name}", count * c.eval_seconds / 60, [list(c.tasks), c.episodes, c.eval_seed, c.latency],
                   lambda: self._evaluate(name))
         self.evaluations.append((row, seed, name))
 
@@ -230,7 +231,8 @@ class Plan:
 
         c = self.config
         checkpoint = self.out / f"finetune-{name}" / "checkpoint"
-        parts = [evaluate.main(checkpoint, task, c.episodes, c.eval_seed, quiet=True, seconds=c.seconds_limit or None)
+        parts = [evaluate.main(checkpoint, task, c.episodes, c.eval_seed, latency=c.latency, quiet=True,
+                               workers=len(os.sched_getaffinity(0)), seconds=c.seconds_limit or None)
                  for task in c.tasks]
         results.write_json({"tasks": parts}, self.out / f"eval-{name}.json")
 
