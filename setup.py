@@ -28,6 +28,7 @@ serve = ["websockets>=13", "msgpack>=1.0.5", "opencv-python-headless>=4.10"]
 console = ["nicegui>=3.0,<4"]
 view = ["rerun-sdk>=0.41,<0.42"]  # its recordings and its API change from one release to the next
 tensorboard = ["tensorboard>=2.18", *train]
+lora = ["peft>=0.17", *train]
 losses = ["torchvision>=0.21", "lpips>=0.1.4", *train]
 dev = ["msgpack>=1", "sentencepiece>=0.2", "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9"]
 
@@ -44,7 +45,7 @@ setup(
     data_files=shared("config", "launch", "models"),
     install_requires=["numpy>=1.26", "PyYAML>=6", "rich>=13", "honcho>=2"],
     extras_require={"robot": robot, "sim": sim, "train": train, "serve": serve, "console": console, "view": view,
-                    "tensorboard": tensorboard, "losses": losses,
+                    "tensorboard": tensorboard, "losses": losses, "lora": lora,
                     "ray": ["ray>=2.9", *train], "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5", *train],
                     "dev": dev},
     entry_points={"console_scripts": ["vipra = vipra_ros.cli:main"]},

@@ -62,7 +62,7 @@ def _demo_teleop(a: argparse.Namespace) -> int:
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
     room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
-                                   after=shipped(a.after) if a.after else "")
+                                after=shipped(a.after) if a.after else "", body=a.body)
 
 
 def _convert(a: argparse.Namespace) -> None:
@@ -148,6 +148,8 @@ COMMANDS = (
              arg("--cameras", default="front,wrist", metavar="A,B", help="cameras recorded (%(default)s)"),
              arg("--after", default="", metavar="CHECKPOINT",
                  help="this policy acts first and the expert takes over from wherever it has got to"),
+             arg("--body", default="robot", choices=("robot", "hand"),
+                 help="hand: draw a free-floating hand in place of the arm, for videos of another body"),
              arg("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")), _collect),
     *cli_data.RECORDING,
     Command("convert", "Data", "Make a LeRobot data set from recorded episodes.",

@@ -84,12 +84,24 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(made, mon
     assert "done  pretrain-robot-future-14steps" in said and "expected: 0.0 hours" in said
     with pytest.raises(ConfigError, match="eval-scratch_fm-2-0 was done with other settings"):
         reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", {"eval_seed": 2000}, folder)
-    with pytest.raises(ConfigError, match="other_videos=DIR"):
-        reproduce.reproduce(folder / "out", 2, folder / "reproduce.yaml")
     with pytest.raises(ConfigError, match="no table 9"):
         reproduce.reproduce(folder / "out", 9, folder / "reproduce.yaml")
     with pytest.raises(ConfigError, match="further apart"):
         reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", {"eval_seed": 5})
+
+
+def test_another_body_is_collected_or_brought(made, tmp_path, monkeypatch, capsys):
+    folder, *_ = made
+    asked = []
+    monkeypatch.setattr(reproduce, "collect", lambda path, *rest: asked.append((path.name, *rest)))
+    plan = reproduce.Plan(reproduce.presets.read(reproduce.Reproduction, folder / "reproduce.yaml", "reproduce", {}), 2,
+                          tmp_path)
+    plan.steps["other"].work()
+    assert asked == [("other", ("reach",), 2, 200_000, "hand")]
+    assert plan.dataset("other") == tmp_path / "other" / "dataset"
+    reproduce.reproduce(tmp_path, 2, folder / "reproduce.yaml", {"other_videos": "mine"}, plan_only=True)
+    said = capsys.readouterr().out
+    assert "latent-other" in said and "  other\n" not in said
 
 
 def test_the_shipped_plan_names_its_hours(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Fine-tuning end to end at toy size: it learns, resumes as if never killed, and ships a checkpoint that acts."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import finetune
-from vipra_ros.learning.loop import Interrupted
-from vipra_ros.policy.checkpoint import Checkpoint
+from vipra_ros.learning import finetune, lora
+from vipra_ros.learning.loop import Interrupted, run
+from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
 from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.observation import Observation
+from vipra_ros.policy.sampler import sample
 
 
 def log(out, kind):
@@ -129,6 +131,52 @@ execute_steps: 2
                        {"vq": "", "policy.decoder": "flow"})
 
 
+def test_beginnings_of_chunks_are_given_and_the_checkpoint_says_so(data, preset, tmp_path):
+    finetune.train(data, tmp_path / "ft", preset, overrides={"loop.steps": 2, "committed_steps": 6})
+    made = Checkpoint.load(tmp_path / "ft" / "checkpoint")
+    assert made.config.committed_steps == 6
+    assert load_engine(made, rtc="trained").guided
+    made.config = dataclasses.replace(made.config, committed_steps=0)
+    with pytest.raises(CheckpointError, match="was not trained"):
+        load_engine(made, rtc="trained")
+
+
+def test_low_rank_updates_leave_init_alone_and_are_added_in(trained, data, tmp_path):
+    pytest.importorskip("peft")
+    path, before = trained.parent / "micro.yaml", Checkpoint.load(trained / "checkpoint")
+    more = {"vq": "", "lora_rank": 2, "loop.steps": 30, "loop.evaluate_every": 30, "loop.lr": 0.02}
+    jobs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "run", lambda job, *rest: (jobs.append(job), run(job, *rest)))
+        finetune.train(data, tmp_path / "ft", path, trained / "checkpoint", more)
+    trained_ones = {n for n, p in jobs[0].policy.named_parameters() if p.requires_grad}
+    assert all("lora_" in n for n in trained_ones if n.startswith("trunk")) and "head.weight" in trained_ones
+    assert not any(n.startswith(("vision", "text")) for n in trained_ones)
+    after = Checkpoint.load(tmp_path / "ft" / "checkpoint")  # plain names and shapes, or it would be refused
+    old, new = before.policy.state_dict(), after.policy.state_dict()
+    changed = {n for n in old if not torch.equal(old[n], new[n])}
+    acting = {n for n in old if n.startswith(("action_", "head", "proprio"))}
+    assert changed == acting | {n for n in old if n.split(".")[-2] in lora.TARGETS}
+    for n in changed & {n for n in old if n.startswith("trunk")}:
+        assert torch.linalg.matrix_rank(new[n].double() - old[n].double(), rtol=1e-4) <= 2
+    job, rows = jobs[0], np.array([3, 8])
+    prefix, noise = job.example(job.data, rows)[0], torch.randn(2, 14, 8, generator=torch.Generator().manual_seed(1))
+    job.policy.eval()
+    assert torch.allclose(sample(job.policy, prefix, noise), sample(after.policy, prefix, noise), atol=1e-4)
+    log_rows = log(tmp_path / "ft", "train")
+    assert log_rows[-1]["loss"] < 1.5 * log_rows[0]["loss"]
+
+
+def test_low_rank_updates_resume_as_if_nothing_had_been(trained, data, tmp_path):
+    pytest.importorskip("peft")
+    path, more = trained.parent / "micro.yaml", {"vq": "", "lora_rank": 2, "loop.schedule": "constant"}
+    for name, stops in (("whole", (8,)), ("parts", (4, 8))):
+        for steps in stops:
+            finetune.train(data, tmp_path / name, path, trained / "checkpoint", more | {"loop.steps": steps})
+    whole, parts = (Checkpoint.load(tmp_path / n / "checkpoint").policy.state_dict() for n in ("whole", "parts"))
+    assert all(torch.equal(v, parts[k]) for k, v in whole.items())
+
+
 @pytest.mark.parametrize(
     "overrides, word",
     [
@@ -138,6 +186,9 @@ execute_steps: 2
         ({"policy.unheard": 1}, "unheard"),
         ({"vq.path": "x"}, "not a table"),
         ({"loop.lr": "fast"}, "number"),
+        ({"committed_steps": 14}, "fewer than the horizon"),
+        ({"lora_rank": 4}, "give --init"),
+        ({"lora_rank": 4, "loop.shard": True}, "shard to false"),
     ],
 )
 def test_mistakes_in_the_configuration_are_named(data, preset, tmp_path, overrides, word):

@@ -15,7 +15,7 @@ from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.lean import LeanSampler
 from vipra_ros.policy.observation import Observation
 from vipra_ros.policy.prior import Prior, prior_of, soft_mask
-from vipra_ros.policy.rtc import GuidedSampler, strength
+from vipra_ros.policy.rtc import GuidedSampler, TrainedSampler, strength
 from vipra_ros.policy.sampler import draw_noise
 
 CONFIG = PolicyConfig(backbone=BackboneConfig(width=48, layers=2, heads=2, ffn=64), text_vocab=32, codebook_size=16,
@@ -147,6 +147,104 @@ def test_without_a_prior_the_guided_engine_answers_as_the_plain_one(engines):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "fused", "static", "eager"])
-def test_engines_without_a_gradient_refuse(engines, kind):
+@pytest.mark.parametrize("rtc", ["guided", "trained"])
+def test_other_engines_refuse(engines, kind, rtc):
     with pytest.raises(CheckpointError, match="choose engine 'torch', or rtc 'none'"):
-        load_engine(engines[0].checkpoint, kind, rtc="guided")
+        load_engine(engines[0].checkpoint, kind, rtc=rtc)
+
+
+# --- networks trained with a given beginning -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("b, padded", [(1, False), (2, True)])
+def test_given_rows_stand_at_time_one(policy, prefix_of, b, padded):
+    """The network without a cache, a time per row."""
+    steps, (target, weights) = 4, prior(policy, b)
+    given = (weights == 1)[..., None]
+    prefix, noise = prefix_of(policy.config, b, padded), draw_noise(policy, b, 0)
+    embedded, present = policy.embed_prefix(prefix)
+    x = torch.where(given, target, noise)
+    for k in range(steps):
+        t = torch.where(given[..., 0], 1.0, k / steps)
+        velocity = policy.joint_pass(embedded, present, x[:, None], t[:, None])[:, 0]
+        x = torch.where(given, target, x + velocity / steps)
+    made = TrainedSampler(policy, steps, 5)(prefix, noise, target=target, weights=given[..., 0].float())
+    assert torch.allclose(made, x, atol=5e-5)
+    plain = LeanSampler(policy, steps)(prefix, noise)
+    assert torch.equal(TrainedSampler(policy, steps, 5)(prefix, noise), plain)
+    assert (made - plain)[:, 2:].abs().max() > 1e-3, "rows that are not given answer to those that are"
+
+
+def test_one_of_a_batch_without_given_rows_is_as_ever(policy, prefix_of):
+    prefix, noise = prefix_of(policy.config, 2, False), draw_noise(policy, 2, 0)
+    target, weights = prior(policy, 2)
+    weights = (weights == 1) * torch.tensor([[1.0], [0.0]])
+    made = TrainedSampler(policy, 5, 5)(prefix, noise, target=target, weights=weights)
+    assert torch.allclose(made[1], LeanSampler(policy, 5)(prefix, noise)[1], atol=2e-5)
+
+
+def test_no_more_rows_are_given_than_in_training(policy):
+    sampler = TrainedSampler(policy, 5, 3)
+    assert sampler.weights(6, 5, 2).tolist() == [1, 1, 0, 0, 0, 0]
+    assert sampler.weights(6, 5, 5).tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_loss_leaves_given_rows_out(policy, prefix_of):
+    prefix, b, s = prefix_of(policy.config, 2, True), 2, 3
+    g = torch.Generator().manual_seed(3)
+    actions, noise = torch.randn(b, 6, 3, generator=g), torch.randn(b, s, 6, 3, generator=g)
+    t, given = torch.rand(b, s, generator=g), torch.tensor([[0, 2, 5], [1, 1, 3]])
+    made = policy.loss(prefix, actions, noise, t, given)
+    embedded, present = policy.embed_prefix(prefix)
+    for i in range(b):
+        per_draw = []
+        for j in range(s):
+            d = int(given[i, j])
+            x = (1 - 0.999 * t[i, j]) * noise[i, j] + t[i, j] * actions[i]
+            x[:d] = actions[i, :d]
+            times = torch.full((6,), float(t[i, j]))
+            times[:d] = 1.0
+            v = policy.joint_pass(embedded[i : i + 1], present[i : i + 1], x[None, None], times[None, None])[0, 0]
+            per_draw.append((v - (actions[i] - 0.999 * noise[i, j]))[d:].square().sum() / 3)
+        # Every free row of the observation counts alike, whichever draw it is of.
+        assert made[i] == pytest.approx(float(sum(per_draw) / (18 - given[i].sum())), rel=1e-4)
+    none = policy.loss(prefix, actions, noise, t, torch.zeros_like(given))
+    assert torch.allclose(none, policy.loss(prefix, actions, noise, t), atol=1e-5)
+
+
+def test_a_trained_network_goes_on_as_it_was_begun(prefix_of):
+    """Two answers to every question, all rows +1 or all -1: what follows the given row is the answer it began."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = dataclasses.replace(CONFIG, bidirectional_actions=True, time_band="wide")
+    network, g = FlowPolicy(config), torch.Generator().manual_seed(0)
+    prefix = prefix_of(config, 16, False)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for _ in range(250):
+        sign = 2.0 * torch.randint(2, (16, 1, 1), generator=g) - 1
+        noise, t = torch.randn(16, 2, 6, 3, generator=g), torch.rand(16, 2, generator=g)
+        given = torch.randint(4, (16, 2), generator=g)
+        network.loss(prefix, sign.expand(16, 6, 3), noise, t, given).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    network.eval().requires_grad_(False)
+    sampler, noise = TrainedSampler(network, 10, 3), draw_noise(network, 16, 5)
+    sign = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None]
+    weights = torch.zeros(16, 6)
+    weights[:, 0] = 1.0
+    made = sampler(prefix, noise, target=sign.expand(16, 6, 3), weights=weights)
+    assert ((made * sign)[:, 1:].mean((1, 2)) > 0.5).all(), "all sixteen go on as begun"
+    free = sampler(prefix, noise).mean((1, 2))
+    assert (free > 0.5).any() and (free < -0.5).any(), "and without a beginning there are both answers"
+
+
+def test_the_engine_goes_on_from_the_prior(micro_checkpoint):
+    checkpoint = Checkpoint.load(micro_checkpoint)
+    with pytest.raises(CheckpointError, match="committed_steps = 0"):
+        load_engine(checkpoint, rtc="trained")
+    checkpoint.config = dataclasses.replace(checkpoint.config, committed_steps=3)
+    plain, trained = load_engine(checkpoint, threads=1), load_engine(checkpoint, threads=1, rtc="trained")
+    assert np.array_equal(plain.infer(seen(), 3).actions, trained.infer(seen(), 3).actions)
+    before = Prior(plain.infer(seen(), 5).actions[4:] + 0.01, 4)
+    made = trained.infer(seen(before), 3).actions
+    assert np.array_equal(made[:4], before.rows[:4])

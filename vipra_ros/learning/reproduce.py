@@ -56,7 +56,8 @@ class Reproduction:
     tasks: tuple[str, ...] = param(("reach", "push", "lift"), doc="tasks of the simulated table")
     videos: int = param(1000, doc="episodes without labels, per task", low=2)
     video_seed: int = param(100_000, doc="seed of the first of them", low=0)
-    other_videos: str = param("", doc="data set of another body doing the same tasks, for rows that want it")
+    other_seed: int = param(200_000, doc="seed of the first episode of another body, a free-floating hand", low=0)
+    other_videos: str = param("", doc="data set of another body instead, doing the same tasks")
     demo_seed: int = param(0, doc="seed of the first demonstration", low=0)
     episodes: int = param(50, doc="evaluation episodes per task", low=1)
     eval_seed: int = param(1000, doc="seed of the first of them", low=0)
@@ -69,28 +70,23 @@ class Reproduction:
     def __post_init__(self) -> None:
         if missing := [job for job in JOBS if job not in self.presets]:
             raise ConfigError(f"reproduce: presets has no {missing[0]}; name a preset or a YAML file for it")
-        demos, videos, held = (range(s, s + n) for s, n in ((self.demo_seed, 1000), (self.video_seed, self.videos),
-                                                           (self.eval_seed, self.episodes)))
-        for a, b, what in ((demos, held, "demo_seed"), (videos, held, "video_seed"), (demos, videos, "video_seed")):
-            if max(a.start, b.start) < min(a.stop, b.stop):
-                raise ConfigError(f"reproduce: {what}: the same starts are demonstrated, watched or evaluated; set the "
-                                  "three seeds further apart")
+        used = {"demo_seed": 1000, "video_seed": self.videos, "other_seed": self.videos, "eval_seed": self.episodes}
+        spans = sorted((getattr(self, name), name, count) for name, count in used.items())
+        for (first, name, count), (second, other, _) in zip(spans, spans[1:]):
+            if first + count > second:
+                raise ConfigError(f"reproduce: {name} = {first} and {other} = {second}: the same starts are "
+                                  "demonstrated, watched or evaluated; set the seeds further apart")
 
     def rows(self, table: int) -> list[Row]:
         """The rows of a table.
 
         Raises:
-            ConfigError: there is no such table, or a row wants videos that are not there.
+            ConfigError: there is no such table.
         """
         if str(table) not in {str(k) for k in self.tables}:
             raise ConfigError(f"reproduce: no table {table}; there are {', '.join(map(str, self.tables))}")
-        rows = [build(Row, r, source=f"reproduce: table {table}") for k, v in self.tables.items()
+        return [build(Row, r, source=f"reproduce: table {table}") for k, v in self.tables.items()
                 if str(k) == str(table) for r in v]
-        for row in rows:
-            if row.videos != "robot" and not self.other_videos:
-                raise ConfigError(f"reproduce: row {row.name} needs videos of another body; name a data set with "
-                                  "--set other_videos=DIR")
-        return rows
 
 
 @dataclass
@@ -117,6 +113,8 @@ class Plan:
         self._episodes("demos", most + max(1, round(0.1 * most)), config.demo_seed)
         self._episodes("videos", config.videos, config.video_seed)
         self._train("vq", "vq", {}, "videos")
+        if any(row.videos != "robot" for row in rows):
+            self._other()
         for row in rows:
             for seed in row.seeds:
                 self._row(row, seed)
@@ -127,10 +125,11 @@ class Plan:
         self.steps.setdefault(name, Step(name, expected, settings, work))
         return name
 
-    def _episodes(self, name: str, count: int, seed: int) -> None:
+    def _episodes(self, name: str, count: int, seed: int, body: str = "robot") -> None:
         c = self.config
         minutes = count * len(c.tasks) * c.collect_seconds / 60
-        self._add(name, minutes, [list(c.tasks), count, seed], lambda: collect(self.out / name, c.tasks, count, seed))
+        self._add(name, minutes, [list(c.tasks), count, seed, *([body] if body != "robot" else [])],
+                  lambda: collect(self.out / name, c.tasks, count, seed, body))
 
     def _train(self, name: str, job: str, changes: dict, *sources: str) -> str:
         """A training: the preset, then `changes` of the variant and row, then the user's overrides."""
@@ -183,9 +182,16 @@ class Plan:
             return self._videos(which)[0]
         return self._add("both", 0.01 * self.config.videos, [self.config.other_videos], self._merge)
 
+    def _other(self) -> None:
+        """Videos of another body, unless the user has some."""
+        c = self.config
+        if not c.other_videos:
+            self._episodes("other", c.videos, c.other_seed, "hand")
+
     def dataset(self, name: str) -> Path:
         """Folder of a data set by its name in the plan."""
-        return Path(self.config.other_videos) if name == "other" else self.out / name / "dataset"
+        own = name != "other" or not self.config.other_videos
+        return self.out / name / "dataset" if own else Path(self.config.other_videos)
 
     # --- doing it ---------------------------------------------------------------------------------------------
 
@@ -303,12 +309,12 @@ def _class(job: str) -> type:
             "finetune": finetune.Finetune}[job]
 
 
-def collect(folder: Path, tasks: tuple[str, ...], count: int, seed: int) -> None:
+def collect(folder: Path, tasks: tuple[str, ...], count: int, seed: int, body: str = "robot") -> None:
     """Scripted episodes as bags, then as a data set, `folder`/dataset; goes on where it stopped."""
     from vipra_ros.data.convert import convert
     from vipra_ros.sim.collect import collect as record
 
-    record(folder / "bags", tasks, count, seed, workers=len(os.sched_getaffinity(0)), cameras=("front",))
+    record(folder / "bags", tasks, count, seed, workers=len(os.sched_getaffinity(0)), cameras=("front",), body=body)
     convert(folder / "bags", folder / "dataset", resume=True, quiet=True)
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 NOISE_FLOOR = 1e-3
 #: Largest training time; t = 1 itself is never asked for by the sampler.
 TIME_LIMIT = 0.999
+#: Time of rows that are given: the action itself.
+CLEAN = 1.0
 
 
 def sample_time(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:

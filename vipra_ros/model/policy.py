@@ -208,10 +208,10 @@ class FlowPolicy(ActingPolicy):
     # --- actions --------------------------------------------------------------------------------------------
 
     def embed_actions(self, x: Tensor, t: Tensor) -> Tensor:
-        """Noisy actions (..., h, a) at times (...,) -> tokens (..., h, d)."""
+        """Noisy actions (..., h, a) at times (..., h), or (...,) for all steps -> tokens (..., h, d)."""
         half = self.action_in(x.to(self.action_in.weight.dtype))
-        features = flow.time_features(t, half.shape[-1], self.config.time_band).to(half.dtype)
-        features = features[..., None, :].expand_as(half)
+        t = t if t.ndim == x.ndim - 1 else t[..., None]
+        features = flow.time_features(t, half.shape[-1], self.config.time_band).to(half.dtype).expand_as(half)
         return self.action_out(F.silu(self.action_mix(torch.cat([half, features], dim=-1))))
 
     def joint_mask(self, present: Tensor, draws: int) -> Tensor:
@@ -228,7 +228,7 @@ class FlowPolicy(ActingPolicy):
         return allowed & seen[:, None, :]
 
     def joint_pass(self, embedded: Tensor, present: Tensor, x: Tensor, t: Tensor, cache=None) -> Tensor:
-        """Prefix and all blocks in one pass: x (b, s, h, a), t (b, s) -> velocities (b, s, h, a).
+        """Prefix and all blocks in one pass: x (b, s, h, a), t (b, s) or (b, s, h) -> velocities (b, s, h, a).
 
         With a `cache` (transformers' DynamicCache) the keys and values of the whole pass stay in it.
         """
@@ -242,7 +242,7 @@ class FlowPolicy(ActingPolicy):
         return self.head(hidden[:, embedded.shape[1] :]).reshape(b, s, h, -1)
 
     def cached_step(self, cache, present: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Velocities (b, h, a) of x (b, h, a) at t (b,) over the prefix in `cache`, which is left as it was."""
+        """Velocities (b, h, a) of x (b, h, a) at t (b,) or (b, h) over the prefix in `cache`, left as it was."""
         h = x.shape[1]
         tokens = self.embed_actions(x, t)
         block = torch.ones(h, h, dtype=torch.bool, device=x.device)
@@ -255,16 +255,23 @@ class FlowPolicy(ActingPolicy):
 
     # --- training -------------------------------------------------------------------------------------------
 
-    def loss(self, prefix: Prefix, actions: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def loss(self, prefix: Prefix, actions: Tensor, noise: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """Flow-matching error per observation (b,), the mean over draws, steps and dimensions.
 
-        actions (b, h, a) normalised; noise (b, s, h, a); t (b, s).
+        actions (b, h, a) normalised; noise (b, s, h, a); t (b, s). given: int (b, s), so many first rows of the chunk
+        are the actions themselves, at time 1 and without a loss (Black et al. 2025, arXiv 2512.05964).
         """
         embedded, present = self.embed_prefix(prefix)
         target = actions[:, None]
         x = flow.interpolate(noise, target, t[..., None, None])
-        predicted = self.joint_pass(embedded, present, x, t)
-        return (predicted.float() - flow.velocity_target(noise, target)).pow(2).mean(dim=(1, 2, 3))
+        if given is None:
+            predicted = self.joint_pass(embedded, present, x, t)
+            return (predicted.float() - flow.velocity_target(noise, target)).pow(2).mean(dim=(1, 2, 3))
+        free = torch.arange(actions.shape[1], device=t.device) >= given[..., None]  # (b, s, h)
+        x = torch.where(free[..., None], x, target)
+        predicted = self.joint_pass(embedded, present, x, torch.where(free, t[..., None], flow.CLEAN))
+        error = (predicted.float() - flow.velocity_target(noise, target)).pow(2).mean(-1)
+        return (error * free).sum(dim=(1, 2)) / free.sum(dim=(1, 2))
 
 
 def parameter_count(config: PolicyConfig) -> int:

@@ -77,8 +77,8 @@ class PolicySettings:
     rate: float = param(
         0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0, high=60.0
     )
-    rtc: str = param("none", doc="guided: a new chunk goes on from the one the arm executes; of engine torch",
-                     choices=("none", "guided"))
+    rtc: str = param("none", doc="a new chunk goes on from the one the arm executes: guided towards it, or as the "
+                     "network was trained to; of engine torch", choices=("none", "guided", "trained"))
     margin: int = param(1, doc="rows still queued when the next chunk is to arrive", low=0, high=10)
     transport: str = param(
         "compressed", doc="camera messages: compressed (JPEG, PNG) or raw", choices=("compressed", "raw")
@@ -101,7 +101,7 @@ class PolicyNode(Node):
         self._origin = self.get_clock().now().nanoseconds
         self.folder = resolve(s.checkpoint) if s.engine != "remote" else None
         if s.rtc != "none" and s.engine == "remote":
-            raise ConfigError("policy: rtc = 'guided' with engine = 'remote': choose engine 'torch', or rtc 'none'")
+            raise ConfigError(f"policy: rtc = {s.rtc!r} with engine = 'remote': choose engine 'torch', or rtc 'none'")
         self._remote = self._arms = None
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
@@ -181,7 +181,7 @@ class PolicyNode(Node):
         checkpoint = Checkpoint.load(self.folder)
         s = self.settings
         engine = load_engine(checkpoint, s.engine, s.threads or _threads(), rtc=s.rtc)
-        kind = type(engine).__name__.removesuffix("Engine").lower() + " guided" * (s.rtc == "guided")
+        kind = type(engine).__name__.removesuffix("Engine").lower() + (f" {s.rtc}" if s.rtc != "none" else "")
         self._engine_text = f"{kind} {next(checkpoint.policy.parameters()).device.type}"
         return engine
 

@@ -73,6 +73,8 @@ class CheckpointConfig:
     seed: int = param(doc="training seed")
     data: str = param(doc="data set and its fingerprint")
     code_version: str = param(doc="version of vipra_ros that trained it")
+    committed_steps: int = param(0, doc="first rows of a chunk that training gave it, at most (real-time chunking); 0: "
+                                        "none", low=0, high=4096)
     arms: tuple[str, ...] = param((), doc="namespaces of the arms that share the columns, joints and gripper of each "
                                           "in turn; empty: one arm")
 
@@ -92,6 +94,9 @@ class CheckpointConfig:
                 raise ConfigError(f"checkpoint: {name} is {here} in one place and {there} in another; it was edited")
         if self.execute_steps > self.horizon:
             raise ConfigError(f"checkpoint: execute_steps = {self.execute_steps} exceeds the horizon of {self.horizon}")
+        if self.committed_steps and (self.committed_steps >= self.horizon or self.decoder != "flow"):
+            raise ConfigError(f"checkpoint: committed_steps = {self.committed_steps} of {self.horizon} rows, decoder "
+                              f"{self.decoder}: fewer than the horizon, and flow")
         if self.relative_actions and self.action_space != "joint_position":
             raise ConfigError(f"checkpoint: relative_actions needs joint_position actions, not {self.action_space}")
         joint_columns, grippers = len(self.joint_names) if self.action_space != "ee_delta" else 6, len(self.arms) or 1

@@ -19,8 +19,7 @@ from vipra_ros.policy.generator import LeanGenerator, NaiveGenerator
 from vipra_ros.policy.lean import LeanSampler
 from vipra_ros.policy.observation import Observation, ObservationError, Prediction
 from vipra_ros.policy.pictures import resize
-from vipra_ros.policy.prior import soft_mask
-from vipra_ros.policy.rtc import GuidedSampler
+from vipra_ros.policy.rtc import GuidedSampler, TrainedSampler
 from vipra_ros.policy.sampler import NaiveSampler, draw_noise
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
@@ -31,8 +30,8 @@ REMEMBERED = 64
 ENGINES = ("auto", "torch", "onnx", "fused", "static", "eager")
 #: Bytes of a graph in memory: protobuf ends at 2 GiB.
 LARGEST_GRAPH = 1.9e9
-#: Real-time chunking: none, or guided by the chunk before.
-RTC = ("none", "guided")
+#: Real-time chunking: none, guided by the chunk before, or as the network was trained to go on from it.
+RTC = ("none", "guided", "trained")
 #: Samplers by decoder and engine.
 SAMPLERS = {
     "flow": {"torch": LeanSampler, "eager": NaiveSampler},
@@ -63,19 +62,25 @@ def load_engine(
 ) -> Engine:
     """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's.
 
-    rtc: "guided" lets the prior of an observation guide the answer (`rtc.py`).
+    rtc: how the prior of an observation enters the answer (`rtc.py`): "guided", any flow policy; "trained", one
+        that was trained with committed_steps.
     options: of `onnx_engine.OnnxEngine` (graphs, precision, provider) or `static.StaticSampler` (capture, compile ...).
     """
     decoder = checkpoint.config.decoder
     if rtc not in RTC:
         raise CheckpointError(f"rtc = {rtc!r}: choose {', '.join(map(repr, RTC))}")
-    if rtc == "guided":
+    if rtc != "none":
         if kind not in ("auto", "torch") or decoder != "flow":
             raise CheckpointError(
-                f"rtc = 'guided' with engine = {kind!r} and a {decoder} decoder: it goes backwards through a network "
+                f"rtc = {rtc!r} with engine = {kind!r} and a {decoder} decoder: it needs PyTorch and a network "
                 "of flow matching; choose engine 'torch', or rtc 'none'"
             )
-        return TorchEngine(checkpoint, threads, euler_steps, GuidedSampler)
+        most = checkpoint.config.committed_steps
+        if rtc == "trained" and not most:
+            raise CheckpointError("rtc = 'trained', but this checkpoint was not trained with given rows "
+                                  "(committed_steps = 0); choose 'guided', or train with --set committed_steps=6")
+        sampler = GuidedSampler if rtc == "guided" else partial(TrainedSampler, most=most)
+        return TorchEngine(checkpoint, threads, euler_steps, sampler)
     if kind == "auto":
         kind = "fused" if decoder == "flow" and _fuses(checkpoint) else "torch"
     if kind in ("onnx", "fused", "static") and decoder == "discrete":
@@ -213,7 +218,7 @@ class TorchEngine:
             if known > c.horizon or prior.rows.shape[1] != c.action_dim or not np.isfinite(prior.rows).all():
                 raise ObservationError(f"prior: {prior.rows.shape}; expected up to {c.horizon} rows of {c.action_dim}")
             target[i, :known] = self.normaliser.actions(prior.rows, state)
-            weights[i] = soft_mask(c.horizon, known, prior.committed)
+            weights[i] = self._sample.weights(c.horizon, known, prior.committed)
         made = (torch.from_numpy(array).float().to(self._device) for array in (target, weights))
         return dict(zip(("target", "weights"), made))
 

@@ -1,28 +1,35 @@
-"""Real-time chunking, the guided form: for flow policies that were not trained for it.
+"""Real-time chunking: samplers whose chunk goes on from the one that the arm executes.
 
-Each Euler step's velocity is corrected towards the prior (Black, Galliker and Levine 2025, arXiv 2506.07339, eq. 2-4;
-pseudo-inverse guidance of Song et al. 2023 for flows, Pokle et al. 2024). With the velocity v at x, time t from noise 0
-to action 1, the prior Y and its weights W (`prior.soft_mask`):
+`GuidedSampler` is for flow policies that were not trained for it. Each Euler step's velocity is corrected towards the
+prior (Black, Galliker and Levine 2025, arXiv 2506.07339, eq. 2-4; pseudo-inverse guidance of Song et al. 2023 for
+flows, Pokle et al. 2024). With the velocity v at x, time t from noise 0 to action 1, the prior Y and its weights W
+(`prior.soft_mask`):
 
     end  = x + (1 - t) v                            where v alone would lead
     pull = (Y - end)^T diag(W) d end / d x          a vector-Jacobian product: one backward pass
     v'   = v + min(beta, (1 - t) / (t r^2)) pull    r^2 = (1 - t)^2 / (t^2 + (1 - t)^2), beta = 5
 
+`TrainedSampler` is for policies that were given the beginnings of chunks in training (`committed_steps`; Black et al.
+2025, arXiv 2512.05964): the committed rows stand in the chunk as they are, at time 1, and the others are sampled as
+always. That costs nothing, and rows that are not committed do not pull.
+
 The committed rows of the answer are the prior's own: they happen whatever the network says. Without a prior the answer
-is the plain sampler's, bit by bit. The free form, in which a network is trained with a given beginning, needs a network
-that was; there is none here.
+is the plain sampler's, bit by bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vipra_ros.model.policy import Prefix
+from vipra_ros.model import flow
+from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.lean import LeanSampler
+from vipra_ros.policy.prior import soft_mask
 
 #: Largest weight of the correction; the paper's, for few steps. At t = 0 the formula itself has none.
 BETA = 5.0
@@ -37,6 +44,10 @@ class GuidedSampler(LeanSampler):
     """Called like `LeanSampler`, and with a prior. Each step is also gone backwards, which costs about as much."""
 
     guided = True
+
+    def weights(self, horizon: int, known: int, committed: int) -> np.ndarray:
+        """Weights (horizon,) of a prior's rows."""
+        return soft_mask(horizon, known, committed)
 
     def __call__(
         self,
@@ -80,3 +91,45 @@ class GuidedSampler(LeanSampler):
             attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
             hidden = self._rest(hidden, attended, weights)
         return self.read(hidden)
+
+
+class TrainedSampler(LeanSampler):
+    """Called like `GuidedSampler`; of a policy trained with up to `most` given rows."""
+
+    guided = True
+
+    @torch.no_grad()
+    def __init__(self, policy: FlowPolicy, steps: int, most: int):
+        super().__init__(policy, steps)
+        self.most, mix = most, policy.action_mix
+        half = policy.config.backbone.width // 2
+        features = flow.time_features(mix.weight.new_tensor(flow.CLEAN), half, policy.config.time_band)
+        self.mix_given = F.linear(features.to(mix.weight.dtype), mix.weight[:, half:], mix.bias)
+
+    def weights(self, horizon: int, known: int, committed: int) -> np.ndarray:
+        """Weights (horizon,) of a prior's rows: 1 for committed ones, as many as training has ever given."""
+        return (np.arange(horizon) < min(committed, self.most)).astype(float)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prefix: Prefix,
+        noise: Tensor,
+        mark: Callable[[str], None] = lambda name: None,
+        target: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised actions (b, h, a) from noise (b, h, a); rows whose weight is not 0 are the target's."""
+        if target is None or not bool(weights.any()):
+            return super().__call__(prefix, noise, mark)
+        given = (weights > 0)[..., None]
+        caches, cosine, sine, mask, p = self.begin(prefix, noise)
+        mark("prefill")
+        x = torch.where(given, target, noise)
+        for k in range(self.steps):
+            half = F.linear(self.policy.action_in(x.to(self.dtype)), self.mix_action)
+            tokens = self.policy.action_out(F.silu(half + torch.where(given, self.mix_given, self.mix_time[k])))
+            velocity = self.read(self.through(tokens, cosine, sine, mask, caches, p))
+            x = torch.where(given, target, x + velocity / self.steps)
+            mark("denoise")
+        return x

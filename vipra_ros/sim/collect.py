@@ -22,6 +22,7 @@ from vipra_ros.data import messages
 from vipra_ros.data.bag_writer import EpisodeWriter
 
 from . import expert, scene, tasks
+from .bodies import BODIES
 from .lane import Lane, Scene
 
 HORIZON, EXECUTE = 14, 7
@@ -122,7 +123,8 @@ def meta(lane, job: Job, start: tasks.Start, success: bool, seconds: float, rand
     goal = start.goal
     return {"instruction": goal.instruction, "task": job.task, "colour": goal.colour, "zone": goal.zone,
             "seed": job.seed, "success": success, "operator": EXPERT, "robot": lane.profile.name,
-            "cameras": list(lane.cameras), "random_start": random_start, "seconds": round(seconds, 3),
+            "body": getattr(lane, "body", BODIES[0]), "cameras": list(lane.cameras), "random_start": random_start,
+            "seconds": round(seconds, 3),
             "version": __version__}
 
 
@@ -144,18 +146,19 @@ def start_pose(lane: Lane, start: tasks.Start, seed: int) -> np.ndarray:
 
 def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes: int = 100, seed: int = 0,
             lane: str = "lockstep", workers: int = 1, cameras: Sequence[str] = scene.CAMERAS,
-            after: str = "") -> dict[str, list[int]]:
+            after: str = "", body: str = "robot") -> dict[str, list[int]]:
     """Record `episodes` demonstrations of each task into `out`, seeds from `seed` on; resumes a partial folder.
 
     Args:
         after: checkpoint of a policy that acts first, for a random time, before the expert takes over and is
             recorded (`takeover.py`); an episode that the policy finishes by itself leaves no bag.
+        body: what the pictures show in place of the robot (`bodies.py`), lane lockstep only.
 
     Returns:
         task -> [successes, attempts] of this run.
 
     Raises:
-        ValueError: unknown task or lane.
+        ValueError: unknown task, lane or body, or a pair of them that does not go together.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -167,15 +170,19 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
     jobs = [j for j in jobs if not (out / episode_name(j)).exists()]
     if lane == "fci" and after:
         raise ValueError("a policy can act first in the lockstep lane only; drop --after or take --lane lockstep")
+    if body not in BODIES:
+        raise ValueError(f"body {body!r}: choose {' or '.join(BODIES)}")
+    if body != "robot" and (lane == "fci" or after):
+        raise ValueError(f"body {body!r} is drawn in the lockstep lane, by the expert alone; drop --lane and --after")
     if lane == "fci":
         from .fci_lane import run_jobs
         results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out, tuple(cameras))
     elif workers > 1:
         # spawn: a forked child would share the parent's GL context
-        pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras), after))
+        pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras), after, body))
         results = pool.imap_unordered(_work, jobs, chunksize=4)
     else:
-        _begin(out, tuple(cameras), after)
+        _begin(out, tuple(cameras), after, body)
         results = map(_work, jobs)
     return _report(results, len(jobs), tasks_wanted)
 
@@ -183,10 +190,10 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
 _record: Callable[[Job], bool | None] | None = None
 
 
-def _begin(out: Path, cameras: tuple[str, ...], after: str) -> None:
+def _begin(out: Path, cameras: tuple[str, ...], after: str, body: str) -> None:
     global _record
     cv2.setNumThreads(1)
-    lane = Lane(cameras=cameras)
+    lane = Lane(cameras=cameras, body=body)
     if after:
         from .takeover import Takeover
         policy_first = Takeover(lane, after)

@@ -20,6 +20,7 @@ from vipra_ros.control.profile import RobotProfile, load_profile
 from vipra_ros.control.reference import Reference
 
 from . import scene, tasks
+from .bodies import wear
 from .lockstep import LockstepWorld
 from .world import Eyes
 
@@ -97,15 +98,18 @@ class Lane:
         cameras: which are drawn.
         size: pixels, square.
         jpeg: quality of the JPEG each frame goes through, as on a camera topic; 0 leaves it as drawn.
+        body: what the robot looks like (`bodies.py`).
     """
 
     def __init__(self, settings: ExecutorSettings | None = None, *, fps: float = 15.0,
                  cameras: tuple[str, ...] = ("front",), size: int = 128, jpeg: int = 0,
-                 profile: RobotProfile | None = None):
+                 profile: RobotProfile | None = None, body: str = "robot"):
         self.profile = profile or load_profile("fr3")
         self.settings = settings or ExecutorSettings()
         self.fps, self.cameras, self._jpeg = fps, cameras, jpeg
+        self.body = body
         self.world = LockstepWorld()
+        wear(self.world.model, body)
         self.eyes = Eyes(self.world.model, size)
 
     def ik(self, pose: np.ndarray, q0: np.ndarray) -> np.ndarray:
