@@ -90,6 +90,20 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(made, mon
         reproduce.reproduce(folder / "out", 1, folder / "reproduce.yaml", {"eval_seed": 5})
 
 
+def test_options_that_came_later_do_not_undo_what_is_done(made):
+    folder, *_ = made
+    read = reproduce.presets.read(reproduce.Reproduction, folder / "reproduce.yaml", "reproduce", {})
+    step = reproduce.Plan(read, 1, folder / "out").steps["finetune-scratch_fm-2-0"]
+    kept = json.loads((folder / "out" / "done" / "finetune-scratch_fm-2-0.json").read_text())["settings"]
+    assert step.done_with(kept)
+    del kept[0]["draws"], kept[0]["lora_rank"], kept[0]["loop"]["ema"]  # as a version without them would have left it
+    assert step.done_with(kept)
+    kept[0]["lora_rank"] = 4
+    assert not step.done_with(kept)
+    del kept[0]["lora_rank"], kept[0]["loop"]["lr"]
+    assert not step.done_with(kept), "this one does not stand at its default"
+
+
 def test_another_body_is_collected_or_brought(made, tmp_path, monkeypatch, capsys):
     folder, *_ = made
     asked = []

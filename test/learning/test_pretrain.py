@@ -51,6 +51,20 @@ policy: {{{POLICY}}}
     return folder
 
 
+def test_batches_may_begin_where_episodes_do(pretrained, data, monkeypatch):
+    jobs, seen = [], []
+    monkeypatch.setattr(pretrain, "run", lambda job, *_: jobs.append(job))
+    pretrain.train(data, pretrained / "labels", pretrained / "x", pretrained / "micro.yaml",
+                   {"early_share": 0.5, "early_frames": 2})
+    job = jobs[0]
+    example = job.example
+    monkeypatch.setattr(job, "example", lambda index: seen.append(index) or example(index))
+    job.loss(torch.Generator().manual_seed(0), 0.0)
+    late = seen[0] - job.first[seen[0]]
+    assert len(late) == 8 and (late[4:] < 2).all() and (late[:4] >= 2).any()
+    assert not set(seen[0]) & set(job.held)
+
+
 def test_held_out_parts_fall(pretrained):
     rows = [json.loads(line) for line in (pretrained / "run" / "log.jsonl").read_text().splitlines()]
     first, *_, last = [row for row in rows if row["kind"] == "eval"]

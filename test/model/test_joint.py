@@ -57,8 +57,24 @@ def test_golden_sequence():
     assert torch.allclose(code, 0.48 * losses["future"] + 0.48 * losses["latent"] + 0.02 * losses["text"])
 
 
+def test_codes_that_change_may_count_more():
+    torch.manual_seed(0)
+    model, one = JointModel(BASE), batch(BASE)
+    now = dataclasses.replace(one, codes=one.codes.clone())
+    now.codes[:, -1] = torch.tensor([7, 6, 1, 4])  # of the future 7 6 5 4 one code is another now
+    embedded, present, _ = model.assemble(now)
+    hidden = model.hidden(embedded, present, 13)[0]
+    each = -model.vision_head(hidden[12:17]).log_softmax(-1)[range(5), [7, 6, 5, 4, END_VISION]]
+    parts = model.losses(now, 3.0)
+    assert torch.allclose(parts["changed"], each[2], atol=1e-6)
+    assert torch.allclose(parts["future"], (each.sum() + 2 * each[2]) / 7, atol=1e-6)
+    same = dataclasses.replace(one, future=one.codes[:, -1])
+    assert model.losses(same, 3.0)["changed"] == 0 and not model.losses(same, 3.0)["changed"].requires_grad
+
+
 @pytest.mark.parametrize("change, end, parts", [
-    (dict(future=False), END_VISION, {"latent", "text"}), (dict(latent_steps=0), END_FRAME, {"future", "text"})])
+    (dict(future=False), END_VISION, {"latent", "text"}),
+    (dict(latent_steps=0), END_FRAME, {"future", "changed", "text"})])
 def test_variants_leave_their_part_out(change, end, parts):
     config = dataclasses.replace(BASE, **change)
     model = JointModel(config)

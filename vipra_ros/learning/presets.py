@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from vipra_ros.config import ConfigError, build, read_yaml, share
 
@@ -32,6 +33,18 @@ def read(cls: type[T], preset: str | Path, job: str, overrides: dict[str, Any]) 
             table.pop(EXCLUSIVE[last], None)
         table[last] = value
     return build(cls, values, source=str(path))
+
+
+def completed(cls: type, kept: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`kept`, values of `cls` from an earlier version, with the keys that only `now` has where these are defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    types, made = get_type_hints(cls), dict(kept)
+    for key, value in now.items():
+        if key in kept and dataclasses.is_dataclass(types.get(key)):
+            made[key] = completed(types[key], kept[key], value)
+        elif key not in kept and value == defaults.get(key, dataclasses.MISSING):
+            made[key] = value
+    return made
 
 
 def variant(name: str, job: str) -> dict[str, Any]:

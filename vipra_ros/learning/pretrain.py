@@ -49,6 +49,11 @@ class Pretrain:
     future: bool = param(True, doc="predict the future frame")
     latent_steps: int = param(14, doc="steps of latent actions predicted; 0 is none", low=0)
     loss: str = param("paper", doc="paper: plain sum; code: 0.48 / 0.48 / 0.02", choices=tuple(WEIGHTS))
+    changed_weight: float = param(1.0, doc="weight of a future frame's code that is not the present one's (beyond the "
+                                  "paper)", low=0.0)
+    early_share: float = param(0.0, doc="share of a batch from the beginnings of episodes, where what will happen can "
+                               "only be told from instruction and scene (beyond the paper)", low=0.0, high=1.0)
+    early_frames: int = param(8, doc="frames that count as the beginning", low=1)
     holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one", low=0.0, high=0.5)
     holdout_seed: int = param(0, doc="seed of that choice")
     evaluate_on: int = param(128, doc="observations of an evaluation", low=1)
@@ -128,6 +133,7 @@ class PretrainJob:
         spans = [np.arange(e.start, e.start + e.length) for e in dataset.episodes]
         self.held = np.concatenate([s for i, s in enumerate(spans) if i in held])
         self.usable = np.concatenate([s for i, s in enumerate(spans) if i not in held])
+        self.early = self.usable[self.usable - self.first[self.usable] < config.early_frames]
 
     def example(self, index: np.ndarray) -> JointBatch:
         """Sequences of the frames `index` (global)."""
@@ -147,8 +153,11 @@ class PretrainJob:
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Joint loss of one batch."""
-        drawn = torch.randint(len(self.usable), (self.config.loop.batch,), generator=generator).numpy()
-        return self.model.loss(self.example(self.usable[drawn]), WEIGHTS[self.config.loss])
+        c = self.config
+        early = round(c.early_share * c.loop.batch)
+        index = np.concatenate([frames[torch.randint(len(frames), (count,), generator=generator).numpy()]
+                                for frames, count in ((self.usable, c.loop.batch - early), (self.early, early))])
+        return self.model.loss(self.example(index), WEIGHTS[c.loss], c.changed_weight)
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Nothing to do."""

@@ -97,6 +97,15 @@ class Step:
     expected: float | None
     settings: Any
     work: Callable[[], None]
+    #: Of a training: its configuration.
+    made_of: type | None = None
+
+    def done_with(self, kept: Any) -> bool:
+        """Whether `kept`, the settings of a finished step, are these; keys that came later stood at their defaults."""
+        now = json.loads(json.dumps(self.settings))
+        if self.made_of is not None:
+            kept = [presets.completed(self.made_of, kept[0], now[0]), *kept[1:]]
+        return kept == now
 
 
 class Plan:
@@ -121,8 +130,9 @@ class Plan:
 
     # --- making the plan --------------------------------------------------------------------------------------
 
-    def _add(self, name: str, expected: float | None, settings: Any, work: Callable[[], None]) -> str:
-        self.steps.setdefault(name, Step(name, expected, settings, work))
+    def _add(self, name: str, expected: float | None, settings: Any, work: Callable[[], None],
+             made_of: type | None = None) -> str:
+        self.steps.setdefault(name, Step(name, expected, settings, work, made_of))
         return name
 
     def _episodes(self, name: str, count: int, seed: int, body: str = "robot") -> None:
@@ -139,7 +149,7 @@ class Plan:
         values["loop"] = {k: v for k, v in values["loop"].items() if k not in FREE}
         values.pop("vq", None)  # a path, which may be written in other ways; the quantiser is a step of its own
         return self._add(name, config.loop.minutes or None, [values, sources],
-                         lambda: self._run(name, job, overrides, sources))
+                         lambda: self._run(name, job, overrides, sources), _class(job))
 
     def _row(self, row: Row, seed: int) -> None:
         c = self.config
@@ -267,15 +277,15 @@ class Plan:
             ConfigError: a step was done with other settings.
         """
         for step in self.steps.values():
-            marker, settings = self._marker(step), json.loads(json.dumps(step.settings))
+            marker = self._marker(step)
             if marker.exists():
-                if json.loads(marker.read_text())["settings"] != settings:
+                if not step.done_with(json.loads(marker.read_text())["settings"]):
                     raise ConfigError(f"{marker}: {step.name} was done with other settings; give another folder")
             else:
                 print(f"[reproduce] {step.name}", flush=True)
                 began = time.monotonic()
                 step.work()
-                results.write_json({"settings": settings, "minutes": (time.monotonic() - began) / 60,
+                results.write_json({"settings": step.settings, "minutes": (time.monotonic() - began) / 60,
                                     "machine": machine()}, marker)
             if step.name.startswith("eval-"):
                 write(self.rows())

@@ -168,8 +168,13 @@ class JointModel(Perception):
 
     # --- training and drawing ---------------------------------------------------------------------------------
 
-    def losses(self, batch: JointBatch) -> dict[str, Tensor]:
-        """Mean cross-entropy (nat per code) of each part: `future`, `latent`, `text`; absent parts are left out."""
+    def losses(self, batch: JointBatch, changed_weight: float = 1.0) -> dict[str, Tensor]:
+        """Mean cross-entropy (nat per code) of each part: `future`, `latent`, `text`; absent parts are left out.
+        With the future frame also `changed`, that of its codes that are not those of frame t.
+
+        changed_weight: how much such a code counts in `future`; most of a frame stands still, and copying it is long to
+            learn and says little.
+        """
         embedded, present, spans = self.assemble(batch)
         begin = embedded.shape[1] - sum(ids.shape[1] for _, ids in spans)
         hidden = self.hidden(embedded, present, begin)
@@ -180,14 +185,24 @@ class JointModel(Perception):
             name, head = {TEXT: ("text", self.text_head), VISION: ("future", self.vision_logits),
                           LATENT: ("latent", self.latent_head)}[kind]
             found.setdefault(name, []).append((head(before).flatten(0, -2), ids.flatten()))
-        return {
+        parts = {
             name: F.cross_entropy(torch.cat([a for a, _ in pairs]).float(), torch.cat([i for _, i in pairs]))
-            for name, pairs in found.items()
+            for name, pairs in found.items() if name != "future"
         }
+        if "future" in found:
+            ((logits, ids),) = found["future"]
+            each = F.cross_entropy(logits.float(), ids, reduction="none")
+            counts = ids >= 0
+            changed = (ids != self.future_ids(batch.codes[:, -1]).flatten()) & counts
+            weight = counts + (changed_weight - 1.0) * changed
+            parts["future"] = (each * weight).sum() / weight.sum()
+            parts["changed"] = (each.detach() * changed).sum() / changed.sum().clamp_min(1)
+        return parts
 
-    def loss(self, batch: JointBatch, weights: tuple[float, float, float]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: JointBatch, weights: tuple[float, float, float],
+             changed_weight: float = 1.0) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum (vision, latent, text) and its parts."""
-        parts = self.losses(batch)
+        parts = self.losses(batch, changed_weight)
         total = sum(w * parts[k] for w, k in zip(weights, ("future", "latent", "text")) if k in parts)
         return total, {k: float(v.detach()) for k, v in parts.items()}
 
