@@ -14,7 +14,7 @@ def parameters():
     pytest.importorskip("rclpy")
     from vipra_ros.control.settings import ExecutorSettings
     from vipra_ros.nodes.executor import ExecutorNodeSettings
-    from vipra_ros.nodes.policy import PolicySettings
+    from vipra_ros.nodes.policy_settings import PolicySettings
     from vipra_ros.nodes.sim import SimSettings
     from vipra_ros.robot.connect import ConnectionSettings
     for table in (ConnectionSettings, ExecutorNodeSettings, ExecutorSettings, SimSettings, PolicySettings):

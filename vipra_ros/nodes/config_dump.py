@@ -20,7 +20,7 @@ TABLES = {
     "executor": ("nodes.executor:ExecutorNodeSettings", "robot.connect:ConnectionSettings",
                  "control.settings:ExecutorSettings"),
     "sim": ("nodes.sim:SimSettings",),
-    "policy": ("nodes.policy:PolicySettings",),
+    "policy": ("nodes.policy_settings:PolicySettings",),
     "gello": ("nodes.gello:GelloNodeSettings", "teleop.follow:FollowSettings"),
     "recorder": ("nodes.recorder:RecorderSettings",),
     "console": ("nodes.console:ConsoleSettings",),

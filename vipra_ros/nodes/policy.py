@@ -10,7 +10,6 @@ import threading
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import rclpy
@@ -22,7 +21,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
-from vipra_ros.config import ConfigError, param
+from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import check_joints, load_profile
 from vipra_ros.msg import ActionChunk as ChunkMessage
@@ -30,65 +29,20 @@ from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.arms import Arms
 from vipra_ros.nodes.parameters import declare
+from vipra_ros.nodes.policy_settings import PolicySettings
 from vipra_ros.nodes.quality import COMMAND, LATCHED
 from vipra_ros.nodes.run import give_way
 from vipra_ros.policy.deployment import check_deployment
 from vipra_ros.policy.loop import PolicyLoop
-from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.pictures import from_jpeg, from_raw
 from vipra_ros.policy.plan import Plan, Timing
 from vipra_ros.policy.report import Phase
-from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 
 #: m between the fingers of the open hand; the finger joint is half of it.
 OPEN_WIDTH = 0.08
 #: s that the shutdown waits for an inference under way before it leaves without it.
 PATIENCE = 0.5
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """Parameters of the node."""
-
-    checkpoint: str = param("models/tiny", doc="checkpoint folder, or the name of a shipped one")
-    instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
-    engine: str = param(
-        "auto",
-        doc="what computes: auto (fused on a CPU, else torch), torch, onnx, fused, static, or remote, a policy server",
-        choices=("auto", "torch", "onnx", "fused", "static", "remote"),
-    )
-    server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")
-    server_config: str = param("", doc="YAML file on a server that does not say what it serves")
-    token_file: str = param("", doc="file with the token that the server asks for")
-    server_ca: str = param("", doc="file of the certificate that signed the server's; empty: those of the system")
-    deadline: float = param(1.0, doc="time for an answer of the server", unit="s", low=0.05, high=60.0)
-    jpeg: int = param(0, doc="JPEG quality of images on their way to the server, 0: pixels", low=0, high=100)
-    profile: str = param("", doc="robot profile that the policy must fit; empty: left to the executor")
-    simulated: bool = param(
-        False, doc="the arm is a simulated one: discrete policies may drive it; robot:=sim sets it"
-    )
-    threads: int = param(0, doc="threads of the engine, 0: all processors but one, 4 at most", low=0, high=256)
-    mode: str = param(
-        "async",
-        doc="async: the next chunk is computed while one runs; sync: when it has ended",
-        choices=MODES,
-    )
-    rate: float = param(
-        0.0, doc="most chunks per second, 0: as the executed rows ask for", unit="Hz", low=0.0, high=60.0
-    )
-    rtc: str = param("none", doc="a new chunk goes on from the one the arm executes: guided towards it, or as the "
-                     "network was trained to; of engine torch", choices=("none", "guided", "trained"))
-    margin: int = param(1, doc="rows still queued when the next chunk is to arrive", low=0, high=10)
-    transport: str = param(
-        "compressed", doc="camera messages: compressed (JPEG, PNG) or raw", choices=("compressed", "raw")
-    )
-    camera_topics: tuple[str, ...] = param(
-        (), doc="camera=topic for cameras that do not publish on camera/<name>/image_raw[/compressed]"
-    )
-    follow_executor: bool = param(True, doc="publish only while the executor is ARMED or RUNNING")
-    noise_seed: int = param(-1, doc="seed of the sampler's noise, -1: a new one for every chunk", low=-1)
-    history: HistorySettings = param(HistorySettings(), doc="frames: tolerance and trust")
 
 
 class PolicyNode(Node):
