@@ -96,11 +96,11 @@ def test_options_that_came_later_do_not_undo_what_is_done(made):
     step = reproduce.Plan(read, 1, folder / "out").steps["finetune-scratch_fm-2-0"]
     kept = json.loads((folder / "out" / "done" / "finetune-scratch_fm-2-0.json").read_text())["settings"]
     assert step.done_with(kept)
-    del kept[0]["draws"], kept[0]["lora_rank"], kept[0]["loop"]["ema"]  # as a version without them would have left it
+    del kept[0]["early_frames"], kept[0]["lora_rank"], kept[0]["loop"]["ema"]  # as a version without them left it
     assert step.done_with(kept)
     kept[0]["lora_rank"] = 4
     assert not step.done_with(kept)
-    del kept[0]["lora_rank"], kept[0]["loop"]["lr"]
+    del kept[0]["lora_rank"], kept[0]["draws"]
     assert not step.done_with(kept), "this one does not stand at its default"
 
 
