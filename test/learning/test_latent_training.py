@@ -58,6 +58,19 @@ def trained(videos, tmp_path_factory):
     return latent.train(videos, tmp_path_factory.mktemp("latent"), training())
 
 
+def test_a_run_that_ends_before_its_codes_begin_says_so(videos, tmp_path, capsys):
+    early = training(continuous_steps=20, code_follow=0.9, loop={"steps": 4})
+    folder = latent.train(videos, tmp_path / "early", early)
+    said = json.loads((folder / "health.json").read_text())["alarms"][0]
+    assert "before step 20, this is step 4" in said and said in capsys.readouterr().out
+    later = training(continuous_steps=3, code_follow=0.9, loop={"steps": 8})
+    folder = latent.train(videos, tmp_path / "later", later)
+    assert not any("quantised" in line for line in json.loads((folder / "health.json").read_text())["alarms"])
+    assert latent.load_latent(folder)[0].quantiser.started
+    with pytest.raises(ConfigError, match="codes_from_data: true"):
+        training(continuous_steps=3, codes_from_data=False)
+
+
 def test_a_run_leaves_a_whole_folder(trained):
     model, notes = latent.load_latent(trained)
     assert notes["losses"] == {"flow": "pyramid", "perceptual": "pyramid"}

@@ -158,6 +158,9 @@ class LatentJob:
         """Health on held-out clips."""
         c = self.config
         self.health = latent_health.examine(self.model, self.footage, c.frames, c.stride, c.evaluate_on)
+        if c.codes_from_data and not self.model.quantiser.started:
+            self.health.alarms.insert(0, f"nothing is quantised before step {c.continuous_steps}, this is step "
+                                      f"{int(self.model.steps_done)}: train longer or lower continuous_steps")
         for line in self.health.alarms:
             print(f"[alarm] {line}", flush=True)
         return self.health.figures
