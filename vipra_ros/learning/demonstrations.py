@@ -18,6 +18,13 @@ from vipra_ros.config import ConfigError
 from vipra_ros.policy.normalise import Normaliser, summarise
 
 
+def draw(generator: torch.Generator, count: int, usable: np.ndarray, early: np.ndarray, share: float) -> np.ndarray:
+    """`count` random frames: all of `usable` alike, then a `share` of them from `early`."""
+    some = round(share * count)
+    return np.concatenate([frames[torch.randint(len(frames), (n,), generator=generator).numpy()]
+                           for frames, n in ((usable, count - some), (early, some)) if n])
+
+
 @dataclass
 class Demonstrations:
     """One split of a data set.
@@ -64,12 +71,8 @@ class Demonstrations:
         Once the arm is on its way, its motion betrays the target and a policy learns to follow itself; only at
         the beginning does it have to look.
         """
-        early = round(early_share * count)
-        drawn = self.usable[torch.randint(len(self.usable), (count - early,), generator=generator).numpy()]
-        if early:
-            begin = self._beginnings(early_frames)
-            drawn = np.concatenate([drawn, begin[torch.randint(len(begin), (early,), generator=generator).numpy()]])
-        return drawn
+        early = self._beginnings(early_frames) if early_share else self.usable
+        return draw(generator, count, self.usable, early, early_share)
 
     def _beginnings(self, frames: int) -> np.ndarray:
         if self._early is None or self._early[0] != frames:

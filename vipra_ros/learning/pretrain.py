@@ -20,6 +20,7 @@ from torch import Tensor
 import vipra_ros
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import precision, presets, tokenise
+from vipra_ros.learning.demonstrations import draw
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.learning.parallel import placed, team
@@ -154,9 +155,7 @@ class PretrainJob:
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Joint loss of one batch."""
         c = self.config
-        early = round(c.early_share * c.loop.batch)
-        index = np.concatenate([frames[torch.randint(len(frames), (count,), generator=generator).numpy()]
-                                for frames, count in ((self.usable, c.loop.batch - early), (self.early, early))])
+        index = draw(generator, c.loop.batch, self.usable, self.early, c.early_share)
         return self.model.loss(self.example(index), WEIGHTS[c.loss], c.changed_weight)
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
