@@ -58,11 +58,32 @@ def test_batches_may_begin_where_episodes_do(pretrained, data, monkeypatch):
                    {"early_share": 0.5, "early_frames": 2})
     job = jobs[0]
     example = job.example
-    monkeypatch.setattr(job, "example", lambda index: seen.append(index) or example(index))
+    monkeypatch.setattr(job, "example", lambda index, *a: seen.append(index) or example(index, *a))
     job.loss(torch.Generator().manual_seed(0), 0.0)
     late = seen[0] - job.first[seen[0]]
     assert len(late) == 8 and (late[4:] < 2).all() and (late[:4] >= 2).any()
     assert not set(seen[0]) & set(job.held)
+
+
+def test_part_of_a_batch_lacks_the_future_frame(pretrained, data, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(pretrain, "run", lambda job, *_: jobs.append(job))
+    for i, change in enumerate([{"future_dropout": 0.4}, {}, {"future_dropout": 0.4, "latent_steps": 0}]):
+        pretrain.train(data, pretrained / "labels", pretrained / f"d{i}", pretrained / "micro.yaml", change)
+    job, whole, without = jobs
+    index = np.arange(8)
+    alone = job._without_future(index)
+    assert alone.tolist() == [False, False, True, False, True, False, False, True]
+    assert not whole._without_future(index).any() and not without._without_future(index).any()
+    # The loss is the mean over the whole batch, whoever has the frame.
+    total, parts = job.loss(torch.Generator().manual_seed(0), 0.0)
+    drawn = pretrain.draw(torch.Generator().manual_seed(0), 8, job.usable, job.early, 0.0)
+    seen = job.model.losses(job.example(drawn[~alone]))
+    unseen = job.model.losses(job.example(drawn[alone], False))
+    assert torch.allclose(total, seen["future"] + (5 * seen["latent"] + 3 * unseen["latent"]) / 8, atol=1e-6)
+    assert parts["latent_alone"] == pytest.approx(unseen["latent"].item())
+    assert {"held_latent", "held_latent_alone"} <= job.evaluate().keys()
+    assert "held_latent_alone" not in whole.evaluate()
 
 
 def test_held_out_parts_fall(pretrained):

@@ -7,7 +7,7 @@ import torch
 
 from vipra_ros.config import ConfigError
 from vipra_ros.model.backbone import BackboneConfig
-from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel
+from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel, weighed
 from vipra_ros.model.policy import PolicyConfig
 
 POLICY = PolicyConfig(
@@ -52,7 +52,7 @@ def test_golden_sequence():
     assert torch.allclose(losses["latent"], nll(model.latent_head, 20, [0, 1, 4, 2, 3, 4]).mean(), atol=1e-6)
     words = torch.cat([nll(model.text_head, at, [i]) for at, i in ((18, 11), (19, 12), (26, 13), (27, 3))])
     assert torch.allclose(losses["text"], words.mean(), atol=1e-6)
-    paper, code = (model.loss(batch(BASE), WEIGHTS[k])[0] for k in ("paper", "code"))
+    paper, code = (weighed(losses, WEIGHTS[k]) for k in ("paper", "code"))
     assert torch.allclose(paper, losses["future"] + losses["latent"])
     assert torch.allclose(code, 0.48 * losses["future"] + 0.48 * losses["latent"] + 0.02 * losses["text"])
 
@@ -85,6 +85,16 @@ def test_variants_leave_their_part_out(change, end, parts):
         JointConfig(future=False, latent_steps=0)
 
 
+def test_one_model_also_predicts_latents_from_the_observation_alone():
+    torch.manual_seed(0)
+    model, one = JointModel(BASE), dataclasses.replace(batch(BASE), future=None)
+    embedded, _, spans = model.assemble(one)
+    sp2 = JointModel(dataclasses.replace(BASE, future=False))
+    sp2.load_state_dict(model.state_dict())  # the sequence of SP2, to the last token
+    assert torch.equal(embedded, sp2.assemble(batch(sp2.joint))[0]) and [k for k, _ in spans] == [0, 0, 2, 0]
+    assert torch.equal(embedded[0, 12], model.vision.weight[END_VISION]) and "future" not in model.losses(one)
+
+
 @pytest.mark.parametrize("policy", [POLICY, dataclasses.replace(
     POLICY, vision_merge=2, vision_table_width=8, vision_position=True, bidirectional_prefix=True)])
 def test_no_target_is_seen_before_it_is_predicted_and_padding_is_invisible(policy):
@@ -110,6 +120,6 @@ def test_imagine_finds_the_future_it_was_taught():
     optimiser = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(40):
         optimiser.zero_grad()
-        model.loss(batch(config), WEIGHTS["paper"])[0].backward()
+        weighed(model.losses(batch(config)), WEIGHTS["paper"]).backward()
         optimiser.step()
     assert model.imagine(batch(config)).tolist() == [[[7, 6, 5, 4]]]

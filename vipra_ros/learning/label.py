@@ -21,6 +21,7 @@ import torch
 from vipra_ros.config import ConfigError
 from vipra_ros.data.clips import Item, find_videos, grid_frames, square
 from vipra_ros.data.dataset import Dataset
+from vipra_ros.learning import precision
 from vipra_ros.learning.footage import rate_of
 from vipra_ros.learning.latent import load_latent
 from vipra_ros.model.latent import LatentActions, to_frames
@@ -108,7 +109,10 @@ def label(
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
     model, notes = load_latent(latent)
-    model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    # As precise as in training; the choice of the nearest code is float32.
+    reading = precision.autocast(device, notes["training"]["loop"]["bf16"])
     is_set = (source / "meta" / "info.json").exists()
     items = find_videos([source], (camera,))
     rate = Dataset(source).fps if is_set else 0.0
@@ -132,7 +136,8 @@ def label(
             continue
         table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
         for episode in range(start, min(start + videos_per_shard, len(items))):
-            codes, step = _video(items[episode], model, notes, rate, stride)
+            with reading:
+                codes, step = _video(items[episode], model, notes, rate, stride)
             table["episode_index"].append(np.full(len(codes), episode))
             table["frame_index"].append(np.arange(len(codes)))
             table["codes"].append(codes)

@@ -25,7 +25,7 @@ from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
 from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.learning.parallel import placed, team
 from vipra_ros.learning.vq import load_vq, open_dataset
-from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel
+from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel, weighed
 from vipra_ros.model.policy import PolicyConfig
 from vipra_ros.policy.pretrained import Pretrained, PretrainedConfig
 from vipra_ros.policy.text import END, Prompt, TokenizerError, train_word_tokenizer
@@ -52,6 +52,8 @@ class Pretrain:
     loss: str = param("paper", doc="paper: plain sum; code: 0.48 / 0.48 / 0.02", choices=tuple(WEIGHTS))
     changed_weight: float = param(1.0, doc="weight of a future frame's code that is not the present one's (beyond the "
                                   "paper)", low=0.0)
+    future_dropout: float = param(0.0, doc="share of a batch without the future frame: latent actions follow from the "
+                                  "observation alone there, as actions will (beyond the paper)", low=0.0, high=0.9)
     early_share: float = param(0.0, doc="share of a batch from the beginnings of episodes, where what will happen can "
                                "only be told from instruction and scene (beyond the paper)", low=0.0, high=1.0)
     early_frames: int = param(8, doc="frames that count as the beginning", low=1)
@@ -136,34 +138,51 @@ class PretrainJob:
         self.usable = np.concatenate([s for i, s in enumerate(spans) if i not in held])
         self.early = self.usable[self.usable - self.first[self.usable] < config.early_frames]
 
-    def example(self, index: np.ndarray) -> JointBatch:
-        """Sequences of the frames `index` (global)."""
+    def example(self, index: np.ndarray, future: bool = True) -> JointBatch:
+        """Sequences of the frames `index` (global), with or without the future frame."""
         c = self.config
         which = torch.from_numpy(self.instruction[index])
         text, mask = self.text[which], self.text_mask[which]
         longest = int(mask.sum(1).max())
         offsets = np.arange(1 - self.model.config.frames, 1) * c.frame_stride
         rows = np.maximum(index[:, None] + offsets, self.first[index][:, None])
-        future = torch.from_numpy(self.codes[self.future[index]].astype(np.int64)) if c.future else None
+        ahead = None
+        if c.future and future:
+            ahead = torch.from_numpy(self.codes[self.future[index]].astype(np.int64))
         latents = None
         if c.latent_steps:
             latents = torch.from_numpy(self.labels.latents[index, : c.latent_steps].astype(np.int64))
         codes = torch.from_numpy(self.codes[rows].astype(np.int64))
-        return placed(JointBatch(text[:, -longest:], mask[:, -longest:], codes, future, latents, self.close, self.open,
+        return placed(JointBatch(text[:, -longest:], mask[:, -longest:], codes, ahead, latents, self.close, self.open,
                                  self.end), self.device)
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Joint loss of one batch."""
         c = self.config
         index = draw(generator, c.loop.batch, self.usable, self.early, c.early_share)
-        return self.model.loss(self.example(index), WEIGHTS[c.loss], c.changed_weight)
+        alone = self._without_future(index)
+        parts = self.model.losses(self.example(index[~alone]), c.changed_weight)
+        if alone.any():
+            fewer = self.model.losses(self.example(index[alone], False))
+            share = float(alone.mean())
+            parts |= {k: (1 - share) * parts[k] + share * fewer[k] for k in ("latent", "text")}
+            parts["latent_alone"] = fewer["latent"].detach()
+        return weighed(parts, WEIGHTS[c.loss]), {k: float(v.detach()) for k, v in parts.items()}
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Nothing to do."""
 
+    def _without_future(self, index: np.ndarray) -> np.ndarray:
+        """Which of a batch lack the future frame, spread evenly; none where nothing would be left to predict."""
+        c = self.config
+        if not (c.future and c.latent_steps):
+            return np.zeros(len(index), bool)
+        return np.diff(np.floor(np.arange(len(index) + 1) * c.future_dropout + 1e-9)) > 0
+
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Held-out cross-entropy of each part (nat per code), and `*_guess`, that of the training frequencies."""
+        """Held-out cross-entropy of each part (nat per code), and `*_guess`, that of the training frequencies;
+        `held_latent_alone`: that of the latent actions without the future frame."""
         c = self.config
         spread = np.linspace(0, len(self.held) - 1, min(c.evaluate_on, len(self.held))).round().astype(int)
         index = self.held[spread]
@@ -172,6 +191,8 @@ class PretrainJob:
             part = index[i : i + 32]
             with precision.autocast(self.device, c.loop.bf16):
                 losses = self.model.losses(self.example(part))
+                if self._without_future(index).any():
+                    losses["latent_alone"] = self.model.losses(self.example(part, False))["latent"]
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
         figures = {f"held_{name}": value / len(index) for name, value in sums.items()}

@@ -57,9 +57,9 @@ class JointConfig:
 @dataclass
 class JointBatch:
     """before int64 (b, l) with `<vision>` last, padded on the LEFT; before_mask bool (b, l), True = token; codes int64
-    (b, frames, cameras, codes per frame), observed; future int64 (b, cameras, codes per frame); latents int64 (b,
-    latent_steps, N); close int64 (n,) `</vision>`, open int64 (n,) `<dynamics>`, end int64 (n,) `</dynamics> </s>`
-    (without latents: `</s>`)."""
+    (b, frames, cameras, codes per frame), observed; future int64 (b, cameras, codes per frame), None where the span
+    ends after frame t; latents int64 (b, latent_steps, N); close int64 (n,) `</vision>`, open int64 (n,) `<dynamics>`,
+    end int64 (n,) `</dynamics> </s>` (without latents: `</s>`)."""
 
     before: Tensor
     before_mask: Tensor
@@ -93,9 +93,9 @@ class JointModel(Perception):
 
     # --- the sequence -----------------------------------------------------------------------------------------
 
-    def observed(self, batch: JointBatch) -> Tensor:
-        """Embeddings (b, p, d) of the part without loss: prompt and observed frames."""
-        vision = self.embed_vision(batch.codes, last=not self.joint.future)
+    def observed(self, batch: JointBatch, last: bool) -> Tensor:
+        """Embeddings (b, p, d) of the part without loss: prompt and observed frames. last: no frame follows."""
+        vision = self.embed_vision(batch.codes, last)
         return torch.cat([self.text(batch.before).to(vision.dtype), vision], dim=1)
 
     def embed_future(self, codes: Tensor) -> Tensor:
@@ -130,13 +130,13 @@ class JointModel(Perception):
         """-> embeddings (b, n, d), bool (b, n) where a token stands, and the predicted spans in order: (kind, ids),
         ids int64 (b, tokens) for text and latents, (b, tokens, slots) for vision. Nothing stands between spans."""
         c, b = self.joint, len(batch.before)
-        parts, spans = [self.observed(batch)], []
+        parts, spans = [self.observed(batch, last=batch.future is None)], []
 
         def words(ids: Tensor) -> None:
             spans.append((TEXT, ids.expand(b, -1)))
             parts.append(self.text(ids).expand(b, -1, -1))
 
-        if c.future:
+        if batch.future is not None:
             spans.append((VISION, self.future_ids(batch.future)))
             parts.append(self.embed_future(batch.future))
         words(batch.close)
@@ -199,13 +199,6 @@ class JointModel(Perception):
             parts["changed"] = (each.detach() * changed).sum() / changed.sum().clamp_min(1)
         return parts
 
-    def loss(self, batch: JointBatch, weights: tuple[float, float, float],
-             changed_weight: float = 1.0) -> tuple[Tensor, dict[str, float]]:
-        """Weighted sum (vision, latent, text) and its parts."""
-        parts = self.losses(batch, changed_weight)
-        total = sum(w * parts[k] for w, k in zip(weights, ("future", "latent", "text")) if k in parts)
-        return total, {k: float(v.detach()) for k, v in parts.items()}
-
     @torch.inference_mode()
     def imagine(self, batch: JointBatch) -> Tensor:
         """The most likely future frame, token by token: int64 (b, cameras, codes per frame).
@@ -217,7 +210,7 @@ class JointModel(Perception):
             raise ConfigError("imagine: this checkpoint was pre-trained with future = false; use one with the frame")
         c, b = self.config, len(batch.before)
         m, side = c.vision_merge, c.grid // c.vision_merge
-        prefix = self.observed(batch)
+        prefix = self.observed(batch, last=False)
         observed, cells = prefix.shape[1], side * side
         made = torch.zeros(b, c.cameras, side, m, side, m, c.code_groups, dtype=torch.long, device=prefix.device)
         for camera in range(c.cameras):
@@ -233,3 +226,8 @@ class JointModel(Perception):
                                     for g in range(c.code_groups)], dim=-1)
                 made[:, camera, cell // side, :, cell % side] = best.unflatten(1, (m, m))
         return made.reshape(b, c.cameras, -1)
+
+
+def weighed(parts: dict[str, Tensor], weights: tuple[float, float, float]) -> Tensor:
+    """Sum of the parts `JointModel.losses` gives, by weights of vision, latent and text; absent parts count nothing."""
+    return sum(w * parts[k] for w, k in zip(weights, ("future", "latent", "text")) if k in parts)
