@@ -130,7 +130,7 @@ def _policy(
         return policy
     if isinstance(start, Pretrained):
         _check_words(config, start, data.instructions)
-        return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
+        return start.start_policy(wanted, config.pretrain_stride, config.prompt, config.as_latents).train()
     if start.config.policy != wanted:
         changed = [
             f.name
