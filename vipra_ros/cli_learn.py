@@ -27,7 +27,7 @@ def _train_latent(a: argparse.Namespace) -> None:
 
 
 def _label(a: argparse.Namespace) -> None:
-    room("learning.label:label")(a.dataset, a.latent, a.out, a.camera, a.stride)
+    room("learning.label:label")(a.dataset, a.latent, a.out, a.camera, a.stride, a.every)
 
 
 def _train_pretrain(a: argparse.Namespace) -> None:
@@ -86,7 +86,9 @@ LEARNING = (
              arg("out", metavar="OUT", help="folder for the shards; an interrupted run goes on"),
              arg("--camera", default="front", help="camera of a data set (%(default)s)"),
              arg("--stride", type=int, default=0, metavar="N",
-                 help="frames between steps; default: the time step of the training")), _label),
+                 help="frames between steps; default: the time step of the training"),
+             arg("--every", type=int, default=1, metavar="N",
+                 help="label one frame in N, where pre-training may begin (%(default)s)")), _label),
     Command("train pretrain", "Learn", "Train the trunk on videos and their latent actions, without robot actions.",
             "vipra train pretrain out/videos out/labels out/pretrain --set vq=out/vq",
             (TRAINING[0], arg("labels", metavar="LABELS", help="latent actions of DATASET, as vipra label makes them"),

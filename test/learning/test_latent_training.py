@@ -166,6 +166,9 @@ def test_labels_stream_as_windows_say(trained):
             with torch.no_grad():
                 want = model.encode(latent.to_frames(torch.from_numpy(frames[at]))[None])
             assert np.array_equal(got[t], want.flatten().numpy())
+        for every in (2, 5, 30):
+            assert np.array_equal(label.codes_of(model, iter(frames), stride, batch=4, every=every), got[::every])
+            assert np.array_equal(label.future(23, stride, every=every), ahead[::every])
 
 
 def test_label_shards_resume_and_divide(videos, trained, tmp_path):
@@ -187,6 +190,10 @@ def test_label_shards_resume_and_divide(videos, trained, tmp_path):
     assert (tmp_path / "one" / names[1]).read_bytes() == before
     head = json.loads((tmp_path / "one" / "labels.json").read_text())
     assert (head["steps"], head["codes_per_step"], head["codebook"]) == (14, 1, 8)
+    label.label(videos, trained, tmp_path / "few", every=4)
+    few = pq.read_table(tmp_path / "few" / names[0])
+    fewer = table.filter([i % 4 == 0 for i in table["frame_index"].to_pylist()])
+    assert few.equals(fewer)
     with pytest.raises(ConfigError, match="has labels with stride = 0, not 2"):
         label.label(videos, trained, tmp_path / "one", stride=2, videos_per_shard=4)
     with pytest.raises(ConfigError, match="run vipra train latent first"):

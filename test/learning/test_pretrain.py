@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -170,6 +171,22 @@ def test_the_future_frame_is_as_far_away_as_the_labels_say(pretrained):
     assert Pretrained.load(pretrained / "run" / "checkpoint").config.ahead == 11  # the episodes have 12 frames
     future = np.minimum(np.arange(60) + 28, 59)
     assert pretrain.reach(future) == 28 and pretrain.reach(np.arange(3)) == 1
+
+
+def test_pretraining_begins_at_labelled_frames(data, tmp_path, pretrained, monkeypatch):
+    folder = write_labels(tmp_path / "labels", data)
+    table = pq.read_table(folder / "labels-00000.parquet")
+    third = table.filter([i % 3 == 0 for i in table["frame_index"].to_pylist()])
+    pq.write_table(third, folder / "labels-00000.parquet")
+    with pytest.raises(ConfigError, match="frames have no label"):
+        pretrain.read_labels(folder, data)
+    (folder / "labels.json").write_text(json.dumps(json.loads((folder / "labels.json").read_text()) | {"every": 3}))
+    jobs = []
+    monkeypatch.setattr(pretrain, "run", lambda job, *_: jobs.append(job))
+    pretrain.train(data, folder, tmp_path / "x", pretrained / "micro.yaml")
+    seen = np.concatenate([jobs[0].usable, jobs[0].held])
+    assert ((seen - jobs[0].first[seen]) % 3 == 0).all()
+    assert len(seen) == sum(-(-e.length // 3) for e in data.episodes)
 
 
 def test_labels_that_do_not_fit_are_refused(data, tmp_path):

@@ -31,13 +31,15 @@ STEPS = 14
 
 @torch.inference_mode()
 def codes_of(
-    model: LatentActions, frames: Iterator[np.ndarray], stride: int = 1, steps: int = STEPS, batch: int = 16
+    model: LatentActions, frames: Iterator[np.ndarray], stride: int = 1, steps: int = STEPS, batch: int = 16,
+    every: int = 1,
 ) -> np.ndarray:
-    """Labels of one video: int8 (T, steps * N), row-major (step, code).
+    """Labels of one video: int8 (labelled frames, steps * N), row-major (step, code).
 
     Args:
         frames: T pictures uint8 (S, S, 3) in order, read as they are needed.
         stride: frames from one of a window to the next.
+        every: label frames 0, every, 2 every, ... < T.
     """
     device = next(model.parameters()).device
     reach = steps * stride
@@ -47,10 +49,12 @@ def codes_of(
 
     def flush(count: int) -> None:
         nonlocal done, first
-        at = done + torch.arange(count)[:, None] + torch.arange(0, reach + 1, stride)
+        starts = torch.tensor(range(-(-done // every) * every, done + count, every), dtype=torch.long)
+        at = starts[:, None] + torch.arange(0, reach + 1, stride)
         at = at.clamp(max=read - 1) - first
         windows = torch.stack(kept)[at]
-        rows.append(model.quantiser.nearest(model.inverse(windows)).flatten(1).to(torch.int8).cpu().numpy())
+        if len(at):
+            rows.append(model.quantiser.nearest(model.inverse(windows)).flatten(1).to(torch.int8).cpu().numpy())
         done += count
         del kept[: done - first]
         first = done
@@ -76,9 +80,9 @@ def codes_of(
     return np.concatenate(rows) if rows else np.zeros((0, steps * model.config.codes_per_step), np.int8)
 
 
-def future(count: int, stride: int = 1, steps: int = STEPS) -> np.ndarray:
-    """Index of the frame the codes of each of `count` frames lead to: int64 (count,)."""
-    return np.minimum(np.arange(count) + steps * stride, count - 1)
+def future(count: int, stride: int = 1, steps: int = STEPS, every: int = 1) -> np.ndarray:
+    """Index of the frame that the codes of each labelled one of `count` frames lead to: int64 (labelled frames,)."""
+    return np.minimum(np.arange(0, count, every) + steps * stride, count - 1)
 
 
 def label(
@@ -87,6 +91,7 @@ def label(
     out: str | Path,
     camera: str = "front",
     stride: int = 0,
+    every: int = 1,
     videos_per_shard: int = 50,
     rank: int | None = None,
     world: int | None = None,
@@ -96,6 +101,7 @@ def label(
     Args:
         latent: folder of `vipra train latent`.
         camera: of a data set.
+        every: label one frame in so many; pre-training then begins at those only.
         stride: frames between steps; 0 takes the step in time the latent actions were trained at.
         rank, world: this process and their number; default: as the launcher says (RANK, WORLD_SIZE), else 0 of 1.
 
@@ -124,6 +130,7 @@ def label(
         "camera": camera if is_set else "",
         "latent_hash": notes["hash"],
         "stride": stride,
+        "every": every,
         "videos": len(items),
         "videos_per_shard": videos_per_shard,
     }
@@ -137,11 +144,11 @@ def label(
         table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
         for episode in range(start, min(start + videos_per_shard, len(items))):
             with reading:
-                codes, step = _video(items[episode], model, notes, rate, stride)
+                codes, ahead = _video(items[episode], model, notes, rate, stride, every)
             table["episode_index"].append(np.full(len(codes), episode))
-            table["frame_index"].append(np.arange(len(codes)))
+            table["frame_index"].append(np.arange(len(codes)) * every)
             table["codes"].append(codes)
-            table["future_index"].append(future(len(codes), step))
+            table["future_index"].append(ahead)
             frames += len(codes)
         columns = {k: pa.array(np.concatenate(v), pa.int64()) for k, v in table.items() if k != "codes"}
         codes = np.concatenate(table["codes"])
@@ -156,19 +163,28 @@ def label(
     return out
 
 
-def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: int) -> tuple[np.ndarray, int]:
-    """Codes of a video and the stride they were taken at; a file that cannot be read is named and gives none."""
+def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: int,
+           every: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of a video and where they lead to; a file that cannot be read is named and gives none."""
     import av
+
+    read = 0
+
+    def pictures(fps: float) -> Iterator[np.ndarray]:
+        nonlocal read
+        for frame in grid_frames(item, fps):
+            read += 1
+            yield square(frame.to_ndarray(format="rgb24"), model.config.image_size)
 
     try:
         fps = rate or rate_of(item)
         # The codes mean motion over the time step they were learnt at, whatever the rate of this video.
         step = stride or (max(1, round(notes["stride"] * fps / notes["fps"])) if notes["fps"] else notes["stride"])
-        pictures = (square(f.to_ndarray(format="rgb24"), model.config.image_size) for f in grid_frames(item, fps))
-        return codes_of(model, pictures, step), step
+        codes = codes_of(model, pictures(fps), step, every=every)
+        return codes, future(read, step, every=every)
     except (OSError, av.error.FFmpegError, IndexError) as error:
         print(f"[label] {item.path} is left out: {error}", file=sys.stderr)
-        return np.zeros((0, STEPS * model.config.codes_per_step), np.int8), 1
+        return np.zeros((0, STEPS * model.config.codes_per_step), np.int8), np.zeros(0, np.int64)
 
 
 def _announce(out: Path, head: dict) -> None:
@@ -176,7 +192,7 @@ def _announce(out: Path, head: dict) -> None:
     note = out / "labels.json"
     if note.exists():
         known = json.loads(note.read_text())
-        other = [k for k in head if known.get(k) != head[k]]
+        other = [k for k in head if known.get(k, 1) != head[k]]  # folders without `every` have all frames
         if other:
             raise ConfigError(
                 f"{out} has labels with {other[0]} = {known.get(other[0])!r}, not {head[other[0]]!r}; "

@@ -64,7 +64,8 @@ class Pretrain:
 
 @dataclass
 class Labels:
-    """latents int8 (n, steps, N) and future int64 (n,), global frame index, of every frame; head: labels.json."""
+    """latents int8 (n, steps, N) and future int64 (n,), global frame index, of every frame, -1 of those without a
+    label; head: labels.json."""
 
     latents: np.ndarray
     future: np.ndarray
@@ -72,7 +73,7 @@ class Labels:
 
 
 def read_labels(folder: str | Path, dataset) -> Labels:
-    """The labels of every frame of an opened data set.
+    """The labels of an opened data set.
 
     Raises:
         ConfigError: they are incomplete, of another data set, or not labels.
@@ -101,9 +102,10 @@ def read_labels(folder: str | Path, dataset) -> Labels:
             raise ConfigError(f"{path}: {len(codes)} codes for {len(frame)} frames of {steps} x {width}; label again")
         latents[first + frame] = codes.reshape(-1, steps, width)
         future[first + frame] = first + np.clip(ahead, 0, last - 1)
-    missing = int((future < 0).sum())
+    wanted = np.concatenate([np.arange(e.start, e.start + e.length, head.get("every", 1)) for e in dataset.episodes])
+    missing = int((future[wanted] < 0).sum())
     if missing:
-        raise ConfigError(f"{folder}: {missing} of {total} frames have no label; run `vipra label` again")
+        raise ConfigError(f"{folder}: {missing} of {len(wanted)} frames have no label; run `vipra label` again")
     if latents.min() < 0 or latents.max() >= head["codebook"]:
         raise ConfigError(f"{folder}: codes reach {latents.max()}, the codebook has {head['codebook']}; label again")
     return Labels(latents, future, head)
@@ -134,6 +136,7 @@ class PretrainJob:
             raise ConfigError(f"{dataset.path}: {len(order)} episode; pre-training needs two or more, one is held out")
         held = {int(i) for i in order[:count]}
         spans = [np.arange(e.start, e.start + e.length) for e in dataset.episodes]
+        spans = [s[future[s] >= 0] for s in spans]
         self.held = np.concatenate([s for i, s in enumerate(spans) if i in held])
         self.usable = np.concatenate([s for i, s in enumerate(spans) if i not in held])
         self.early = self.usable[self.usable - self.first[self.usable] < config.early_frames]

@@ -324,8 +324,9 @@ def collect(folder: Path, tasks: tuple[str, ...], count: int, seed: int, body: s
     from vipra_ros.data.convert import convert
     from vipra_ros.sim.collect import collect as record
 
-    record(folder / "bags", tasks, count, seed, workers=len(os.sched_getaffinity(0)), cameras=("front",), body=body)
-    convert(folder / "bags", folder / "dataset", resume=True, quiet=True)
+    workers = len(os.sched_getaffinity(0))
+    record(folder / "bags", tasks, count, seed, workers=workers, cameras=("front",), body=body)
+    convert(folder / "bags", folder / "dataset", workers=workers, resume=True, quiet=True)
 
 
 def reproduce(out: str | Path, table: int, preset: str | Path = "tiny", overrides: dict[str, Any] | None = None,
