@@ -53,7 +53,19 @@ def test_only_executor_and_sim_end_the_system():
     for system in graph.SYSTEMS:
         for p in graph.processes(system, {"bag": "x"} if system == "replay" else {}):
             assert p.required == (p.executable in ("executor", "sim"))
-            assert p.environment["FASTDDS_BUILTIN_TRANSPORTS"] == "LARGE_DATA"
+
+
+def test_nodes_are_found_by_those_that_are_started_without_our_variables(monkeypatch):
+    for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", *graph.PROFILE_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    simulated, real = by_name("policy"), by_name("policy", robot="172.16.0.2")
+    assert not any("FASTDDS_BUILTIN_TRANSPORTS" in p.environment for p in [*simulated.values(), *real.values()])
+    assert all(Path(simulated["sim"].environment[v]).exists() for v in graph.PROFILE_VARIABLES)
+    # A simulated system keeps to this computer, a real one may have its policy elsewhere.
+    assert {p.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] for p in simulated.values()} == {"LOCALHOST"}
+    assert not any("ROS_AUTOMATIC_DISCOVERY_RANGE" in p.environment for p in real.values())
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")  # the user's word stands
+    assert not any("ROS_AUTOMATIC_DISCOVERY_RANGE" in p.environment for p in by_name("policy").values())
 
 
 def test_systems():

@@ -42,10 +42,16 @@ def to(path: str) -> Callable[[argparse.Namespace], int | None]:
 
 
 def shipped(folder: str) -> Path:
-    """A folder given by the user, or one of that name shipped with the package."""
-    from vipra_ros.config import share
+    """A folder given by the user, or one of that name shipped with the package; if neither is there, the user's."""
+    from vipra_ros.config import ConfigError, share
 
-    return Path(folder) if Path(folder).exists() else share(*Path(folder).parts)
+    path = Path(folder)
+    if path.exists() or path.is_absolute():
+        return path
+    try:
+        return share(*path.parts)
+    except ConfigError:
+        return path
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:

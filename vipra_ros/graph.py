@@ -8,15 +8,16 @@ This module knows no ROS; it needs the standard library only.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vipra_ros.config import ConfigError
+from vipra_ros.config import ConfigError, share
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
 
-#: Best-effort images need more than Fast DDS' default transport: raw ones are lost almost whole with it.
-ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA", "PYTHONUNBUFFERED": "1"}
+#: Where Fast DDS 3 and 2 look for a profile.
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,24 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
             raise ConfigError(f"{system}: this version has no node {name!r} yet; see CHANGELOG.md")
     return [Process(name, parameters[name], required=name in REQUIRED, finishes=name in FINISHING,
                     namespace=values["namespace"],
-                    params_file=values["params_file"], log_level=values["log_level"], environment=ENVIRONMENT)
+                    params_file=values["params_file"], log_level=values["log_level"],
+                    environment=environment(name, simulated))
             for name in names]
+
+
+def environment(executable: str, simulated: bool) -> dict[str, str]:
+    """Variables for a node, without those that the user has set.
+
+    Raw pictures are lost almost whole in Fast DDS' usual shared memory, so their publisher gets a profile with more of
+    it. FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA does that too, but then other nodes without it are not found. What belongs
+    to a simulated arm stays on this computer: a real one may listen in the same network.
+    """
+    found = {"PYTHONUNBUFFERED": "1"}
+    if executable == "sim":
+        found |= dict.fromkeys(PROFILE_VARIABLES, str(share("config", "fastdds.xml")))
+    if simulated:
+        found["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    return {k: v for k, v in found.items() if k not in os.environ}
 
 
 def describe(system: str) -> str:

@@ -4,6 +4,9 @@ import json
 import os
 import resource
 import shutil
+import socket
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,10 +75,12 @@ def test_receive_buffer(tmp_path, text, level):
 
 
 def test_transport():
-    name = "FASTDDS_BUILTIN_TRANSPORTS"
-    assert network.transport({name: "LARGE_DATA"}, "LARGE_DATA").level == OK
-    assert network.transport({"RMW_IMPLEMENTATION": "rmw_zenoh_cpp"}, "LARGE_DATA").level == OK
-    assert network.transport({}, "LARGE_DATA").fix.startswith(f"export {name}=LARGE_DATA")
+    name, profile = "FASTDDS_BUILTIN_TRANSPORTS", Path("/x/fastdds.xml")
+    for fine in ({}, {name: "DEFAULT"}, {"RMW_IMPLEMENTATION": "rmw_zenoh_cpp", name: "LARGE_DATA"},
+                 {"FASTRTPS_DEFAULT_PROFILES_FILE": "mine.xml"}):
+        assert network.transport(fine, profile).level == OK
+    alone = network.transport({name: "LARGE_DATA"}, profile)
+    assert alone.level == WARN and f"unset {name}" in alone.fix and str(profile) in alone.fix
 
 
 def test_shared_memory(tmp_path):
@@ -119,6 +124,19 @@ def test_round_trip():
 def test_robot_server_versions():
     assert robot.server((0, 10)).level == OK
     assert "version 8, franky 10" in robot.server((1, 8)).text
+
+
+def test_what_is_no_control_unit():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def answer():
+            with listener.accept()[0] as peer:
+                peer.recv(64)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(robot.Stranger, match="no control unit"):
+            robot.handshake("127.0.0.1", listener.getsockname()[1])
+        thread.join()
 
 
 def test_franky_version():
@@ -230,7 +248,7 @@ def test_disk(tmp_path):
     assert [disk.room(tmp_path, lambda f, n=n: n).level for n in (10**8, 5 * 10**9, 10**11)] == [FAIL, WARN, OK]
     speeds = [disk.speed(tmp_path, lambda f, s, v=v: v).level for v in (10**6, 40 * 10**6, 10**9)]
     assert speeds == [FAIL, WARN, OK]
-    assert disk.speed(tmp_path / "none").level == FAIL
+    assert disk.speed(tmp_path / "none").level == disk.room(tmp_path / "none").level == FAIL
     assert "4 MB, synced" in disk.speed(tmp_path, size=4 * 10**6).text and not list(tmp_path.iterdir())
 
 

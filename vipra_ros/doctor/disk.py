@@ -18,7 +18,10 @@ TEST_SIZE = 64 * MB
 
 def room(folder: Path, free: Callable[[Path], int] = free_space) -> Finding:
     """Free space where `folder` is."""
-    value = free(folder)
+    try:
+        value = free(folder)
+    except OSError as error:
+        return Finding(AREA, "space", FAIL, f"{folder}: {error.strerror}", "make it, or give another folder (--out)")
     text, fix = f"{value / 1000 / MB:.1f} GB free at {folder}", "make room, or record to another disk"
     return Finding(AREA, "space", *((OK, text) if value >= ROOM else (WARN if value >= LEAST else FAIL, text, fix)))
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from vipra_ros.command import room, shipped
+from vipra_ros.config import share
 from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import checkpoint as checkpoints
 from vipra_ros.doctor import disk, machine, network, report
 from vipra_ros.doctor.report import FAIL, Finding, guarded
-from vipra_ros.graph import ENVIRONMENT
 
 #: s that cameras are listened to.
 LISTEN = 4.0
@@ -40,7 +40,7 @@ def examine(robot: str = "", gello: str = "", gello_config: str = "", camera: tu
     look("machine", "clock", machine.clock)
     look("machine", "ROS 2", machine.ros, environment, lambda name: importlib.util.find_spec(name) is not None)
     look("network", "receive buffer", network.receive_buffer)
-    look("network", "transport", network.transport, environment, ENVIRONMENT["FASTDDS_BUILTIN_TRANSPORTS"])
+    look("network", "transport", network.transport, environment, share("config", "fastdds.xml"))
     look("network", "shared memory", network.shared_memory)
     if robot:
         look("robot", "arm", _robot, robot, limits)
@@ -64,7 +64,6 @@ def _robot(host: str, profile) -> list[Finding]:
 
 
 def _gello(look, port: str, config: str) -> None:
-    from vipra_ros.config import share
     from vipra_ros.doctor import gello
     from vipra_ros.teleop.bus import ServoBus
     from vipra_ros.teleop.gello import load_gello

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding, read
+from vipra_ros.graph import PROFILE_VARIABLES
 
 AREA = "network"
 ROOT = Path("/")
@@ -44,17 +45,18 @@ def receive_buffer(root: Path = ROOT) -> Finding:
     return Finding(AREA, "receive buffer", WARN, f"{value}: raw images from other machines get lost", fix)
 
 
-def transport(environment: dict[str, str], needed: str) -> Finding:
-    """Whether Fast DDS, started from this terminal, carries large best-effort messages."""
-    name = "FASTDDS_BUILTIN_TRANSPORTS"
+def transport(environment: dict[str, str], profile: Path) -> Finding:
+    """Whether what is started from this terminal finds other nodes, and carries large best-effort messages."""
+    name, files = "FASTDDS_BUILTIN_TRANSPORTS", [v for v in PROFILE_VARIABLES if environment.get(v)]
     if "fastrtps" not in environment.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp"):
         return Finding(AREA, "transport", OK, f"{environment['RMW_IMPLEMENTATION']}, not Fast DDS")
-    value = environment.get(name, "")
-    if value == needed or environment.get("FASTRTPS_DEFAULT_PROFILES_FILE"):
-        return Finding(AREA, "transport", OK, f"{name}={value}" if value else "a Fast DDS profile of your own")
-    text = f"{name} is {value or 'not set'}; vipra up and the launch files set it for their nodes, a camera driver " \
-           "started here lacks it"
-    return Finding(AREA, "transport", WARN, text, f"export {name}={needed} where drivers are started")
+    if environment.get(name, "DEFAULT") != "DEFAULT":
+        return Finding(AREA, "transport", WARN, f"{name}={environment[name]}: finds no node that is started without it",
+                       f"unset {name}; for raw images: export {PROFILE_VARIABLES[0]}={profile}")
+    if files:
+        return Finding(AREA, "transport", OK, f"Fast DDS with {environment[files[0]]}")
+    return Finding(AREA, "transport", OK, "Fast DDS as it comes; a driver of raw images needs "
+                                          f"{PROFILE_VARIABLES[0]}={profile}")
 
 
 def shared_memory(folder: Path = Path("/dev/shm"), usage: Callable = shutil.disk_usage) -> Finding:

@@ -36,6 +36,10 @@ class Occupied(RuntimeError):
     """The port is open, but nobody answers: another program holds the arm."""
 
 
+class Stranger(RuntimeError):
+    """The port is open, but it is another program's."""
+
+
 @dataclass(frozen=True)
 class ArmReport:
     """What the arm says of itself.
@@ -58,7 +62,7 @@ def handshake(host: str, port: int = network.FCI_PORT, patience: float = PATIENC
     """(status, version) that the control unit answers a greeting with; status 0: the versions fit.
 
     Raises:
-        OSError: nobody listens. Occupied: no answer in `patience` seconds.
+        OSError: nobody listens. Occupied: no answer in `patience` seconds. Stranger: no such greeting came back.
     """
     with socket.create_connection((host, port), timeout=patience) as tcp, \
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -74,6 +78,8 @@ def handshake(host: str, port: int = network.FCI_PORT, patience: float = PATIENC
                 answer += part
         except (TimeoutError, ConnectionResetError) as error:
             raise Occupied(str(error)) from None
+        if _HEADER.unpack_from(answer)[:2] != (_CONNECT, 1):
+            raise Stranger(f"what listens there is no control unit, it answers {answer[:12]!r}")
         return _REQUEST.unpack_from(answer, _HEADER.size)
 
 
@@ -152,6 +158,9 @@ def look(host: str, profile: RobotProfile, ask: Callable[[], ArmReport]) -> list
     except Occupied as error:
         return [*found, Finding(AREA, "robot server", WARN, f"{host} is there but does not answer ({error})",
                                 "end the program that holds the arm (an executor?) and run the doctor again")]
+    except Stranger as error:
+        return [*found, Finding(AREA, "robot server", FAIL, f"{host}: {error}",
+                                "give the address of the control unit; a proxy or another device answers here")]
     except OSError as error:
         text = f"nobody at {host}:{network.FCI_PORT} ({error.strerror or error})"
         return [*found, Finding(AREA, "robot server", FAIL, text,

@@ -55,6 +55,7 @@ class Reproduction:
     overrides: dict[str, dict] = field(default_factory=dict, metadata={"doc": "dotted keys on top, by job"})
     tasks: tuple[str, ...] = param(("reach", "push", "lift"), doc="tasks of the simulated table")
     videos: int = param(1000, doc="episodes without labels, per task", low=2)
+    label_every: int = param(1, doc="label one frame of them in so many", low=1)
     video_seed: int = param(100_000, doc="seed of the first of them", low=0)
     other_seed: int = param(200_000, doc="seed of the first episode of another body, a free-floating hand", low=0)
     other_videos: str = param("", doc="data set of another body instead, doing the same tasks")
@@ -177,7 +178,8 @@ class Plan:
         said = {"future": lambda v: "future" if v else "", "latent_steps": lambda v: f"{v}steps" if v else ""}
         text = "-".join(filter(None, (said.get(k, lambda v, k=k: f"{k}{v}")(v) for k, v in sorted(shape.items()))))
         merged = self._merged(row.videos)
-        labels = self._add(f"labels-{latent}", c.videos * len(c.tasks) * c.label_seconds / 60, [latent],
+        minutes = c.videos * len(c.tasks) * c.label_seconds / c.label_every / 60
+        labels = self._add(f"labels-{latent}", minutes, [latent, *([c.label_every] if c.label_every > 1 else [])],
                            lambda: self._label(latent, merged))
         # Whatever the first row of that shape is called.
         changes = shape | {"variant": "ViPRA", "vq": str(self.out / "vq")}
@@ -234,7 +236,7 @@ class Plan:
     def _label(self, latent: str, source: str) -> None:
         from vipra_ros.learning.label import label
 
-        label(self.dataset(source), self.out / latent, self.out / f"labels-{latent}")
+        label(self.dataset(source), self.out / latent, self.out / f"labels-{latent}", every=self.config.label_every)
 
     def _merge(self) -> None:
         from vipra_ros.data.dataset_edit import merge

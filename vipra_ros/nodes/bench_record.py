@@ -56,7 +56,7 @@ def run(seconds: float = 60.0, raw_seconds: float = 20.0, out: str = "", json_pa
 def measure(kind: str, seconds: float, folder: Path) -> dict:
     """Record `seconds` of the cameras, `kind` compressed or raw, into `folder`."""
     folder.mkdir(parents=True)
-    environment = {**os.environ, **graph.ENVIRONMENT}
+    environment = {**os.environ, **graph.environment("recorder", simulated=True)}
     with System(system="sim", log=folder / "system.log") as system:
         environment |= {"ROS_DOMAIN_ID": str(system.domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
         session = Session(system.domain, system.check)
@@ -118,7 +118,7 @@ def _call(session: Session, name: str, wait: float = 10.0, settle: float = 0.0) 
 
 def _cameras(kind: str, domain: int, pipe) -> None:
     """A process: two cameras at 30 Hz until told to stop; answers with camera -> stamps, and bytes of a picture."""
-    os.environ.update(graph.ENVIRONMENT, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")  # as the nodes have it
+    os.environ.update(graph.environment("sim", simulated=True))  # as the nodes have it
     context = rclpy.Context()
     rclpy.init(args=[], context=context, domain_id=domain)
     node = rclpy.create_node("cameras", context=context)
