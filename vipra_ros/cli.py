@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vipra_ros import __version__, cli_data, cli_learn, cli_policy, cli_tools
-from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, shipped
+from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, shipped, to
 from vipra_ros.config import ConfigError
 
 #: What to install when an import fails: module -> extra of setup.py.
@@ -113,6 +113,11 @@ COMMANDS = (
             (arg("system", help="policy, teleop, sim or replay"),
              arg("arguments", nargs="*", metavar="name:=value", help="launch arguments, as for ros2 launch"),
              arg("--show-args", action="store_true", help="list the launch arguments and stop")), _up),
+    Command("call", "Run", "Ask the running executor: home, arm, hold, stop, recover or reset.",
+            "vipra call arm",
+            (arg("name", choices=("home", "arm", "hold", "stop", "recover", "reset"), metavar="SERVICE",
+                 help="home, arm, hold, stop, recover or reset"),
+             arg("--namespace", default="", metavar="NAME", help="namespace of the executor")), to("nodes.call:call")),
     Command("node", "Run", "Run one node in this terminal.",
             "vipra node executor --ros-args -p host:=127.0.0.8 -p realtime_config:=ignore",
             (arg("name", help="executor, policy, sim, ..."),

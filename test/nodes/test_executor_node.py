@@ -202,6 +202,27 @@ def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
     assert "Traceback" not in output
 
 
+def test_it_is_called_from_another_terminal(client, unused_ros_domain):
+    def call(*words):
+        done = subprocess.run([sys.executable, "-m", "vipra_ros.cli", "call", *words], capture_output=True, text=True,
+                              env={**os.environ, "ROS_DOMAIN_ID": str(unused_ros_domain)}, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    process = start(unused_ros_domain, dry_run="true", **PATIENT)
+    try:
+        client.wait(lambda: client.heard["executor/status"])
+        code, text = call("recover")
+        assert code == 1 and text.startswith("recover: ") and len(text.splitlines()) == 1  # nothing to recover from
+        assert call("arm")[0] == 0
+        client.wait(lambda: client.status.state == ExecutorStatus.ARMED)
+        assert call("stop")[0] == 0
+        client.wait(lambda: client.status.state == ExecutorStatus.IDLE)
+        code, text = call("arm", "--namespace", "left")
+        assert code == 1 and "nobody offers /left/executor/arm" in text and "Traceback" not in text
+    finally:
+        finish(process)
+
+
 def test_an_incompatible_publisher_is_reported(client, unused_ros_domain):
     process = start(unused_ros_domain, dry_run="true")
     try:
