@@ -299,11 +299,7 @@ class Session:
         accepted, refused = after.accepted - before.accepted, after.rejected - before.rejected
         commanded = [np.array(c) for c in zip(*trace.commanded)] if len(trace.commanded) > 1 else None
         trace.record = EpisodeRecord(
-            task=task,
-            seed=seed,
-            instruction=goal.instruction,
-            colour=goal.colour,
-            zone=goal.zone,
+            task=task, seed=seed, instruction=goal.instruction, colour=goal.colour, zone=goal.zone,
             success=bool(self.outcome.get("success")),
             acted_on=self.outcome.get("acted_on"),
             time_to_success=done_at - trace.began,
@@ -346,13 +342,8 @@ class Session:
             self.finger = message.position[7]
         with self._lock:
             if self.trace is not None:
-                getattr(self.trace, what).append(
-                    (
-                        _seconds(message.header.stamp),
-                        np.array(message.position[:7]),
-                        np.array(message.velocity[:7]),
-                    )
-                )
+                row = _seconds(message.header.stamp), np.array(message.position[:7]), np.array(message.velocity[:7])
+                getattr(self.trace, what).append(row)
 
 
 def _seconds(stamp) -> float:

@@ -1,0 +1,130 @@
+"""One whole simulated episode through the operator's page, clicked in a real browser (skipped without a chromium).
+
+VIPRA_CHROMIUM names one that is not on the path; SCREENSHOTS is a folder for pictures of the page, as in the docs.
+"""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("nicegui", reason="the console's page is not installed; pip install nicegui")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = os.environ.get("VIPRA_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+#: ms; starting the system takes most of a minute on two loaded processors.
+START, ANSWER = 120_000, 15_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; VIPRA_CHROMIUM=PATH names one")
+
+
+def two_free_ports():
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = first.getsockname()[1]
+            try:
+                with socket.create_server(("127.0.0.1", port + 1)):
+                    return port
+            except OSError:
+                continue
+
+
+class Page:
+    """What a person does and reads."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def shows(self, state, timeout=ANSWER):
+        self.page.locator(".v-state", has_text=state).wait_for(timeout=timeout)
+
+    def click(self, command):
+        self.page.locator(f'[data-command="{command}"]').click()
+
+    def touch(self, command):
+        """Press a button while the pointer holds another one, as a second finger does."""
+        self.page.locator(f'[data-command="{command}"]').dispatch_event("click")
+
+    def hold(self):
+        box = self.page.locator("[data-hold]").bounding_box()
+        self.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.page.mouse.down()
+        self.page.locator('[data-hold][data-state="held"]').wait_for(timeout=ANSWER)
+
+    def release(self):
+        self.page.mouse.up()
+
+    def line(self, text, timeout=ANSWER):
+        self.page.locator(".v-line", has_text=text).first.wait_for(timeout=timeout)
+
+    def answer(self, text):
+        self.page.locator(".v-answer[data-kind]", has_text=text).wait_for(timeout=ANSWER)
+
+    def picture(self, name):
+        if folder := os.environ.get("SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+@pytest.mark.slow
+def test_an_episode_by_mouse(tmp_path, unused_ros_domain):
+    from vipra_ros.nodes.system import System
+
+    port = two_free_ports()
+    parameters = f"/**/console:\n  ros__parameters:\n    port: {port}\n    deadman_proof: 1.0\n"
+    parameters += "/**/executor:\n  ros__parameters:\n    overrun_fault: 5.0\n    state_timeout: 5.0\n"
+    given = {"console": "true", "deadman_timeout": "1.0", "record": str(tmp_path / "bags"), "task": "reach",
+             "seed": "1005", "instruction": "go to the blue cube"}
+    with System("models/tiny", log=tmp_path / "system.log", parameters=parameters, **given) as system, \
+            sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        complaints = []
+        tab.on("pageerror", lambda error: complaints.append(error))
+        for _ in range(60):
+            system.check()
+            try:
+                tab.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
+                break
+            except sync_api.Error:  # it does not listen yet
+                tab.wait_for_timeout(1000)
+        page = Page(tab)
+        page.shows("IDLE", START)
+        page.line("The policy answers: go to the blue cube", START)
+        page.click("arm")
+        page.answer("dead-man")  # nobody holds it
+        page.shows("IDLE")
+
+        page.hold()
+        page.touch("arm")
+        page.shows("RUNNING", START)
+        page.touch("start")
+        page.line("recording")
+        tab.wait_for_timeout(3000)
+        page.picture("console")
+        page.touch("success")
+        page.line("success 1")
+        page.release()
+        page.shows("HOLD")
+        page.picture("console_released")
+
+        page.hold()
+        page.touch("arm")
+        page.shows("RUNNING", START)
+        page.touch("start")
+        page.line("recording")
+        tab.keyboard.press("Escape")
+        page.shows("IDLE")
+        page.release()
+        page.picture("console_stopped")
+        page.click("discard")
+        page.line("discarded 1")
+        page.click("home")
+        page.answer("going home")
+        assert not complaints
+        browser.close()
+    kept = [p for p in (tmp_path / "bags").iterdir() if (p / "metadata.yaml").exists()]
+    assert len(kept) == 1
