@@ -11,7 +11,7 @@ unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teleop test test-lerobot test-strict lint docs reference clean
+.PHONY: help setup demo demo-teleop test test-lerobot test-strict lint audit docs reference clean
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -36,6 +36,9 @@ test-strict: setup  ## real franky against a controller that enforces the robot'
 
 lint: setup  ## ruff
 	@$(VENV)/ruff check .
+
+audit: setup  ## known holes of the pinned releases; says so where nobody can be asked
+	@$(VENV)/python .ci/audit $(ARGS)
 
 docs: setup  ## the documentation as a site, in build/site
 	@$(VENV)/mkdocs build --strict --quiet && echo "build/site/index.html"
