@@ -11,7 +11,7 @@ unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teleop test test-lerobot test-strict lint docs reference clean
+.PHONY: help setup demo demo-teleop test test-lerobot test-strict coverage lint audit docs reference clean
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
@@ -34,8 +34,16 @@ test-lerobot: setup  ## our data set opens with the real lerobot package (own ve
 test-strict: setup  ## real franky against a controller that enforces the robot's limits; MINUTES=10 for the claim
 	@.ci/strict
 
+coverage: setup  ## the tests once more, and which modules they reach least; all lines in build/coverage
+	@mkdir -p build/coverage
+	@$(VENV)/python -m pytest --cov --cov-report= $(ARGS); status=$$?; $(VENV)/coverage html --quiet; \
+	$(VENV)/coverage report | sed -n '1,27p;$$p'; echo "build/coverage/index.html"; exit $$status
+
 lint: setup  ## ruff
 	@$(VENV)/ruff check .
+
+audit: setup  ## known holes of the pinned releases; says so where nobody can be asked
+	@$(VENV)/python .ci/audit $(ARGS)
 
 docs: setup  ## the documentation as a site, in build/site
 	@$(VENV)/mkdocs build --strict --quiet && echo "build/site/index.html"

@@ -42,6 +42,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "."},  # an editable install is then a plain path entry, found before any built copy
     packages=find_packages(include=["vipra_ros", "vipra_ros.*"]),
+    package_data={"vipra_ros": ["py.typed"]},
     data_files=shared("config", "launch", "models"),
     install_requires=["numpy>=1.26", "PyYAML>=6", "rich>=13", "honcho>=2"],
     extras_require={"robot": robot, "sim": sim, "train": train, "serve": serve, "console": console, "view": view,

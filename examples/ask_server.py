@@ -1,4 +1,6 @@
-"""Ask a policy server about a data set's frames.  python examples/ask_server.py ws://127.0.0.1:8000 out/dataset
+"""Ask a policy server about a data set's frames.
+
+    python examples/ask_server.py ws://127.0.0.1:8000 out/dataset
 
 `vipra serve models/tiny` starts a server. This program needs no torch; an openpi server needs --describe.
 """

@@ -1,4 +1,6 @@
-"""How far is a policy from a demonstration?  python examples/policy_offline.py models/tiny out/dataset --episode 0
+"""How far is a policy from a demonstration?
+
+    python examples/policy_offline.py models/tiny out/dataset --episode 0
 
 Asks the policy at some frames of a recorded episode and compares its chunk with the actions that followed. This is no
 success rate: a policy may do well in another way. It is a quick check that pictures, joints and units fit.

@@ -1,4 +1,7 @@
-"""What is in a data set: episodes, joints, pictures.  python examples/read_dataset.py out/dataset"""
+"""What is in a data set: episodes, joints, pictures.
+
+For instance: python examples/read_dataset.py out/dataset
+"""
 
 import argparse
 

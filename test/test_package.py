@@ -173,6 +173,28 @@ def test_version_and_name_agree():
     assert "Apache License" in (REPOSITORY / "LICENSE").read_text()[:400]
 
 
+def test_system_packages_are_those_that_are_imported():
+    """Of what package.xml takes from the distribution; test/docs looks at its ROS packages."""
+    names = {"numpy": "numpy", "yaml": "yaml", "rich": "rich", "opencv": "cv2", "matplotlib": "matplotlib",
+             "serial": "serial", "websockets": "websockets", "msgpack": "msgpack"}
+    root = ElementTree.parse(REPOSITORY / "package.xml").getroot()
+    system = {e.text for e in root.iter("exec_depend") if e.text.startswith("python3-")}
+    assert system == {f"python3-{name}" for name in names}
+    imported = {name.split(".")[0] for path in MODULES for name in imports(path, everywhere=True)}
+    assert set(names.values()) <= imported
+    tested = {e.text for e in root.iter("test_depend")}
+    assert tested == {"ament_cmake_pytest", "python3-pytest", "python3-pytest-timeout", "python3-hypothesis"}
+    files = re.findall(r"ament_add_pytest_test\(\w+ (\S+)", (REPOSITORY / "CMakeLists.txt").read_text())
+    assert files and all((REPOSITORY / file).exists() for file in files)
+
+
+def test_types_are_shipped(tmp_path):
+    """PEP 561: checkers read the annotations of an installed copy."""
+    words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and (tmp_path / "vipra_ros" / "py.typed").exists(), done.stderr
+
+
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("msg/*.msg")) + sorted(REPOSITORY.glob("srv/*.srv")),
                          ids=lambda p: p.name)
 def test_every_field_of_a_message_is_documented(path):

@@ -21,14 +21,18 @@ def parameters():
         yield from dataclasses.fields(table)
 
 
-def test_every_parameter_is_in_the_tables_with_its_default():
-    missing = []
+def test_the_tables_say_of_every_parameter_what_the_code_says():
+    """Default, unit and meaning; and there is no row of something else."""
+    rows = set(re.findall(r"^\| \w+ \| .*$", README.partition("## Parameters")[2].replace("`", ""), re.M))
+    rows -= {"| parameter | default | unit | meaning |"}
+    expected = set()
     for field in parameters():
-        if field.default is dataclasses.MISSING or dataclasses.is_dataclass(field.default):
-            assert f"`{field.name}" in README
-        elif f"| `{field.name}` | `{field.default}` |" not in README:
-            missing.append(f"{field.name} = {field.default}")
-    assert not missing
+        if dataclasses.is_dataclass(field.default):
+            assert f"`{field.name}.*`" in README
+        else:
+            unit, doc = field.metadata["unit"], field.metadata["doc"].replace("`", "")
+            expected.add(f"| {field.name} | {field.default} | {unit} | {doc} |")
+    assert rows == expected
 
 
 def test_commands_exist():
@@ -36,6 +40,14 @@ def test_commands_exist():
     known = {c.name for c in COMMANDS}
     for line in re.findall(r"^(?:\S*bin/)?vipra (\w+(?: \w+)?)", README, re.M):
         assert line in known or line.split()[0] in known, line
+
+
+def test_the_changelog_names_every_command():
+    from vipra_ros.cli import COMMANDS
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    listed = {f"{first} {job}" for first, jobs in re.findall(r"`vipra (\w+) (\w+(?: \| \w+)+)`", changes)
+              for job in jobs.split(" | ")}
+    assert not [c.name for c in COMMANDS if c.name not in listed and f"`vipra {c.name}" not in changes]
 
 
 def test_pictures_and_files_exist():

@@ -29,8 +29,8 @@ def load_policy(checkpoint: str | Path, engine: str = "torch", device: str = "cp
 
     Args:
         checkpoint: folder, or the name of a shipped one ("models/tiny").
-        engine: "torch" or "onnx".
-        device: "cpu" or "cuda", of the engine torch.
+        engine: "torch", "onnx", "fused", "static", "eager", or "auto", which chooses by network and machine.
+        device: "cpu" or "cuda", of the engines in PyTorch: torch, static and eager.
         threads: of torch; 0 leaves them.
 
     Raises:

@@ -247,7 +247,7 @@ def _explained(error: Exception) -> str:
     if isinstance(error, ImportError):
         package = (error.name or "").split(".")[0]
         if package in EXTRAS:
-            return f"{package} is not installed; type: pip install 'vipra_ros[{EXTRAS[package]}]'"
+            return f"{package} is not installed; type in the checkout: pip install '.[{EXTRAS[package]}]'"
         if package in ("rclpy", "rcl_interfaces") or package.endswith("_msgs") or "rclpy" in text:
             return f"ROS 2 is not to be found ({text}); {ROS_HINT}"
     if type(error).__module__.startswith("vipra_ros"):

@@ -60,7 +60,7 @@ def bash(commands: Sequence[Command]) -> str:
         flags.append(f'      "{c.name}") _vipra_of "{" ".join(table)}" ;;')
         if words(c):
             places.append(f'      "{c.name}") _vipra_of "{" ".join(words(c))}" ;;')
-    lines = '\n'.join
+    lines = "\n".join
     return f"""# Completion of vipra for bash. Load: source <(vipra completion bash)
 _vipra_of() {{ COMPREPLY=($(compgen -W "$1" -- "$cur")); }}
 _vipra() {{

@@ -1,3 +1,5 @@
+"""What the recorder's writer makes of an episode: a bag that ROS tools and we read, or none."""
+
 import json
 import os
 import signal

@@ -1,3 +1,5 @@
+"""From bags to a data set: values, refusals, workers, going on after an interruption."""
+
 import json
 import os
 import shutil

@@ -1,3 +1,5 @@
+"""One bag as rows: values, pictures, where they begin, what is flagged."""
+
 import cv2
 import numpy as np
 import pytest

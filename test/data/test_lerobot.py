@@ -1,3 +1,5 @@
+"""The writer of LeRobot v3.0 and our reader of it: numbers, pictures, layout, refusals."""
+
 import json
 
 import numpy as np

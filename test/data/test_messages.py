@@ -1,3 +1,5 @@
+"""Messages without ROS: bytes as the type stores and ROS itself make them."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

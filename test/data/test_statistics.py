@@ -1,3 +1,5 @@
+"""Statistics that are merged from parts: quantiles, precision, pixels."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,3 +1,5 @@
+"""Frames to video and back: tolerance, random access, joining, chroma."""
+
 import numpy as np
 import pytest
 

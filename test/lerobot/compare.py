@@ -14,7 +14,7 @@ def main(out: Path) -> int:
     dataset = LeRobotDataset("local/dataset", root=out / "dataset", video_backend="pyav")
     print(f"lerobot opened {dataset.num_episodes} episodes, {dataset.num_frames} frames, {dataset.fps} Hz")
     references = [np.load(out / f"episode{i}.npz") for i in range(dataset.num_episodes)]
-    worst = dict.fromkeys(("observation.state", "action"), 0.0) | {k: 0.0 for k in dataset.meta.video_keys}
+    worst = dict.fromkeys(("observation.state", "action"), 0.0) | dict.fromkeys(dataset.meta.video_keys, 0.0)
     frame = [0] * dataset.num_episodes
     for i in range(len(dataset)):
         item = dataset[i]

@@ -36,7 +36,7 @@ def _serving(engine, contract=None, **access):
 
 @pytest.fixture
 def serving():
-    """serving(engine, contract=None, **access): context of (server, uri)."""
+    """Called with an engine, a contract and who may connect, it gives a context of (server, uri)."""
     return _serving
 
 

@@ -41,7 +41,7 @@ def asking(server):
 def form(**parts):
     """(body, content type) of a form with files, as `requests` writes it."""
     lines = [
-        b"--x9\r\nContent-Disposition: form-data; name=\"%s\"; filename=\"a\"\r\nContent-Type: image/jpeg\r\n\r\n%s\r\n"
+        b'--x9\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\nContent-Type: image/jpeg\r\n\r\n%s\r\n'
         % (name.encode(), content)
         for name, content in parts.items()
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("rerun", reason="pip install 'vipra_ros[view]'")
+pytest.importorskip("rerun", reason="pip install '.[view]'")
 
 from rerun.chunk import RrdReader
 

@@ -87,7 +87,7 @@ def _spread(members: np.ndarray, rng) -> Iterable[tuple[float, int]]:
 
 
 def numbers(text: str, count: int) -> list[int]:
-    """ "0-9,12" as numbers below `count`."""
+    """The numbers below `count` that a text like "0-9,12" means."""
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)

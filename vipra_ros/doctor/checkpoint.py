@@ -23,7 +23,7 @@ def compatibility(folder: Path, profile: RobotProfile) -> list[Finding]:
         from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
     except ImportError as error:
         return [Finding(AREA, "loading", WARN, f"{error.name} is not installed: not looked into",
-                        "pip install 'vipra_ros[train]'")]
+                        "in the checkout: pip install '.[train]'")]
     try:
         checkpoint = Checkpoint.load(folder)
     except CheckpointError as error:

@@ -97,7 +97,7 @@ def library(version: Callable[[str], str] = metadata.version, files: Callable = 
     try:
         own = version("franky-control")
     except metadata.PackageNotFoundError:
-        return Finding(AREA, "franky", FAIL, "not installed", "pip install 'vipra_ros[robot]'")
+        return Finding(AREA, "franky", FAIL, "not installed", "in the checkout: pip install '.[robot]'")
     names = [Path(str(f)).name for f in files("franky-control") or ()]
     inside = next((n.split(".so.")[1] for n in names if n.startswith("libfranka") and ".so." in n), "unknown")
     text = f"franky-control {own}, libfranka {inside}"
@@ -173,7 +173,7 @@ def look(host: str, profile: RobotProfile, ask: Callable[[], ArmReport]) -> list
         report = ask()
     except ImportError as error:
         return [*found, Finding(AREA, "state", FAIL, f"franky cannot be imported ({error})",
-                                "pip install 'vipra_ros[robot]'")]
+                                "in the checkout: pip install '.[robot]'")]
     except (RuntimeError, ConfigError) as error:
         return [*found, Finding(AREA, "state", FAIL, " ".join(str(error).split()),
                                 "unlock the joints and activate FCI; no other program may be connected")]

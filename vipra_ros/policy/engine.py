@@ -99,7 +99,9 @@ def load_engine(
 
             return OnnxEngine(checkpoint, threads, euler_steps, **options)
         except ModuleNotFoundError as error:
-            raise CheckpointError(f"engine = {kind!r} needs {error.name}; run: pip install 'vipra_ros[onnx]'") from None
+            raise CheckpointError(
+                f"engine = {kind!r} needs {error.name}; run in the checkout: pip install '.[onnx]'"
+            ) from None
     if kind not in SAMPLERS[decoder]:
         raise CheckpointError(f"engine = {kind!r}: choose {', '.join(map(repr, ENGINES))}")
     return TorchEngine(checkpoint, threads, euler_steps, SAMPLERS[decoder][kind])

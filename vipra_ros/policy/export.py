@@ -195,7 +195,7 @@ def _write(
 ) -> None:
     import onnx
 
-    shapes = {name: {k: torch.export.Dim.DYNAMIC for k in free.get(name, {})} for name in given}
+    shapes = {name: dict.fromkeys(free.get(name, {}), torch.export.Dim.DYNAMIC) for name in given}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own future
         program = torch.onnx.export(

@@ -1,5 +1,7 @@
 """A pre-trained folder: what stage 3 starts from.
 
+In it are
+
     pretrain.json      complete description (PretrainedConfig)
     joint.safetensors  network weights          vq.safetensors  frame quantiser
     tokenizer.json     text vocabulary          card.md         for people

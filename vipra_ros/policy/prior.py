@@ -57,7 +57,7 @@ def prior_of(
 
 
 def soft_mask(horizon: int, known: int, committed: int) -> np.ndarray:
-    """Weights (horizon,) of the prior's rows, eq. 5 of the paper with d = committed and H - s = known:
+    """Weights (horizon,) of the prior's rows, eq. 5 of the paper with d = committed and H - s = known.
 
     1 for i < d; c_i (e^c_i - 1) / (e - 1) with c_i = (known - i) / (known - d + 1) for d <= i < known; else 0.
     """

@@ -210,7 +210,9 @@ class ServoBus:
             import dynamixel_sdk as sdk
             import serial
         except ImportError as error:
-            raise BusError(f"{error.name} is not installed; type: pip install 'vipra_ros[robot]'") from None
+            raise BusError(
+                f"{error.name} is not installed; type in the checkout: pip install '.[robot]'"
+            ) from None
         handler = _port_handler(sdk, serial)(self.port, self._clock, self._patience)
         try:
             handler.setBaudRate(self.baudrate)
