@@ -24,7 +24,7 @@ def board_writer():
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(f"loop.tensorboard = true: tensorboard does not load ({str(error).splitlines()[0]}); "
-                          "pip install 'vipra_ros[tensorboard]', or set it to false") from None
+                          "pip install '.[tensorboard]', or set it to false") from None
     return SummaryWriter
 
 

@@ -29,7 +29,7 @@ def attach(policy: Perception, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
-        raise ConfigError(f"finetune: lora_rank = {rank} needs {error.name}: pip install 'vipra_ros[lora]'") from None
+        raise ConfigError(f"finetune: lora_rank = {rank} needs {error.name}: pip install '.[lora]'") from None
     with torch.device("meta"):
         seen = {name for name, _ in Perception(policy.config).named_parameters()}
     for name, parameter in policy.named_parameters():
