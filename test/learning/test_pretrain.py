@@ -1,7 +1,6 @@
 """Pre-training end to end at toy size: it learns held-out labels, and fine-tuning starts from it."""
 
 import json
-import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -114,32 +113,6 @@ policy: {{proprio_steps: 1, bidirectional_actions: true, {POLICY}}}
     for change in ({"pretrain_stride": 2}, {"policy.vision_merge": 1}, {"prompt": "do {task}"}):
         with pytest.raises(ConfigError, match=next(iter(change)).split(".")[-1]):
             finetune.train(data, tmp_path / "x", preset, start, change)
-
-
-def test_action_tokens_may_begin_as_latent_ones(pretrained, data, tmp_path):
-    preset = tmp_path / "ft.yaml"
-    preset.write_text(f"""
-holdout: 0.2
-evaluate_on: 8
-as_latents: true
-loop: {{steps: 1, batch: 4, lr: 0.0, bf16: false}}
-policy: {{proprio_steps: 1, bidirectional_actions: true, {POLICY}}}
-""")
-    start = pretrained / "run" / "checkpoint"
-    finetune.train(data, tmp_path / "ft", preset, start)
-    made, known = Checkpoint.load(tmp_path / "ft" / "checkpoint"), Pretrained.load(start).model
-    text, token = made.policy.text.weight, made.tokenizer.token_to_id
-    assert torch.equal(text[token("<action>")], known.text.weight[token("<dynamics>")])
-    end = known.latent.weight[-1]
-    actions = made.policy.embed_actions(torch.randn(64, 2, 14, 8), torch.rand(64, 2))
-    assert (actions.mean(dim=(0, 1, 2)) - end).norm() < 0.5 * end.norm()
-    only_future = tmp_path / "la"
-    shutil.copytree(start, only_future)
-    said = json.loads((start / "pretrain.json").read_text())
-    said["joint"]["latent_steps"] = 0
-    (only_future / "pretrain.json").write_text(json.dumps(said))
-    with pytest.raises(ConfigError, match="as_latents"):
-        finetune.train(data, tmp_path / "x", preset, only_future)
 
 
 @pytest.mark.parametrize("decoder", ["flow", "discrete"])

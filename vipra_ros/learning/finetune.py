@@ -132,7 +132,7 @@ def _policy(
         return policy
     if isinstance(start, Pretrained):
         _check_words(config, start, data.instructions)
-        return start.start_policy(wanted, config.pretrain_stride, config.prompt, config.as_latents).train()
+        return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
     if start.config.policy != wanted:
         changed = [
             f.name

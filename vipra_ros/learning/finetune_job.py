@@ -45,8 +45,6 @@ class Finetune:
     frame_stride: int = param(2, doc="steps between the two frames", low=1)
     pretrain_stride: int = param(1, doc="that step in the pre-training of `init`; another one is refused", low=1)
     execute_steps: int = param(7, doc="steps executed before the next chunk", low=1)
-    as_latents: bool = param(False, doc="of a pre-trained `init`: action tokens begin as the end of a latent step "
-                             "(beyond the paper)")
     action_space: str = param(
         "joint_position", doc="meaning of the action columns", choices=("joint_position", "joint_delta", "ee_delta")
     )

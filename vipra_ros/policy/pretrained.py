@@ -28,8 +28,6 @@ from vipra_ros.model.vq import VQ, VQConfig
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
 OF_ACTIONS = ("action_dim", "horizon", "proprio_steps", "bidirectional_actions", "time_band", "decoder", "action_bins",
               "action_position")
-#: Of the fresh part of an action token that begins as a latent one.
-SMALL = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +95,15 @@ class Pretrained:
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
         return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card)
 
-    def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str,
-                     as_latents: bool = False) -> FlowPolicy | DiscretePolicy:
+    def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy | DiscretePolicy:
         """A policy with this trunk and these tables; its action parts are fresh.
 
         Args:
             frame_stride: stride of pre-training that fine-tuning is configured for.
-            as_latents: action tokens begin where latent actions stood, see `_begin_as_latents`.
 
         Raises:
-            ConfigError: trunk, tables, stride or prompt differ, or there are no latent actions to begin as.
+            ConfigError: trunk, tables, stride or prompt differ.
         """
-        if as_latents and not self.config.joint.latent_steps:
-            raise ConfigError("finetune: as_latents = true, `init` was pre-trained without latent actions; "
-                              "set it to false")
         for row in dataclasses.fields(PolicyConfig):
             mine, theirs = getattr(self.config.joint.policy, row.name), getattr(wanted, row.name)
             if row.name not in OF_ACTIONS and mine != theirs:
@@ -124,19 +117,4 @@ class Pretrained:
         shared = policy.state_dict().keys() & self.model.state_dict().keys()
         with torch.no_grad():
             policy.load_state_dict({k: v for k, v in self.model.state_dict().items() if k in shared}, strict=False)
-            if as_latents:
-                self._begin_as_latents(policy)
         return policy
-
-    def _begin_as_latents(self, policy: FlowPolicy | DiscretePolicy) -> None:
-        """The trunk knows what to do at latent tokens; let it take action tokens for some.
-
-        `<action>` gets the embedding of `<dynamics>`. A continuous action token is the end of a latent step, behind
-        which the motion of the next step is predicted, and what noise and time add to it is small at first.
-        """
-        begin, act = (self.tokenizer.encode(t, add_special_tokens=False).ids for t in ("<dynamics>", "<action>"))
-        if len(begin) == len(act) == 1:  # a foreign tokenizer makes several pieces of them, which mean other things too
-            policy.text.weight[act[0]] = policy.text.weight[begin[0]]
-        if isinstance(policy, FlowPolicy):
-            policy.action_out.weight *= SMALL
-            policy.action_out.bias.copy_(self.model.latent.weight[-1])
