@@ -73,8 +73,8 @@ LEARNING = (
     Command("train finetune", "Learn", "Train the policy on demonstrations.",
             "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
             (*TRAINING, VARIANT, arg("--init", default="scratch", metavar="DIR",
-                                     help="what to start from: a policy's or a pre-training's checkpoint, or a folder of "
-                                     "vipra import-lwm")),
+                                     help="a policy's or a pre-training's checkpoint to start from, or a folder of "
+                                          "vipra import-lwm")),
             _train_finetune),
     Command("train latent", "Learn", "Train latent actions on video without labels, and see whether they are alive.",
             "vipra train latent out/dataset out/latent --preset tiny --set loop.minutes=30",
