@@ -32,7 +32,7 @@ def _label(a: argparse.Namespace) -> None:
 
 def _train_pretrain(a: argparse.Namespace) -> None:
     room("learning.pretrain:train")(a.dataset, a.labels, a.out, preset=a.preset,
-                                     overrides=_overrides(a, "pretrain"))
+                                     overrides=_overrides(a, "pretrain"), init=a.init)
 
 
 def _imagine(a: argparse.Namespace) -> None:
@@ -73,7 +73,8 @@ LEARNING = (
     Command("train finetune", "Learn", "Train the policy on demonstrations.",
             "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
             (*TRAINING, VARIANT, arg("--init", default="scratch", metavar="DIR",
-                                     help="a policy's or a pre-training's checkpoint to start from")),
+                                     help="a policy's or a pre-training's checkpoint to start from, or a folder of "
+                                          "vipra import-lwm")),
             _train_finetune),
     Command("train latent", "Learn", "Train latent actions on video without labels, and see whether they are alive.",
             "vipra train latent out/dataset out/latent --preset tiny --set loop.minutes=30",
@@ -92,7 +93,9 @@ LEARNING = (
     Command("train pretrain", "Learn", "Train the trunk on videos and their latent actions, without robot actions.",
             "vipra train pretrain out/videos out/labels out/pretrain --set vq=out/vq",
             (TRAINING[0], arg("labels", metavar="LABELS", help="latent actions of DATASET, as vipra label makes them"),
-             *TRAINING[1:], VARIANT), _train_pretrain),
+             *TRAINING[1:], VARIANT,
+             arg("--init", default="", metavar="DIR",
+                 help="folder of vipra import-lwm to start from; default: random weights")), _train_pretrain),
     Command("imagine", "Learn", "Draw the future frames that a pre-trained model predicts beside the true ones.",
             "vipra imagine out/pretrain/checkpoint out/videos out/imagined.png --count 6",
             (arg("checkpoint", metavar="CHECKPOINT", help="folder `checkpoint` of vipra train pretrain"),

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import jax_stream
-from vipra_ros.learning.import_lwm import half_layout, load_imported, main, plan_model
+from vipra_ros.learning.import_lwm import half_layout, main, plan_model
 from vipra_ros.learning.jax_stream import Stored
+from vipra_ros.learning.lwm_folder import load_imported
 from vipra_ros.learning.tensor_file import write
 
 HEADS = 2

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 import vipra_ros
 from vipra_ros.config import ConfigError, build
@@ -19,6 +20,7 @@ from vipra_ros.learning import demonstrations, lora, presets, tokenise
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.finetune_job import Finetune, FinetuneJob
 from vipra_ros.learning.loop import run
+from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.learning.parallel import team
 from vipra_ros.learning.vq import load_vq, open_dataset
@@ -30,6 +32,8 @@ from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.pretrained import Pretrained
 from vipra_ros.policy.text import Prompt, TokenizerError, train_word_tokenizer
 
+#: What a training may start from.
+Start = Checkpoint | Pretrained | LWMFolder
 #: Rows of PolicyConfig that follow from the data, the quantiser and the tokenizer.
 DERIVED = ("text_vocab", "codebook_size", "code_groups", "grid", "cameras", "action_dim")
 
@@ -47,20 +51,20 @@ def train(
         dataset: folder of a LeRobot v3 data set, or an opened one (vipra_ros.data.dataset.Dataset).
         preset: name under config/learning, or the path of a YAML file.
         init: `scratch`, a checkpoint folder whose network, quantiser and tokenizer are taken over, or the folder of
-            a pre-training, whose trunk, tables, quantiser and tokenizer are.
+            a pre-training or of `vipra import-lwm`, whose trunk, tables, quantiser and tokenizer are.
         overrides: dotted keys of the YAML, e.g. {"loop.minutes": 5, "policy.proprio_steps": 1}.
     """
     config = configure(preset, overrides or {})
     out, opened = Path(out), open_dataset(dataset)
-    start = None
-    if init != "scratch":
-        start = Pretrained.load(init) if Pretrained.at(init) else Checkpoint.load(init)
-    if not config.vq and start is None:
-        raise ConfigError("finetune: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
-    vq = load_vq(config.vq) if config.vq else start.vq
+    start = _start(init)
+    vq = _quantiser(config, start, init)
     identity = tokenise.quantiser_hash(vq)
-    if start is not None and tokenise.quantiser_hash(start.vq) != identity:
-        raise ConfigError(f"finetune: vq = {config.vq} is not the quantiser of {init}; leave vq empty")
+    if isinstance(start, LWMFolder):  # before hours of coding frames
+        start.tokenizer(config.tokenizer)
+        if config.as_latents:
+            raise ConfigError(f"finetune: as_latents = true, {init} knows no latent actions; set it to false")
+        wanted = _wanted(config, vq, start.config.text_vocab, start.config.action_dim)
+        start.check(wanted, lambda: make_policy(wanted))
     name = f"{opened.path.name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
     with team().first():
         codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
@@ -68,19 +72,19 @@ def train(
     data.action_space = held.action_space = config.action_space
     tokenizer = _tokenizer(config, start, data.instructions)
     torch.manual_seed(config.loop.seed)
-    policy = _policy(config, start, vq, Prompt(tokenizer, config.prompt, True).size, data)
+    policy = _policy(config, start, vq, tokenizer, data)
     statistics = data.statistics(config.relative_actions, policy.config.horizon)
     described = _describe(
         config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), policy.config, vq, opened
     )
-    checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer)
+    checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer, notice=start.notice if start else "")
     if isinstance(policy, DiscretePolicy):
         policy.fit(_rows(data, checkpoint.normaliser, policy.config.horizon))
     if config.lora_rank:
         if start is None:
             raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
         lora.attach(policy, config.lora_rank, config.lora_alpha)
-    job = FinetuneJob(config, checkpoint, data, held, out, start if isinstance(start, Pretrained) else None,
+    job = FinetuneJob(config, checkpoint, data, held, out, None if isinstance(start, Checkpoint) else start,
                       own_device())
     run(job, config.loop, out)
     if team().main:
@@ -104,28 +108,68 @@ def configure(preset: str | Path, overrides: dict[str, Any]) -> Finetune:
     return config
 
 
-def _tokenizer(config: Finetune, start: Checkpoint | Pretrained | None, instructions: list[str]):
-    if config.tokenizer:
-        from tokenizers import Tokenizer
+def _start(init: str | Path) -> Start | None:
+    """What `init` names, opened."""
+    if init == "scratch":
+        return None
+    if LWMFolder.at(init):
+        return LWMFolder.open(init, "finetune")
+    return Pretrained.load(init) if Pretrained.at(init) else Checkpoint.load(init)
 
+
+def _quantiser(config: Finetune, start: Start | None, init: str | Path) -> VQ:
+    """The one that is named, which has to be that of the start, or that of the start."""
+    if isinstance(start, LWMFolder):
+        return start.quantiser(config.vq)
+    if not config.vq and start is None:
+        raise ConfigError("finetune: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
+    vq = load_vq(config.vq) if config.vq else start.vq
+    if start is not None and tokenise.quantiser_hash(start.vq) != tokenise.quantiser_hash(vq):
+        raise ConfigError(f"finetune: vq = {config.vq} is not the quantiser of {init}; leave vq empty")
+    return vq
+
+
+def _tokenizer(config: Finetune, start: Start | None, instructions: list[str]) -> Tokenizer:
+    if isinstance(start, LWMFolder):
+        return start.tokenizer(config.tokenizer)
+    if config.tokenizer:
         if not Path(config.tokenizer).exists():
             raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
         return Tokenizer.from_file(config.tokenizer)
     return start.tokenizer if start else train_word_tokenizer([*instructions, config.prompt.replace("{task}", " ")])
 
 
+def _wanted(config: Finetune, vq: VQ, vocabulary: int, action_dim: int) -> PolicyConfig:
+    return build(PolicyConfig, {
+        **config.policy, "text_vocab": vocabulary, "codebook_size": vq.config.codebook_size,
+        "code_groups": vq.config.groups, "grid": vq.config.grid, "cameras": len(config.cameras),
+        "action_dim": action_dim}, source="finetune: policy")
+
+
+def _vocabulary(config: Finetune, start: Start | None, tokenizer: Tokenizer) -> int:
+    """Rows of the text table: as many as that of the start has, where the tokenizer needs no more."""
+    match start:
+        case Pretrained():
+            table = start.config.joint.policy.text_vocab
+        case Checkpoint():
+            table = start.config.policy.text_vocab
+        case LWMFolder():
+            table = start.config.text_vocab
+        case _:
+            table = 0
+    if tokenizer.get_vocab_size() <= table:
+        return table
+    return Prompt(tokenizer, config.prompt, True).size
+
+
 def _policy(
-    config: Finetune, start: Checkpoint | Pretrained | None, vq: VQ, vocabulary: int, data: Demonstrations
+    config: Finetune, start: Start | None, vq: VQ, tokenizer: Tokenizer, data: Demonstrations
 ) -> FlowPolicy | DiscretePolicy:
-    derived = dict(
-        text_vocab=vocabulary,
-        codebook_size=vq.config.codebook_size,
-        code_groups=vq.config.groups,
-        grid=vq.config.grid,
-        cameras=len(config.cameras),
-        action_dim=data.actions.shape[1],
-    )
-    wanted = build(PolicyConfig, {**config.policy, **derived}, source="finetune: policy")
+    wanted = _wanted(config, vq, _vocabulary(config, start, tokenizer), data.actions.shape[1])
+    if isinstance(start, LWMFolder):
+        policy = make_policy(wanted)
+        start.fill(policy)
+        return policy.train()
     if start is None:
         policy = make_policy(wanted)
         policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))

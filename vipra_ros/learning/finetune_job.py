@@ -20,6 +20,7 @@ from vipra_ros.learning import lora, precision
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, identity_of
+from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import placed
 from vipra_ros.model import flow
 from vipra_ros.model.discrete import DiscretePolicy
@@ -80,14 +81,15 @@ class FinetuneJob:
     `ahead`: frames from now to the future one. Batches are drawn on the CPU and go to `device`."""
 
     def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path,
-                 start: Pretrained | None = None, device: str = "cpu"):
+                 start: Pretrained | LWMFolder | None = None, device: str = "cpu"):
         self.config, self.checkpoint, self.data, self.held, self.out = config, checkpoint, data, held, out
         self.device = device
         self.policy = self.model = checkpoint.policy
-        self.ahead = start.config.ahead if start else self.policy.config.horizon
+        self.ahead = start.config.ahead if isinstance(start, Pretrained) else self.policy.config.horizon
         if config.future_weight:
             self.model = WithFuture(self.policy, checkpoint.prompt, start)
-        self.identity = identity_of(config, checkpoint.config.data)
+        began = [start.identity] if isinstance(start, LWMFolder) else []
+        self.identity = identity_of(config, checkpoint.config.data, *began)
         self.layers = list(self.policy.trunk.layers)
         # Muon is for whole matrices; a low-rank update's factors are left to AdamW.
         self.hidden_matrices = [] if config.lora_rank else [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import placed
 from vipra_ros.learning.pretrain import closing
 from vipra_ros.model.discrete import DiscretePolicy
@@ -30,17 +31,20 @@ class WithFuture(nn.Module):
     """A policy and the future frame's head on top of its trunk.
 
     Args:
-        start: the pre-training whose head is taken over; without one, or one that knew no future frame, it is fresh.
+        start: the pre-training, or the imported weights, whose head is taken over; without one, or one that knew no
+            future frame, it is fresh.
     """
 
-    def __init__(self, policy: FlowPolicy | DiscretePolicy, prompt: Prompt, start: Pretrained | None):
+    def __init__(self, policy: FlowPolicy | DiscretePolicy, prompt: Prompt, start: Pretrained | LWMFolder | None):
         super().__init__()
         self.policy = policy
         self.joint = JointModel(JointConfig(policy=policy.config, future=True, latent_steps=0))
         for name in SHARED:
             if hasattr(policy, name):
                 setattr(self.joint, name, getattr(policy, name))
-        if start is not None and start.config.joint.future:
+        if isinstance(start, LWMFolder):
+            start.fill(self.joint, ("vision_head",))
+        elif start is not None and start.config.joint.future:
             known = {k: v for k, v in start.model.state_dict().items() if k.split(".")[0] in OF_FUTURE}
             with torch.no_grad():
                 self.joint.load_state_dict(known, strict=False)

@@ -8,6 +8,8 @@ In SRC, or named one by one: the parameter stream, the pickled VQGAN and the Sen
     tokenizer.json      the text vocabulary      model.json  sizes (PolicyConfig)
     manifest.json       SHA-256 of every file read and written      LICENCE.txt
 
+which `lwm_folder.py` reads.
+
 Names and layouts are facts of the public code (LargeWorldModel/LWM lwm/llama.py, vision_llama.py; sroutray/vipra
 policy/dynamics_action_cont_llama.py): kernels are [in, out] and ours [out, in]; layers are stacked on axis 0 under
 `scan_decoder`, or numbered; rotary pairs are neighbours (2i, 2i+1) and ours are (i, i + d/2), so the rows of q and k
@@ -18,7 +20,6 @@ are permuted head by head, which leaves every q k product as it was. The referen
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -27,13 +28,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vipra_ros.config import ConfigError, build
+from vipra_ros.config import ConfigError
 from vipra_ros.learning import jax_stream, sentencepiece_model
 from vipra_ros.learning.import_vqgan import import_vqgan
 from vipra_ros.learning.jax_stream import Stored
+from vipra_ros.learning.lwm_folder import sha256
 from vipra_ros.learning.tensor_file import Planned, write
 from vipra_ros.model.backbone import BackboneConfig
-from vipra_ros.model.policy import FlowPolicy, PolicyConfig
+from vipra_ros.model.policy import PolicyConfig
 
 LICENCE = """The language model behind these weights is Llama 2. Whoever uses or passes them on is bound by the
 Llama 2 Community License Agreement and its Acceptable Use Policy (https://ai.meta.com/llama/license): keep this notice,
@@ -275,8 +277,8 @@ def main(
     (dst / "LICENCE.txt").write_text(LICENCE)
     sources = [p for p in (params, found_vq, found_text) if p]
     manifest = {
-        "read": {p.name: _sha256(p) for p in sources},
-        "written": {p.name: _sha256(p) for p in sorted(dst.iterdir())},
+        "read": {p.name: sha256(p) for p in sources},
+        "written": {p.name: sha256(p) for p in sorted(dst.iterdir())},
         "action_head": "head.weight" in policy,
         "licence": "Llama 2 Community License, see LICENCE.txt",
     }
@@ -286,44 +288,3 @@ def main(
     missing = [what for what, there in (("VQGAN", found_vq), ("tokenizer", found_text)) if not there]
     if missing:
         print(f"not found beside the stream, not imported: {', '.join(missing)}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def load_imported(folder: str | Path, seed: int = 0) -> FlowPolicy:
-    """The policy network of an imported folder, after its hashes were verified.
-
-    Parts the stream lacked (LWM itself has no action encoder and head) start random from `seed`.
-
-    Raises:
-        ConfigError: incomplete folder, or a file that changed since the import.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / "manifest.json").exists():
-        raise ConfigError(f"{folder} has no manifest.json; run vipra import-lwm")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, digest in manifest["written"].items():
-        if not (folder / name).exists() or _sha256(folder / name) != digest:
-            raise ConfigError(f"{folder / name}: missing or changed since the import; run vipra import-lwm again")
-    config = build(PolicyConfig, json.loads((folder / "model.json").read_text()), source=f"{folder}/model.json")
-    with torch.device("meta"):
-        policy = FlowPolicy(config)
-    policy.trunk.rotary_emb = type(policy.trunk.rotary_emb)(policy.trunk.config)
-    tensors = load_file(folder / "policy.safetensors")
-    generator = torch.Generator().manual_seed(seed)
-    kind = tensors["text.weight"].dtype
-    for name, value in policy.state_dict().items():
-        if name not in tensors:
-            # The head starts at zero, the encoder like the reference: normal of 0.02, no bias.
-            random = 0.02 * torch.randn(value.shape, generator=generator)
-            tensors[name] = (torch.zeros_like(random) if name.startswith("head") or "bias" in name else random).to(kind)
-    policy.load_state_dict(tensors, assign=True)
-    return policy.eval()

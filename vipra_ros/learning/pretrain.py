@@ -1,9 +1,10 @@
 """Stage 2: videos and their latent-action labels -> a trunk that knows what will happen and how it changes.
 
-`train(dataset, labels, out, preset, overrides)`. The data set needs pictures and instructions only; its action columns
-are never read. Labels are what `vipra label` writes: labels-*.parquet with episode_index, frame_index, codes (row-major
-step, code) and future_index, all within an episode, and labels.json. Frames become codes once (tokenise). What counts
-is the held-out cross-entropy of each part, beside the one of always guessing the training frequencies of the codes.
+`train(dataset, labels, out, preset, overrides, init)`. The data set needs pictures and instructions only; its action
+columns are never read. Labels are what `vipra label` writes: labels-*.parquet with episode_index, frame_index, codes
+(row-major step, code) and future_index, all within an episode, and labels.json. Frames become codes once (tokenise).
+What counts is the held-out cross-entropy of each part, beside the one of always guessing the training frequencies of
+the codes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 import vipra_ros
@@ -22,6 +24,7 @@ from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import precision, presets, tokenise
 from vipra_ros.learning.demonstrations import draw
 from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.learning.parallel import placed, team
 from vipra_ros.learning.vq import load_vq, open_dataset
@@ -41,8 +44,9 @@ class Pretrain:
     loop: LoopConfig = field(metadata={"doc": "the training loop"})
     policy: dict[str, Any] = field(metadata={"doc": "PolicyConfig of trunk and tables, the same as in stage 3"})
     variant: str = param("ViPRA", doc="name of the method variant, written into the checkpoint")
-    vq: str = param("", doc="folder of the trained frame quantiser")
-    tokenizer: str = param("", doc="tokenizer.json; empty makes a word vocabulary from the instructions")
+    vq: str = param("", doc="folder of the trained frame quantiser; empty takes the one of `init`")
+    tokenizer: str = param("", doc="tokenizer.json; empty takes the one of `init`, or makes a word vocabulary from the "
+                           "instructions")
     words: tuple[str, ...] = param((), doc="more instructions whose words the vocabulary must hold")
     prompt: str = param("{task}", doc="text around the instruction")
     cameras: tuple[str, ...] = param(("front",), doc="cameras in the order of the tokens")
@@ -118,7 +122,8 @@ class PretrainJob:
                  future: np.ndarray, out: Path, device: str = "cpu"):
         self.config, self.made, self.model, self.out, self.device = config, made, made.model, out, device
         self.codes, self.labels, self.future = codes, labels, future
-        self.identity = identity_of(config, made.config.data, made.config.latent_hash)
+        began = made.config.started_from
+        self.identity = identity_of(config, made.config.data, made.config.latent_hash, *([began] if began else []))
         self.layers = list(self.model.trunk.layers)
         self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
         instructions = sorted({e.task for e in dataset.episodes})
@@ -213,9 +218,10 @@ class PretrainJob:
         c = self.made.config
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items())
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
+        origin = f"imported weights {c.started_from[:16]}" if c.started_from else "random weights"
         self.made.card = (
             f"# {c.variant}, pre-trained ({c.preset})\n\n{size:.2f} M parameters, seed {c.seed}, data {c.data}, "
-            f"latent actions {c.latent_hash or 'none'}, vipra_ros {c.code_version}.\n"
+            f"latent actions {c.latent_hash or 'none'}, begun with {origin}, vipra_ros {c.code_version}.\n"
             f"{state.samples} observations in {state.seconds / 60:.1f} minutes, {state.step} steps.\n\n"
             f"| held out, nat per code | value |\n|---|---|\n{rows}\n"
         )
@@ -244,7 +250,7 @@ def guess(seen: np.ndarray, held: np.ndarray, size: int) -> float:
 
 
 def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "tiny",
-          overrides: dict[str, Any] | None = None) -> Path:
+          overrides: dict[str, Any] | None = None, init: str | Path = "") -> Path:
     """Pre-train on a data set and its labels; returns the folder `out`/checkpoint.
 
     Args:
@@ -252,45 +258,60 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
         labels: folder of `vipra label`.
         preset: name under config/learning, or the path of a YAML file.
         overrides: dotted keys of the YAML.
+        init: folder of `vipra import-lwm` whose trunk, text and vision tables and heads, quantiser and tokenizer are
+            taken over; empty begins with random weights.
+
+    Raises:
+        ConfigError: something does not fit, before the network takes memory.
     """
     config = presets.read(Pretrain, preset, "pretrain", overrides or {})
     for key in DERIVED:
         if key in config.policy:
             raise ConfigError(f"{preset}: policy.{key} follows from the data and the quantiser; delete it")
-    if not config.vq:
+    start = LWMFolder.open(init, "pretrain") if init else None
+    if not config.vq and not start:
         raise ConfigError("pretrain: vq is empty; name the folder of a trained frame quantiser (vipra train vq)")
-    out, opened, vq = Path(out), open_dataset(dataset), load_vq(config.vq)
+    out, opened = Path(out), open_dataset(dataset)
+    vq = start.quantiser(config.vq) if start else load_vq(config.vq)
     read = read_labels(labels, opened)
     if config.latent_steps > read.head["steps"]:
         raise ConfigError(f"pretrain: latent_steps = {config.latent_steps}, the labels have {read.head['steps']}")
-    identity, fingerprint = tokenise.quantiser_hash(vq), tokenise.fingerprint(opened)
-    name = f"{opened.path.name}-{fingerprint}-{identity[:8]}"
-    with team().first():
-        codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
-    if config.tokenizer:
-        from tokenizers import Tokenizer
-
-        if not Path(config.tokenizer).exists():
-            raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
-        tokenizer = Tokenizer.from_file(config.tokenizer)
-    else:
-        texts = sorted({e.task for e in opened.episodes})
-        tokenizer = train_word_tokenizer([*texts, *config.words, config.prompt.replace("{task}", " ")])
-    torch.manual_seed(config.loop.seed)
+    tokenizer = start.tokenizer(config.tokenizer) if start else _tokenizer(config, opened)
+    vocabulary = start.config.text_vocab if start else Prompt(tokenizer, config.prompt, False).size
     trunk = build(PolicyConfig, {
-        **config.policy, "text_vocab": Prompt(tokenizer, config.prompt, False).size,
+        **config.policy, "text_vocab": vocabulary,
         "codebook_size": vq.config.codebook_size, "code_groups": vq.config.groups, "grid": vq.config.grid,
         "cameras": len(config.cameras)}, source="pretrain: policy")
     joint = JointConfig(policy=trunk, future=config.future, latent_steps=config.latent_steps,
                         codes_per_step=read.head["codes_per_step"], latent_codebook=read.head["codebook"])
+    if start:
+        start.check(trunk, lambda: JointModel(joint))
+    identity, fingerprint = tokenise.quantiser_hash(vq), tokenise.fingerprint(opened)
+    name = f"{opened.path.name}-{fingerprint}-{identity[:8]}"
+    with team().first():
+        codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
+    torch.manual_seed(config.loop.seed)
     model = JointModel(joint)
-    model.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
+    if start:
+        start.fill(model)
+    else:
+        model.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
     described = PretrainedConfig(
         variant=config.variant, preset=Path(preset).stem if str(preset).endswith(".yaml") else str(preset), joint=joint,
         vq=vq.config, cameras=config.cameras, frame_stride=config.frame_stride, prompt=config.prompt,
-        ahead=reach(read.future),
-        latent_hash=read.head["latent_hash"] if config.latent_steps else "", seed=config.loop.seed,
+        ahead=reach(read.future), latent_hash=read.head["latent_hash"] if config.latent_steps else "",
+        started_from=start.identity if start else "", seed=config.loop.seed,
         data=f"{opened.path.name} {fingerprint}", code_version=vipra_ros.__version__)
-    made = Pretrained(described, model, vq, tokenizer)
+    made = Pretrained(described, model, vq, tokenizer, notice=start.notice if start else "")
     run(PretrainJob(config, made, opened, codes, read, read.future, out, own_device()), config.loop, out)
     return out / "checkpoint"
+
+
+def _tokenizer(config: Pretrain, dataset) -> Tokenizer:
+    """The one that is named, or a word vocabulary of the instructions."""
+    if config.tokenizer:
+        if not Path(config.tokenizer).exists():
+            raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
+        return Tokenizer.from_file(config.tokenizer)
+    texts = sorted({e.task for e in dataset.episodes})
+    return train_word_tokenizer([*texts, *config.words, config.prompt.replace("{task}", " ")])

@@ -1,6 +1,7 @@
 """Frames of a data set -> VQ codes on disk, once.
 
-Training reads codes, never pictures: 64 int16 a frame instead of a video decode. The file grows in order and
+Training reads codes, never pictures: 64 int16 a frame instead of a video decode. Pictures of another size than the
+quantiser's are cut and scaled as the policy does it with those of its cameras. The file grows in order and
 a JSON beside it says how far it is, so a killed run goes on where it stopped. Frames are coded as they are:
 random shifts and colour jitter would need several coded versions of each frame (an option for later).
 """
@@ -19,6 +20,7 @@ import torch
 
 from vipra_ros.config import ConfigError
 from vipra_ros.model.vq import VQ
+from vipra_ros.policy.pictures import resize
 
 BATCH = 64
 
@@ -81,7 +83,7 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) 
 
     if done < total:
         for _, image in dataset.frames(camera, done):
-            batch.append(image)
+            batch.append(resize(image, vq.config.image_size))
             if len(batch) == BATCH:
                 flush()
         if batch:

@@ -3,10 +3,10 @@
     config.json         complete description (CheckpointConfig)
     policy.safetensors  network weights        vq.safetensors  frame quantiser
     statistics.json     of actions and states  tokenizer.json  text vocabulary
-    card.md             for people
+    card.md             for people             LICENCE.txt     of imported weights it was made of, if any
 
-The hash covers all of them but the card. Loading refuses missing or unknown keys, weights that are not finite,
-missing statistics; `check` refuses a robot whose joints or action space differ.
+The hash covers all of them but the card and the licence. Loading refuses missing or unknown keys, weights that are not
+finite, missing statistics; `check` refuses a robot whose joints or action space differ.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from vipra_ros.policy.text import Prompt
 FORMAT = 1
 #: What a mean or a deviation of actions stays below: rad, m.
 LARGEST = 1e9
+#: File of the licence that imported weights bring along.
+NOTICE = "LICENCE.txt"
 HASHED = ("config.json", "policy.safetensors", "vq.safetensors", "statistics.json", "tokenizer.json")
 
 
@@ -138,6 +140,7 @@ class Checkpoint:
     card: str = ""
     hash: str = ""
     folder: Path | None = None
+    notice: str = ""
 
     @property
     def normaliser(self) -> Normaliser:
@@ -160,6 +163,8 @@ class Checkpoint:
         for name, module in (("policy", self.policy), ("vq", self.vq)):
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / f"{name}.safetensors")
         (path / "card.md").write_text(self.card)
+        if self.notice:
+            (path / NOTICE).write_text(self.notice)
         self.hash, self.folder = folder_hash(path), path
         return self.hash
 
@@ -218,6 +223,7 @@ class Checkpoint:
             card,
             folder_hash(path),
             path,
+            read_notice(path),
         )
 
     def check(self, profile) -> None:
@@ -230,6 +236,11 @@ class Checkpoint:
             check_joints(self.config.joint_names, profile, len(self.config.arms) or 1)
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
+
+
+def read_notice(path: Path) -> str:
+    """The licence in a folder; empty without one."""
+    return (path / NOTICE).read_text(errors="replace") if (path / NOTICE).exists() else ""
 
 
 def folder_hash(path: str | Path) -> str:

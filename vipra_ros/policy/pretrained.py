@@ -5,6 +5,7 @@ In it are
     pretrain.json      complete description (PretrainedConfig)
     joint.safetensors  network weights          vq.safetensors  frame quantiser
     tokenizer.json     text vocabulary          card.md         for people
+    LICENCE.txt        of imported weights it started from, if any
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vipra_ros.model.joint import JointConfig, JointModel
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
+from vipra_ros.policy.checkpoint import NOTICE, read_notice
 
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
 OF_ACTIONS = ("action_dim", "horizon", "proprio_steps", "bidirectional_actions", "time_band", "decoder", "action_bins",
@@ -43,6 +45,7 @@ class PretrainedConfig:
     ahead: int = param(14, doc="frames from now to the future frame, as the labels pair them", low=1)
     prompt: str = param(doc="template around the instruction")
     latent_hash: str = param(doc="the latent actions that made the labels; empty without labels")
+    started_from: str = param("", doc="SHA-256 of the manifest of the imported weights it started from; empty: none")
     seed: int = param(doc="training seed")
     data: str = param(doc="data set and its fingerprint")
     code_version: str = param(doc="version of vipra_ros that trained it")
@@ -57,6 +60,7 @@ class Pretrained:
     vq: VQ | PatchVQ
     tokenizer: Tokenizer
     card: str = ""
+    notice: str = ""
 
     @staticmethod
     def at(path: str | Path) -> bool:
@@ -71,6 +75,8 @@ class Pretrained:
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path / f"{name}.safetensors")
         self.tokenizer.save(str(path / "tokenizer.json"))
         (path / "card.md").write_text(self.card)
+        if self.notice:
+            (path / NOTICE).write_text(self.notice)
         (path / "pretrain.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
     @classmethod
@@ -93,7 +99,8 @@ class Pretrained:
                 raise ConfigError(f"{path}/{name}.safetensors: belongs to another network "
                                   f"({str(error).splitlines()[-1].strip()}); copy the folder again") from None
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
-        return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card)
+        return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card,
+                   read_notice(path))
 
     def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy | DiscretePolicy:
         """A policy with this trunk and these tables; its action parts are fresh.
