@@ -258,7 +258,6 @@ BOTH = [
 ONE = [
     ("pretrain", {}, headless, "heads.safetensors has no text_head.weight"),
     ("pretrain", {}, without("manifest.json"), "has no manifest.json; give the folder vipra import-lwm made"),
-    ("finetune", {"as_latents": True}, nothing, "as_latents = true, .* knows no latent actions"),
 ]
 
 

@@ -61,8 +61,6 @@ def train(
     identity = tokenise.quantiser_hash(vq)
     if isinstance(start, LWMFolder):  # before hours of coding frames
         start.tokenizer(config.tokenizer)
-        if config.as_latents:
-            raise ConfigError(f"finetune: as_latents = true, {init} knows no latent actions; set it to false")
         wanted = _wanted(config, vq, start.config.text_vocab, start.config.action_dim)
         start.check(wanted, lambda: make_policy(wanted))
     name = f"{opened.path.name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
