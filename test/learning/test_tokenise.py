@@ -7,6 +7,7 @@ from stand_in import StandIn
 from vipra_ros.config import ConfigError
 from vipra_ros.learning.tokenise import quantiser_hash, tokenise
 from vipra_ros.learning.vq import load_vq
+from vipra_ros.policy.pictures import resize
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,17 @@ def test_codes_equal_the_quantisers(data, vq, tmp_path):
     codes = tokenise(data, vq, tmp_path, ("front",), quantiser_hash(vq))
     images = np.stack([image for _, image in data.frames("front")])
     assert codes.shape == (len(data), 1, vq.config.codes_per_frame) and codes.dtype == np.int16
+    assert np.array_equal(codes[:, 0], vq.encode(images).numpy())
+
+
+def test_pictures_of_another_size_are_scaled_as_the_policy_scales_them(vq, tmp_path):
+    class Wide(StandIn):
+        def frames(self, camera, start=0, stop=None):
+            for i, image in super().frames(camera, start, stop):
+                yield i, np.pad(image.repeat(3, 0).repeat(3, 1), ((0, 0), (7, 7), (0, 0)))
+
+    codes, wide = tokenise(Wide(), vq, tmp_path, ("front",), "id"), Wide()
+    images = np.stack([resize(image, vq.config.image_size) for _, image in wide.frames("front")])
     assert np.array_equal(codes[:, 0], vq.encode(images).numpy())
 
 

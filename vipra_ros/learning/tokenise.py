@@ -1,9 +1,9 @@
 """Frames of a data set -> VQ codes on disk, once.
 
 Training reads codes, never pictures: 64 int16 a frame instead of a video decode. Pictures of another size than the
-quantiser's are cut and scaled as the policy does it with those of its cameras. The file grows in order and
-a JSON beside it says how far it is, so a killed run goes on where it stopped. Frames are coded as they are:
-random shifts and colour jitter would need several coded versions of each frame (an option for later).
+quantiser's are cut and scaled as the policy does it with those of its cameras. The file grows in order and a JSON
+beside it says how far it is, so a killed run goes on where it stopped. Frames are coded without augmentation: random
+shifts and colour jitter would need several coded versions of each frame (an option for later).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vipra_ros.config import ConfigError
+from vipra_ros.learning.parallel import device
 from vipra_ros.model.vq import VQ
 from vipra_ros.policy.pictures import resize
 
@@ -65,13 +66,15 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) 
             raise ConfigError(f"{out}: codes of another data set or quantiser; delete the folder to make them again")
     shape = (total, vq.config.codes_per_frame)
     codes = np.lib.format.open_memmap(path, "r+" if done else "w+", None if done else np.int16, None if done else shape)
-    vq.eval()
+    # LWM's quantiser takes seconds a frame on a few cores.
+    where = device() if done < total else "cpu"
+    vq.eval().to(where)
     began, first, shown = time.monotonic(), done, 0.0
     batch: list[np.ndarray] = []
 
     def flush() -> None:
         nonlocal done, shown
-        codes[done : done + len(batch)] = vq.encode(torch.from_numpy(np.stack(batch))).numpy()
+        codes[done : done + len(batch)] = vq.encode(torch.from_numpy(np.stack(batch)).to(where)).cpu().numpy()
         done += len(batch)
         batch.clear()
         if time.monotonic() - shown > 10.0 or done == total:
@@ -88,6 +91,7 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) 
                 flush()
         if batch:
             flush()
+    vq.to("cpu")  # where hashes and checkpoints are made of it
     if done != total:
         raise ConfigError(f"{dataset.path}: camera {camera} has {done} frames, the table {total} rows; convert again")
     return np.load(path, mmap_mode="r")
