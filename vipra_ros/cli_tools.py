@@ -51,7 +51,7 @@ TOOLS = (
              arg("--unblind", action="store_true", help="name the policies though trials are missing")),
             to("nodes.rollouts:run")),
     Command("view", "Tools", "An episode on one timeline: pictures, arm, joints against limits, chunks, reasons.",
-            "vipra view out/bags/push-001000 --save push.rrd",
+            "vipra view out/bags/reach-100000 --save reach.rrd",
             (arg("source", metavar="SOURCE", help="bag, incident, folder of bags, or data set"),
              arg("--episode", type=int, default=0, metavar="N", help="of a folder of bags or a data set (%(default)s)"),
              arg("--save", default="", metavar="FILE", help="recording to write; default: NAME.rrd in this folder"),
