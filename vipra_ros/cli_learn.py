@@ -69,7 +69,7 @@ VARIANT = arg("--variant", default="", metavar="NAME",
 
 LEARNING = (
     Command("train vq", "Learn", "Train the quantiser that turns camera images into tokens.",
-            "vipra train vq out/dataset out/vq --set loop.minutes=30", TRAINING, _train_vq),
+            "vipra train vq out/dataset out/vq --set frames=20000", TRAINING, _train_vq),
     Command("train finetune", "Learn", "Train the policy on demonstrations.",
             "vipra train finetune out/dataset out/policy --preset tiny --init scratch --set vq=out/vq",
             (*TRAINING, VARIANT, arg("--init", default="scratch", metavar="DIR",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vipra_ros.config import ConfigError, share
+from vipra_ros.policy import shipped
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
 
 #: Where Fast DDS 3 and 2 look for a profile.
@@ -185,6 +186,9 @@ def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
         raise ConfigError(f"{system}: episodes:={values['episodes']} is for the expert; add expert:=push")
     if values["params_file"] and not Path(values["params_file"]).is_file():
         raise ConfigError(f"{system}: params_file:={values['params_file']}: no such file")
+    if values.get("gello_config") and not Path(values["gello_config"]).is_file():
+        raise ConfigError(f"{system}: gello_config:={values['gello_config']}: no such file; "
+                          "vipra gello calibrate makes one")
     if system == "replay" and bool(values["bag"]) == bool(values["dataset"]):
         raise ConfigError("replay: give one episode; add bag:=FOLDER, or dataset:=FOLDER episode:=NUMBER")
     return values
@@ -225,6 +229,7 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
         if simulated:
             parameters["policy"]["simulated"] = True
         if values["checkpoint"]:
+            shipped.resolve(values["checkpoint"])
             check_folder(values["checkpoint"], simulated)
             if not values["mode"] and mode_of_folder(values["checkpoint"]) == "sync":
                 parameters["executor"]["mode"] = parameters["policy"]["mode"] = "sync"
@@ -254,9 +259,13 @@ def environment(executable: str, simulated: bool) -> dict[str, str]:
     """
     found = {"PYTHONUNBUFFERED": "1"}
     if executable == "sim":
-        found |= dict.fromkeys(PROFILE_VARIABLES, str(share("config", "fastdds.xml")))
+        # Fast DDS 3 reads the old name too, and complains.
+        name = PROFILE_VARIABLES[1 if os.environ.get("ROS_DISTRO") == "jazzy" else 0]
+        found[name] = str(share("config", "fastdds.xml"))
     if simulated:
         found["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    if any(v in os.environ for v in PROFILE_VARIABLES):
+        found = {k: v for k, v in found.items() if k not in PROFILE_VARIABLES}
     return {k: v for k, v in found.items() if k not in os.environ}
 
 

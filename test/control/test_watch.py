@@ -123,6 +123,8 @@ def test_robot_error_and_non_finite_state_are_faults(make_rig):
 def test_dead_man(make_rig):
     rig = make_rig(ExecutorSettings(deadman_timeout=0.2))
     assert "dead-man" in rig.core.arm(rig.now).message
+    going = rig.core.home(rig.now)
+    assert not going.success and "dead-man" in going.message and rig.core.machine.state is State.IDLE
     rig = running(make_rig, deadman_timeout=0.2)
     rig.core.deadman(rig.now)
     rig.run(0.25)

@@ -128,9 +128,27 @@ def test_the_table_marks_what_is_bad_and_fits_a_terminal(tmp_path):
     assert "! joint_states: gap of 0.310 s" in text and "gap of 0.310" in text.splitlines()[-2]
 
 
+def test_words_given_before_the_first_episode_are_those_of_all(tmp_path):
+    bench = Bench(tmp_path, pre_roll=0.0)
+    assert "next episodes" in bench.recorder.relabel("lift the red cube").message
+    for k, after in enumerate((None, "discard", "lift the blue cube")):
+        bench.at(4.0 * k, "start")
+        assert bench.recorder.status()["instruction"] == "lift the red cube"
+        bench.joints(4.0 * k, 4.0 * k + 2)
+        bench.hand(4.0 * k, 1.0)
+        bench.at(4.0 * k + 2, *(("discard",) if after == "discard" else ("finish", True)))
+        bench.recorder.step()
+        if k == 2:  # of the last one alone
+            assert bench.recorder.relabel(after).success
+            bench.recorder.step()
+    assert [contents(b)[0]["instruction"] for b in find_bags([tmp_path])] == ["lift the red cube", "lift the blue cube"]
+    bench.at(12.0, "start")
+    assert bench.recorder.status()["instruction"] == "lift the red cube"
+
+
 def test_relabel_before_and_after_the_end(tmp_path):
     bench = Bench(tmp_path, pre_roll=0.0, compress=True)
-    assert not bench.recorder.relabel("lift").success and not bench.recorder.relabel("  ").success
+    assert not bench.recorder.relabel("  ").success
     bench.at(0.0, "start")
     bench.hand(0.0, 1.0)
     bench.words(0.0, "lift the red cube")

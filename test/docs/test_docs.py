@@ -51,9 +51,13 @@ def check_vipra(words):
         assert (ROOT / "vipra_ros" / "nodes" / f"{a.name}.py").exists()
 
 
+#: Arguments that name files of the reader's.
+FILES = ("params_file", "gello_config")
+
+
 def check_arguments(system, given):
     """Names and values of launch arguments; that files exist is not asked for."""
-    values = {k: v for k, v in graph.parse([w for w in given if w != "..."]).items() if k != "params_file"}
+    values = {k: v for k, v in graph.parse([w for w in given if w != "..."]).items() if k not in FILES}
     if system == "replay":
         values.setdefault("bag", "out/bags")
     graph.resolve(system, values)

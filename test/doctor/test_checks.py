@@ -223,6 +223,9 @@ def sample(**changes):
 
 def test_a_good_camera():
     assert [f.level for f in cameras.judge(sample())] == [OK] * 5
+    still = sample(digests=[b"x"] * 120)  # nothing moves on a simulated table before the arm does
+    assert {f.level for f in cameras.judge(still)} == {OK, FAIL}
+    assert {f.level for f in cameras.judge(still, simulated=True)} == {OK, WARN}
 
 
 @pytest.mark.parametrize("changes, check, level", [

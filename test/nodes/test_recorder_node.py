@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,16 +19,18 @@ pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make se
 
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
+from rclpy.serialization import serialize_message  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, JointState  # noqa: E402
 from std_msgs.msg import Float32, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
-from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
+from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus  # noqa: E402
 
 from vipra_ros import __version__  # noqa: E402
 from vipra_ros.data import messages, repair  # noqa: E402
 from vipra_ros.data.bags import EpisodeReader, find_bags  # noqa: E402
 from vipra_ros.data.episode import load_episode  # noqa: E402
 from vipra_ros.data.resample import Resampling  # noqa: E402
+from vipra_ros.nodes.recorder import RecorderNode, RecorderSettings  # noqa: E402
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ARM = [f"fr3_joint{i + 1}" for i in range(7)]
@@ -283,3 +286,19 @@ def test_a_wrong_parameter_is_one_line(tmp_path, unused_ros_domain):
     process = start(unused_ros_domain, record=str(tmp_path), topics="[joint_states, left/tactile]")
     output, _ = process.communicate(timeout=20.0)
     assert process.returncode == 1 and "write left/tactile=package/msg/Type" in output and "Traceback" not in output
+
+
+def test_whose_words_an_episode_has():
+    """The operator's parameter, then what was published, then what the policy answers, then the simulator's."""
+    def describe(instruction="", **said):
+        node = SimpleNamespace(settings=RecorderSettings(record="x", instruction=instruction, cameras=()), _infos={})
+        return RecorderNode._describe(node, {k.replace("_", "/"): v for k, v in said.items()})["instruction"]
+
+    sim = messages.string(json.dumps({"instruction": "sim's", "task": "reach"}))
+    policy = serialize_message(PolicyStatus(instruction="the policy's"))
+    published = messages.string("published")
+    assert describe(sim_outcome=sim) == "sim's"
+    assert describe(sim_outcome=sim, policy_status=policy) == "the policy's"
+    assert describe(sim_outcome=sim, policy_status=policy, policy_instruction=published) == "published"
+    assert describe("mine", policy_status=policy, policy_instruction=published) == "mine"
+    assert describe() == ""

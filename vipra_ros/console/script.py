@@ -134,7 +134,11 @@ SCRIPT = """
     else if (e.code === 'Space' && !typing(e)) { e.preventDefault(); if (!e.repeat) hold(); }
     else if (e.key === 'Enter' && e.target.matches('[data-words]')) words();
   });
-  document.addEventListener('keyup', e => { if (e.code === 'Space' && !typing(e)) { e.preventDefault(); letGo(); } });
+  // Wherever the focus went meanwhile: a space bar that is up holds nothing, and who writes cannot hold it.
+  document.addEventListener('keyup', e => {
+    if (e.code === 'Space') { if (!typing(e)) e.preventDefault(); letGo(); }
+  });
+  document.addEventListener('focusin', e => { if (typing(e)) letGo(); });
   const words = () => {
     const box = document.querySelector('[data-words]');
     box.blur();

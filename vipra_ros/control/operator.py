@@ -74,6 +74,8 @@ class Operator:
                 return self._refused("go home")
             if obstacle := self._obstacle(now):
                 return Result(False, obstacle)
+            if not self._watch.held(now):
+                return Result(False, "the dead-man is not held; hold it while the arm goes home")
             if self.machine.state is State.IDLE:
                 self._reference = Reference.rest(now, self._seed())
             self._fresh_start()

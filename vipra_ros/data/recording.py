@@ -92,6 +92,7 @@ class Recorder:
         self._seen: Counter = Counter()  # messages of the episode under way, or of the last one
         self._last: dict[str, Any] = {}
         self._ending = False
+        self._words = ""  # of the episodes to come
         self._speed = 0.0  # bytes/s that the disk takes, 0: not known
         self._take: Take | None = None  # of the writing thread alone
         self.root.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,7 @@ class Recorder:
                 return Result(False, refused)
             begin, early = self._ring.begin(now)
             self._open = episode = OpenEpisode(self._name(now), now, begin)
+            episode.instruction = self._words
             self._seen = Counter()
             self._put(lambda: self._begin(episode))
             for message in early:
@@ -138,7 +140,8 @@ class Recorder:
         return self._finish(now, None, False, "")
 
     def relabel(self, instruction: str) -> Result:
-        """Other words for the episode under way, or for the last one when none is."""
+        """Other words for the episode under way, or for the last one when none is; before there is one, and after one
+        that was thrown away, for those to come."""
         instruction = instruction.strip()
         if not instruction:
             return Result(False, "no words; say what the demonstration does")
@@ -149,7 +152,8 @@ class Recorder:
                 self._put(self._note)
                 return Result(True, f"{episode.name} will be {instruction!r}")
             if last is None:
-                return Result(False, "no episode to relabel; record one, or use vipra bags relabel")
+                self._words = instruction
+                return Result(True, f"the next episodes will be {instruction!r}")
             self._put(lambda: self._relabel(last, instruction))
         return Result(True, f"{last} becomes {instruction!r}")
 
@@ -168,6 +172,7 @@ class Recorder:
                 "rate_mb": round(self._ring.rate / MB, 2),
                 "free_mb": free // MB,
                 "disk_mb": round(self._speed / MB),
+                "instruction": episode.instruction if episode else self._words,
                 "last": dict(self._last),
             }
 

@@ -47,7 +47,7 @@ def examine(robot: str = "", gello: str = "", gello_config: str = "", camera: tu
     if gello:
         _gello(look, gello, gello_config)
     if camera:
-        look("cameras", "listening", _cameras, camera)
+        look("cameras", "listening", _cameras, camera, bool(robot) and not real)
     look("disk", "space", disk.room, out)
     look("disk", "write speed", disk.speed, out)
     folder = shipped(checkpoint) if checkpoint else None
@@ -76,14 +76,14 @@ def _gello(look, port: str, config: str) -> None:
         look("gello", "servos", gello.servos, lambda: ServoBus(path, settings.servo_ids, settings.baudrate))
 
 
-def _cameras(topics: tuple[str, ...]) -> list[Finding]:
+def _cameras(topics: tuple[str, ...], simulated: bool) -> list[Finding]:
     from vipra_ros.doctor import cameras
     try:
         samples = room("nodes.probe:listen")(topics, LISTEN)
     except ImportError as error:
         return [Finding("cameras", "listening", FAIL, f"ROS 2 is not to be found ({error})",
                         "use the .venv of `make setup`, or source a ROS 2 with this package built in it")]
-    return [f for sample in samples for f in cameras.judge(sample)]
+    return [f for sample in samples for f in cameras.judge(sample, simulated)]
 
 
 def main(robot: str, gello: str, config: str, camera: list[str], checkpoint: str, profile: str, out: str,

@@ -83,6 +83,8 @@ def train(
     job = FinetuneJob(config, checkpoint, data, held, out, start if isinstance(start, Pretrained) else None,
                       own_device())
     run(job, config.loop, out)
+    if team().main:
+        print(f"policy -> {out / 'checkpoint'}")
     return out / "checkpoint"
 
 

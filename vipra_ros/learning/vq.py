@@ -198,6 +198,7 @@ def train(dataset, out: str | Path, config: str | Path | VQTraining = "tiny", **
         model = PatchVQ(config.model)
         model.fit(images[keep], torch.Generator().manual_seed(config.loop.seed))
         _export(model, images[rest], out, {"training": asdict(config)})
+        print(f"vq: patches are fitted in one go, whatever loop says -> {out}")
         return out
     if config.model.kind == "vqgan":
         raise ConfigError("vq: kind = vqgan has no training here; its weights come from vipra import-lwm")

@@ -95,7 +95,10 @@ class Keys:
 
     def _on_status(self, message: String) -> None:
         known, before = bool(self.status), self.status.get("last", {})
+        words = self.status.get("instruction", "")
         self.status = json.loads(message.data)
+        if known and self.status.get("instruction") not in ("", None, words):
+            self._say(f"{self.status['episode'] or 'the next episodes'}: {self.status['instruction']!r}")
         last = self.status["last"]
         if not known or not last or last == before:  # what had ended before we came is old news
             return

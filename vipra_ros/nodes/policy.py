@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ from vipra_ros.policy.shipped import resolve
 OPEN_WIDTH = 0.08
 #: s that the shutdown waits for an inference under way before it leaves without it.
 PATIENCE = 0.5
+#: s that a phase lasts before the terminal hears of it.
+SETTLED = 1.0
 
 
 class PolicyNode(Node):
@@ -61,6 +64,7 @@ class PolicyNode(Node):
         self._notes: list[str] = []
         self._cameras_ready = False
         self._engine_text = ""
+        self._said, self._seen = ("", 0), (("", 0), 0.0)
         offers = PublisherEventCallbacks(incompatible_qos=lambda e: self._incompatible("policy/chunk", e))
         self._chunk_out = self.create_publisher(ChunkMessage, "policy/chunk", COMMAND, event_callbacks=offers)
         self._status_out = self.create_publisher(PolicyStatus, "policy/status", LATCHED)
@@ -226,6 +230,15 @@ class PolicyNode(Node):
         else:
             self._chunk_out.publish(convert.chunk_message(chunk, stamp))
 
+    def _narrate(self, phase: str, reasons: Sequence[str]) -> None:
+        """A line for the person at the terminal when something has changed for a while; reasons hold moving numbers."""
+        now, said = time.monotonic(), (phase, len(reasons))
+        if said != self._seen[0]:
+            self._seen = said, now
+        if said != self._said and now >= self._seen[1] + SETTLED:
+            self._said = said
+            self.get_logger().info(": ".join([phase, *reasons[:1]]))
+
     def _tell(self) -> None:
         """The loop changed its phase, in whatever thread: publish from the node's own."""
         if rclpy.ok():
@@ -237,6 +250,7 @@ class PolicyNode(Node):
             self._listen()
         if report.phase is Phase.FAULT and report.reasons:
             self._note(report.reasons[0])
+        self._narrate(report.phase.name, report.reasons)
         cameras = report.cameras
         message = PolicyStatus(
             state=int(report.phase),

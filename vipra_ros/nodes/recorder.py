@@ -187,6 +187,8 @@ class RecorderNode(Node):
             meta = {k: outcome.get(k) for k in ("task", "colour", "zone", "seed", "instruction")}
             meta["judged"] = outcome.get("success")
         heard = messages.read_string(said[WORDS]) if WORDS in said else ""
+        if not heard and "policy/status" in said:  # it may have its words from a parameter
+            heard = messages.deserialize(said["policy/status"], messages.POLICY_STATUS).instruction
         meta["instruction"] = s.instruction or heard or meta.get("instruction") or ""
         if "executor/status" in said:
             meta["robot"] = messages.deserialize(said["executor/status"], messages.EXECUTOR_STATUS).robot

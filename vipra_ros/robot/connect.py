@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: s between two attempts.
 RETRY = 0.5
+#: s after which it is worth a word that a simulated arm is not there.
+SIMULATED_START = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ def connect(
     from vipra_ros.robot.velocity import VelocityArm
 
     kind = {"waypoints": FrankyArm, "velocity": VelocityArm, "impedance": ImpedanceArm}[sink]
-    give_up, said = monotonic() + settings.connect_timeout, False
+    begun, said = monotonic(), False
+    give_up = begun + settings.connect_timeout
+    # A simulated arm is started at the same time as this, and takes some seconds.
+    usual = SIMULATED_START if settings.host.startswith("127.") else 0.0
     claim = None
     while True:
         try:
@@ -61,7 +66,7 @@ def connect(
                 if claim:
                     claim.release()
                 raise ArmError(str(error)) from None
-            if not said:
+            if not said and monotonic() >= begun + usual:
                 say(f"{error}; trying for {settings.connect_timeout:.0f} s")
                 said = True
             sleep(RETRY)
