@@ -22,7 +22,7 @@ def parameters():
 
 
 def test_the_tables_say_of_every_parameter_what_the_code_says():
-    """Default, unit and meaning; and there is no row of something else."""
+    """Default, unit, meaning and choices; and there is no row of something else."""
     rows = set(re.findall(r"^\| \w+ \| .*$", README.partition("## Parameters")[2].replace("`", ""), re.M))
     rows -= {"| parameter | default | unit | meaning |"}
     expected = set()
@@ -31,6 +31,8 @@ def test_the_tables_say_of_every_parameter_what_the_code_says():
             assert f"`{field.name}.*`" in README
         else:
             unit, doc = field.metadata["unit"], field.metadata["doc"].replace("`", "")
+            if field.metadata["choices"]:
+                doc += f" ({', '.join(field.metadata['choices'])})"
             expected.add(f"| {field.name} | {field.default} | {unit} | {doc} |")
     assert rows == expected
 

@@ -27,13 +27,13 @@ sys.exit(int(sys.argv[2]))
 class Run:
     """A `System` of dummy processes in a process of its own."""
 
-    def __init__(self, folder, processes, required, finishing):
+    def __init__(self, folder, processes, required, finishing, commands):
         child = folder / "child.py"
         child.write_text(CHILD)
         code = textwrap.dedent(f"""
             import shlex, sys
             from vipra_ros.up import System
-            system = System({required!r}, {finishing!r})
+            system = System({required!r}, {finishing!r}, {commands!r})
             for name, manner in {processes!r}:
                 system.add_process(name, shlex.join(["exec", sys.executable, {str(child)!r}, name, manner]))
             sys.exit(system.run())
@@ -66,8 +66,8 @@ class Run:
 def run(tmp_path):
     runs = []
 
-    def start(processes, required=(), finishing=()):
-        runs.append(Run(tmp_path, processes, required, finishing))
+    def start(processes, required=(), finishing=(), commands=False):
+        runs.append(Run(tmp_path, processes, required, finishing, commands))
         return runs[-1]
 
     yield start
@@ -124,10 +124,13 @@ def test_when_the_job_is_done_all_end_with_its_status(run, status):
     assert "demonstrator-2 has done its work: ending all processes" in r.log.read_text()
 
 
-def test_the_end_of_another_process_is_only_reported(run):
-    r = run([("executor-1", "calm"), ("policy-2", "3")], ["executor-1"])
+@pytest.mark.parametrize("commands", [False, True])
+def test_the_end_of_another_process_is_only_reported(run, commands):
+    r = run([("executor-1", "calm"), ("policy-2", "3")], ["executor-1"], commands=commands)
     r.wait_for("[ERROR] [policy-2]: process has died")
     time.sleep(0.5)
+    died = next(line for line in r.log.read_text().splitlines() if "has died" in line)
+    assert died.endswith("exit code 3]") != commands and ("child.py" in died) == commands
     assert r.process.poll() is None and r.left() == ["executor-1"]
     r.process.send_signal(signal.SIGTERM)
     assert r.process.wait(timeout=10) == 143 and r.left() == []

@@ -4,13 +4,16 @@ from vipra_ros.command import Command, arg, to
 
 DATASET = arg("dataset", metavar="DATASET", help="folder of a LeRobot v3.0 data set")
 
+JSON = arg("--json", action="store_true", help="print JSON")
+
 RECORDING = (
     Command("keys", "Data", "Start, label and throw away episodes of a running recorder with single keys.",
             "vipra keys",
             (arg("--namespace", default="", metavar="NAME", help="namespace of the recorder"),), to("nodes.keys:run")),
     Command("bags info", "Data", "What recorded episodes hold, and what is wrong with them.",
             "vipra bags info out/bags",
-            (arg("bags", nargs="+", metavar="BAGS", help="episodes, or folders of them"),), to("data.bag_info:main")),
+            (arg("bags", nargs="+", metavar="BAGS", help="episodes, or folders of them"), JSON),
+            to("data.bag_info:main")),
     Command("bags repair", "Data", "Make readable what a killed recorder or a full disk left behind.",
             "vipra bags repair out/bags",
             (arg("folder", metavar="FOLDER", help="folder of episodes"),), to("data.repair:main")),
@@ -35,7 +38,8 @@ DATASETS = (
             to("data.dataset_show:main")),
     Command("dataset check", "Data", "Is a data set what it says: tables, videos, times and statistics compared.",
             "vipra dataset check out/dataset --deep",
-            (DATASET, arg("--deep", action="store_true", help="decode every frame")), to("data.dataset_check:main")),
+            (DATASET, arg("--deep", action="store_true", help="decode every frame"), JSON),
+            to("data.dataset_check:main")),
     Command("dataset merge", "Data", "Make one data set of several.",
             "vipra dataset merge out/monday out/tuesday --out out/both",
             (arg("sources", nargs="+", metavar="DATASET", help="data sets with the same features"),

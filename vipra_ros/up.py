@@ -64,10 +64,12 @@ class System(Manager):
     Args:
         required: names of the processes whose end ends all, as a failure.
         finishing: names of those whose end ends all, with their exit status.
+        commands: show the command line of a process that has died.
     """
 
-    def __init__(self, required: Sequence[str], finishing: Sequence[str] = ()):
+    def __init__(self, required: Sequence[str], finishing: Sequence[str] = (), commands: bool = False):
         super().__init__(printer=_Printer())
+        self._commands = commands
         self._process_ctor = _Process
         self.required, self.finishing = frozenset(required), frozenset(finishing)
         self.failed = self.finished = ""  # the required, or finishing, process that ended first
@@ -118,7 +120,8 @@ class System(Manager):
         if self._terminating or code == 0:
             self._printer.say("INFO", name, f"process has finished {detail}")
         else:
-            self._printer.say("ERROR", name, f"process has died {detail}: {process['obj'].cmd}")
+            command = f": {process['obj'].cmd}" if self._commands else ""  # long, and of no use to most
+            self._printer.say("ERROR", name, f"process has died {detail}{command}")
         if self._terminating or self.failed or self.finished:
             return
         if name in self.finishing:
@@ -136,6 +139,7 @@ def up(system: str, given: dict[str, str]) -> int:
     running = System(
         [names[p.executable] for p in processes if p.required],
         [names[p.executable] for p in processes if p.finishes],
+        commands=given.get("log_level") == "debug",
     )
     for p in processes:
         command = [sys.executable, "-m", "vipra_ros.cli", "node", p.executable, "--ros-args"]

@@ -118,5 +118,6 @@ def test_holding_over_http_and_stop_releases(console):
 
 
 def test_a_taken_port_is_said(console):
-    with pytest.raises(ConfigError, match="another port"):
+    says = rf"^another program, perhaps another console, uses port 1 or {console.access.commands} .*--port"
+    with pytest.raises(ConfigError, match=says):
         CommandServer(console.access, console.act, DeadMan())

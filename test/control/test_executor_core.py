@@ -64,6 +64,15 @@ def test_late_steps_are_counted_and_stalls_measured(make_rig):
     assert rig.wrong() == []
 
 
+def test_a_chunk_that_is_just_too_late_is_told_by_how_much(make_rig):
+    rig = make_rig()
+    rig.arm()
+    chunk = rig.chunk(sine)
+    rig.run(7 * T - 0.01)  # its last row is still to come, but too near to plan a way to it
+    verdict = rig.core.offer(chunk, rig.now)
+    assert verdict.reason is Reason.LATE and "the last of 7 rows comes 0.010 s too late" in verdict.text
+
+
 def test_a_far_start_is_refused_or_approached_slowly(make_rig):
     far = HOME + np.array([0, 0, 0, 0, 0, 0, 0.8])
     rig = make_rig()

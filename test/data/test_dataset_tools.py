@@ -112,7 +112,7 @@ def with_column(table, name, values):
     return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
 
 
-def test_every_damage_is_named(sets):
+def test_every_damage_is_named(sets, capsys):
     whole = sets / "all"
     assert dataset_check.check(whole, deep=True) == [] and dataset_check.main(str(whole)) == 0
 
@@ -159,6 +159,10 @@ def test_every_damage_is_named(sets):
     bad = [[np.nan] * 8]
     assert "action is not finite in row 2" in damaged(column(rows, "action", lambda v: v[:2] + bad + v[3:]))
     assert dataset_check.main(str(sets / "copy")) == 1
+    capsys.readouterr()
+    assert dataset_check.main(str(sets / "copy"), json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["good"] and told["problems"]
 
 
 def test_show_fits_a_terminal_and_draws(sets, capsys):

@@ -110,11 +110,16 @@ def test_a_fault_is_a_bag_that_tells_the_story(tmp_path, capsys):
     assert order[0] < order[2] < fault and order[1] < order[2]
     assert [t for t, _ in lines] == sorted(t for t, _ in lines) and abs(lines[fault][0]) < 0.05
     touched = incident_show.limits_touched(told)
-    assert any("fr3_joint7: velocity" in t for t in touched) and any("REACH" in t for t in touched), touched
+    assert any(t.startswith("joint7: velocity") for t in touched) and any("REACH" in t for t in touched), touched
     incident_show.main(str(path), str(tmp_path / "plot.png"))
     said = capsys.readouterr().out
-    assert "robot error: joint_reflex" in said and "fr3_joint7" in said and "limits touched" in said
+    assert "robot error: joint_reflex" in said and " joint7 " in said and "limits touched" in said
+    table = said.partition("at the fault")[2].partition("limits touched")[0].splitlines()
+    assert max(map(len, table)) <= 80 and "\u2026" not in "".join(table)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+    incident_show.main(str(path), json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["faults"][0]["code"] == "robot error" and any("REACH" in s["text"] for s in told["story"])
 
 
 def test_what_is_no_incident_is_said(tmp_path):

@@ -1,5 +1,6 @@
 """Bags that were cut: by a kill, by a full disk, at any byte."""
 
+import json
 import os
 import resource
 import shutil
@@ -165,6 +166,23 @@ def test_a_foreign_bag_without_its_end_is_copied_and_kept(tmp_path, capsys):
     assert bag_info.main([str(tmp_path / "bags")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and "4 episodes" not in lines[-1] and "2 broken" in lines[-1]
+    assert bag_info.main([str(tmp_path / "bags")], json=True) == 1
+    told = json.loads(capsys.readouterr().out)["episodes"]
+    assert sum("error" in e for e in told) == 2 and next(e for e in told if "error" not in e)["seconds"] > 0.5
+
+
+def test_a_long_instruction_takes_no_room_from_the_numbers(tmp_path, capsys):
+    for name in ("20260101-120000", "20260101-120100"):
+        writer = EpisodeWriter(tmp_path, name)
+        fill(writer, 1.0)
+        writer.close({"instruction": "shove the blue cube into the yellow area and leave it there " * 2,
+                      "success": True})
+    assert bag_info.main([str(tmp_path)]) == 0
+    head, *rows, _ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["episode", "s", "MB", "success", "flags", "instruction"]
+    assert len(rows) == 2
+    for row in rows:
+        assert len(row) <= 80 and row.split()[1].replace(".", "").isdigit() and row.split()[3] == "yes"
 
 
 def test_a_complete_bag_that_was_only_not_renamed(tmp_path):

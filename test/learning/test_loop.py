@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vipra_ros.config import ConfigError
+from vipra_ros.learning.log import Log
 from vipra_ros.learning.loop import Interrupted, LoopConfig, State, averaged, learning_rate_scale, run
 
 
@@ -60,6 +61,16 @@ def test_budget_in_minutes_ends_and_fits_the_schedule(tmp_path):
     assert rows[-1]["lr_scale"] < 0.2 < rows[0]["lr_scale"]
 
 
+def test_lines_for_the_terminal_fit_and_an_evaluation_loses_nothing(tmp_path, capsys):
+    figures = {"loss": 1.757, "grad_norm": 2.325, "lr_scale": 0.1917, "samples_per_s": 51.84, "progress": 0.1383}
+    Log(tmp_path / "a.jsonl", " of 3 min", 0).write("train", 20, 24.0, 640, figures)
+    Log(tmp_path / "b.jsonl", "/100", 0).write("eval", 20, 24.0, 640, {f"reach_{i}_rad": 0.25 for i in range(9)})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[train] step 20, 0.4 of 3 min  loss 1.757  grad_norm 2.325  lr_scale 0.1917"
+    assert lines[1].startswith("[eval] step 20/100, 0.4 min  reach_0_rad 0.25") and len(lines) > 2
+    assert max(map(len, lines)) <= 80 and " ".join(lines).count("_rad 0.25") == 9
+
+
 def test_schedule():
     config = LoopConfig(steps=100, warmup_steps=10, final_lr=0.1)
     assert learning_rate_scale(config, 0, 0.0) == pytest.approx(0.1)
@@ -87,7 +98,7 @@ def test_tensorboard_that_is_not_there_is_told(tmp_path, monkeypatch):
     for name in [m for m in sys.modules if m.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ConfigError, match=r"loop.tensorboard = true: .*pip install 'vipra_ros\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"loop.tensorboard = true: .*pip install '\.\[tensorboard\]'"):
         run(Line(), LoopConfig(steps=5, tensorboard=True), tmp_path)
 
 

@@ -15,7 +15,7 @@ from vipra_ros.control.profile import load_profile
 from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.robot.arm import FrankyArm
 from vipra_ros.sim import collect, tasks
-from vipra_ros.sim.server import TableServer
+from vipra_ros.sim.server import SimulatorError, TableServer
 from vipra_ros.sim.table import SharedState
 
 HOST = "127.0.44.8"
@@ -48,7 +48,8 @@ def test_franky_moves_the_arm_and_cubes_are_placed_under_it():
 
 
 def test_a_taken_address_is_an_error():
-    with TableServer("127.0.44.9"), pytest.raises(OSError), TableServer("127.0.44.9"):
+    says = r"another simulator uses 127\.0\.44\.9; end it, or .*sim_host:=127\.0\.44\.10"
+    with TableServer("127.0.44.9"), pytest.raises(SimulatorError, match=says), TableServer("127.0.44.9"):
         pass
 
 

@@ -158,7 +158,7 @@ def test_an_episode_of_a_data_set(record, tmp_path, capsys):
     out = tmp_path / "b.rrd"
     with pytest.raises(SystemExit) as ended:
         cli.main(["view", str(tmp_path / "set"), "--episode", "1", "--save", str(out)])
-    assert ended.value.code == 0 and "look at it with" in capsys.readouterr().out
+    assert ended.value.code == 0 and f"vipra view {tmp_path / 'set'} --episode 1 --open" in capsys.readouterr().out
     rows, columns, times = read(out)
     seen = sources.look(tmp_path / "set", 1)
     frames = len(seen.joints["measured"][0])

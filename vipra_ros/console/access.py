@@ -6,6 +6,7 @@ send without being asked first (a CORS preflight, answered for our own page alon
 
 from __future__ import annotations
 
+import errno
 import hmac
 import ipaddress
 import secrets
@@ -39,11 +40,18 @@ class Access:
     def __post_init__(self) -> None:
         if not (self.local or self.token):
             raise ConfigError(
-                f"console: host {self.host}: others than this machine could move the arm; give a token file, "
+                f"host {self.host}: others than this machine could move the arm; give a token file, "
                 f"or stay at 127.0.0.1"
             )
         if self.port == self.commands:
-            raise ConfigError(f"console: port {self.port} cannot serve page and commands; give two ports")
+            raise ConfigError(f"port {self.port} cannot serve page and commands; give two ports")
+
+    def taken(self, error: OSError) -> ConfigError:
+        """Why a port of ours cannot be listened at."""
+        if error.errno == errno.EADDRINUSE:
+            return ConfigError(f"another program, perhaps another console, uses port {self.port} or {self.commands} of "
+                               f"{self.host}; end it, or give another one (--port)")
+        return ConfigError(f"cannot listen at {self.host}: {error.strerror}; give another host or port")
 
     @property
     def local(self) -> bool:

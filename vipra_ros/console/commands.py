@@ -14,7 +14,6 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from vipra_ros.config import ConfigError
 from vipra_ros.console.access import HEADER, Access
 from vipra_ros.console.deadman import DeadMan
 
@@ -48,7 +47,7 @@ class CommandServer(ThreadingHTTPServer):
         try:
             super().__init__((access.host, access.commands), _Handler)
         except OSError as error:
-            raise ConfigError(f"console: {access.host}:{access.commands}: {error.strerror}; another port") from None
+            raise access.taken(error) from None
         self._thread = threading.Thread(target=self.serve_forever, name="commands", daemon=True,
                                         kwargs={"poll_interval": 0.1})
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-from vipra_ros.config import ConfigError
 from vipra_ros.console.access import Access
 from vipra_ros.console.script import LOGIN
 
@@ -91,7 +90,7 @@ class PageServer:
         try:
             self._socket = socket.create_server((access.host, access.port), family=family)
         except OSError as error:
-            raise ConfigError(f"console: {access.host}:{access.port}: {error.strerror}; another host or port") from None
+            raise access.taken(error) from None
         config = uvicorn.Config(Guard(app, access), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -48,10 +48,10 @@ class Intake:
         late = int(np.sum(times < commit + LEAST_STEP * chunk.step_period)) if self.settings.mode == "async" else 0
         if late >= len(actions):
             self.timeline.late += len(actions)
+            excess = commit + LEAST_STEP * chunk.step_period - times[len(actions) - 1]
             return Verdict(
                 Reason.LATE,
-                f"the last of {len(actions)} rows was due "
-                f"{commit - times[len(actions) - 1]:.3f} s before the plan can change; answer "
+                f"the last of {len(actions)} rows comes {excess:.3f} s too late to change the plan; answer "
                 f"sooner, this took {now - chunk.stamp:.3f} s",
             )
         base = self._reference.at(commit)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as json_module
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,12 +170,16 @@ def _videos(d: Dataset, deep: bool) -> Iterator[str]:
                     yield f"{name} is {shapes[0][1]}x{shapes[0][0]}, info.json says {width}x{height}"
 
 
-def main(dataset: str, deep: bool = False) -> int:
+def main(dataset: str, deep: bool = False, json: bool = False) -> int:
     """The command `vipra dataset check`; 1 when something is wrong."""
     try:
         problems = check(Path(dataset), deep)
-    except (json.JSONDecodeError, KeyError) as error:
+    except (json_module.JSONDecodeError, KeyError) as error:
         problems = [f"meta cannot be read ({type(error).__name__}: {error})"]
+    if json:
+        print(json_module.dumps({"dataset": dataset, "good": not problems, "problems": problems}, indent=1,
+                                ensure_ascii=False))
+        return int(bool(problems))
     for text in problems:
         print(f"{dataset}: {text}")
     if not problems:

@@ -10,8 +10,8 @@ import numpy as np
 from vipra_ros.data.dataset import Dataset
 
 WIDTH = 80
-#: Episodes drawn over one another, and frames of a film strip.
-DRAWN, STRIP = 40, 6
+#: Of the picture: episodes drawn over one another, episodes shown in pictures, tasks, columns of curves, inches.
+DRAWN, STRIP, TASKS, COLUMNS, WIDE = 40, 8, 16, 4, 14.0
 
 
 def main(dataset: str, plot: str = "") -> None:
@@ -83,42 +83,75 @@ def _names(d: Dataset, column: str) -> list[str]:
 
 
 def draw(d: Dataset, path: Path) -> None:
-    """One page: film strips of episodes, lengths, and the action's columns over time."""
+    """One page: first, middle and last frames of episodes, lengths, tasks, and the action's columns over time."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    cameras, names = d.cameras, _names(d, "action")
-    action = d.numeric("action")
-    columns = 4
-    rows = -(-len(names) // columns)
-    figure = plt.figure(figsize=(14, 2.4 * (1 + len(cameras) + rows)), constrained_layout=True)
-    grid = figure.add_gridspec(1 + len(cameras) + rows, columns)
+    cameras, names, tasks = d.cameras, _names(d, "action"), Counter(e.task for e in d.episodes)
     chosen = np.unique(np.linspace(0, len(d.episodes) - 1, STRIP).round().astype(int))
-    for r, camera in enumerate(cameras):
-        strip = []
-        for i in chosen:
-            e = d.episodes[i]
-            strip += [d.frame(camera, e.start + e.length // 2), d.frame(camera, e.start + e.length - 1)]
-        axes = figure.add_subplot(grid[r, :])
-        axes.imshow(np.concatenate(strip, axis=1))
-        axes.set_title(f"{camera}: middle and end of episodes {', '.join(map(str, chosen))}", fontsize=9)
-        axes.axis("off")
-    lengths = figure.add_subplot(grid[len(cameras), :2])
+    rows = -(-len(names) // COLUMNS)
+    strips = [_strip(d, camera, chosen) for camera in cameras]
+    top = tasks.most_common(TASKS)[::-1]
+    heights = [WIDE * s.shape[0] / s.shape[1] + 0.3 for s in strips]
+    heights += [max(2.2, 0.6 + 0.2 * len(top)), *[1.9] * rows]
+    figure = plt.figure(figsize=(WIDE, sum(heights)), constrained_layout=True)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights)
+    parts = np.atleast_1d(parts)
+    for part, camera, strip in zip(parts, cameras, strips):
+        axes = part.subplots()
+        axes.imshow(strip, aspect="auto")
+        axes.set_title(f"{camera}: first, middle and last frame of the episodes", fontsize=10, loc="left")
+        side = strip.shape[1] / len(chosen)
+        axes.set_xticks([side * (k + 0.5) for k in range(len(chosen))], [f"episode {i}" for i in chosen])
+        axes.set_yticks([])
+        axes.tick_params(length=0)
+        axes.set_frame_on(False)
+    lengths, bars = parts[len(cameras)].subplots(1, 2, width_ratios=[1, 1.6])
     lengths.hist([e.length / d.fps for e in d.episodes], bins=30)
     lengths.set_xlabel("length of an episode, s")
-    tasks = figure.add_subplot(grid[len(cameras), 2:])
-    top = Counter(e.task for e in d.episodes).most_common(8)[::-1]
-    tasks.barh([t[:40] for t, _ in top], [n for _, n in top])
-    tasks.tick_params(labelsize=7)
-    drawn = np.unique(np.linspace(0, len(d.episodes) - 1, DRAWN).round().astype(int))
-    for c, name in enumerate(names):
-        axes = figure.add_subplot(grid[1 + len(cameras) + c // columns, c % columns])
-        for i in drawn:
-            e = d.episodes[i]
-            axes.plot(np.arange(e.length) / d.fps, action[e.start : e.start + e.length, c], lw=0.5, alpha=0.6)
-        axes.set_title(f"action: {name}", fontsize=9)
+    lengths.set_ylabel("episodes")
+    lengths.yaxis.get_major_locator().set_params(integer=True)
+    drawn = bars.barh([_cut(t) for t, _ in top], [n for _, n in top])
+    bars.bar_label(drawn, padding=3, fontsize=8)
+    bars.tick_params(axis="y", labelsize=8)
+    bars.margins(x=0.1)
+    bars.set_xlabel("episodes")
+    more = f"the {len(top)} most frequent of {len(tasks)} tasks" if len(tasks) > len(top) else f"{len(tasks)} tasks"
+    bars.set_title(more, fontsize=10, loc="left")
+    _curves(d, parts[len(cameras) + 1 :], names)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _strip(d: Dataset, camera: str, episodes: np.ndarray) -> np.ndarray:
+    """A column of first, middle and last frame an episode, with thin lines between them."""
+    columns = []
+    for e in (d.episodes[i] for i in episodes):
+        frames = [d.frame(camera, e.start + at) for at in (0, e.length // 2, e.length - 1)]
+        columns.append(np.concatenate([np.pad(f, ((1, 1), (1, 1), (0, 0)), constant_values=255) for f in frames]))
+    return np.concatenate(columns, axis=1)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 48 else text[:47] + "\u2026"
+
+
+def _curves(d: Dataset, parts: np.ndarray, names: list[str]) -> None:
+    """Every column of the action over time, a line an episode."""
+    action = d.numeric("action")
+    drawn = np.unique(np.linspace(0, len(d.episodes) - 1, DRAWN).round().astype(int))
+    for r, part in enumerate(parts):
+        for axes, c in zip(part.subplots(1, COLUMNS), range(r * COLUMNS, (r + 1) * COLUMNS)):
+            if c >= len(names):
+                axes.axis("off")
+                continue
+            for i in drawn:
+                e = d.episodes[i]
+                axes.plot(np.arange(e.length) / d.fps, action[e.start : e.start + e.length, c], lw=0.5, alpha=0.6)
+            axes.set_title(f"action: {names[c]}", fontsize=9, loc="left")
+            axes.tick_params(labelsize=8)
+            if r == len(parts) - 1 or c + COLUMNS >= len(names):
+                axes.set_xlabel("s", fontsize=8)

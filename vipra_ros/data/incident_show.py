@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_module
+import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,12 @@ def story(incident: Incident) -> list[tuple[float, str]]:
     return sorted(lines)
 
 
+def short(names: Sequence[str]) -> list[str]:
+    """Names of joints without what all begin with, up to an underscore: fr3_joint1 is joint1."""
+    shared = os.path.commonprefix(names).rpartition("_")[0]
+    return [n[len(shared) + 1 :] if shared else n for n in names]
+
+
 def limits_touched(incident: Incident) -> list[str]:
     """Limits that the reference reached, joint by joint, and how much of the time the limiter was at work."""
     found = []
@@ -100,7 +109,7 @@ def limits_touched(incident: Incident) -> list[str]:
     ddq = incident.joints[ACCELERATION][1]
     low, high = np.array(incident.meta["q_min"]), np.array(incident.meta["q_max"])
     limits = incident.meta["limits"]
-    for k, name in enumerate(incident.names):
+    for k, name in enumerate(short(incident.names)):
         for what, values in (("velocity", dq), ("acceleration", ddq)):
             limit = limits[what]
             most = np.nanmax(np.abs(values[:, k]), initial=0.0)
@@ -113,13 +122,20 @@ def limits_touched(incident: Incident) -> list[str]:
     return found + [f"limiter flag {name}: {100 * n / total:.1f} % of the time" for name, n in flags.items()]
 
 
-def main(file: str, plot: str = "") -> None:
-    """Print the story, the last values and the limits touched; draw them."""
+def main(file: str, plot: str = "", json: bool = False) -> None:
+    """Print the story, the last values and the limits touched; draw them. `json`: print, and draw only on request."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     incident, console = read(file), Console(highlight=False, soft_wrap=True)
+    if json:
+        told = [{"seconds": round(t, 4), "text": text} for t, text in story(incident)]
+        print(json_module.dumps({**incident.meta, "story": told, "limits_touched": limits_touched(incident)}, indent=1,
+                                ensure_ascii=False))
+        if plot:
+            draw(incident, Path(plot))
+        return
     meta, span = incident.meta, incident.figures[0]
     console.print(Text(f"{incident.path.name}: {meta['robot']}, {span[0]:.1f} to {span[-1]:+.1f} s about the fault"))
     for fault in meta["faults"]:
@@ -130,15 +146,16 @@ def main(file: str, plot: str = "") -> None:
     for t, text in lines[-LINES:]:
         console.print(Text(f"  {t:+8.3f} s  {text}"))
     rows = Table(box=None, padding=(0, 1), header_style="bold", title="at the fault", title_justify="left")
-    for name in ("joint", "commanded rad", "measured rad", "off rad", "commanded rad/s", "of its limit", "arm rad/s"):
+    for name in ("joint", "rad asked", "measured", "off", "rad/s asked", "of limit", "measured"):
         rows.add_column(name, justify="left" if name == "joint" else "right", no_wrap=True)
     times, q_ref, dq_ref = incident.joints["executor/joint_command"]
     at = int(np.argmin(np.abs(times)))
     q, dq = (incident.joints["joint_states"][k][at] for k in (1, 2))
-    for k, name in enumerate(incident.names):
+    names = short(incident.names)
+    for k in range(len(names)):
         share = abs(dq_ref[at, k]) / meta["limits"]["velocity"][k]
-        rows.add_row(name, f"{q_ref[at, k]:.4f}", f"{q[k]:.4f}", f"{q_ref[at, k] - q[k]:+.4f}", f"{dq_ref[at, k]:+.3f}",
-                     f"{100 * share:.0f} %", f"{dq[k]:+.3f}")
+        rows.add_row(names[k], f"{q_ref[at, k]:.4f}", f"{q[k]:.4f}", f"{q_ref[at, k] - q[k]:+.4f}",
+                     f"{dq_ref[at, k]:+.3f}", f"{100 * share:.0f} %", f"{dq[k]:+.3f}")
     console.print(rows)
     console.print("limits touched: " + ("none" if not limits_touched(incident) else ""))
     for text in limits_touched(incident):
@@ -149,35 +166,45 @@ def main(file: str, plot: str = "") -> None:
 
 
 def draw(incident: Incident, path: Path) -> None:
-    """Joints before and after the fault: positions, velocities, distance, state and limiter."""
+    """Joints before and after the fault: positions, velocities, distance; chunks, state and limiter below."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(4, 1, figsize=(11, 11), sharex=True, constrained_layout=True)
+    t, figures = incident.figures
+    limited = np.array([int(f["limited"] or 0) for f in figures])
+    flags = [flag for flag in Limited if flag and (limited & flag).any()]
+    rows = ["refused", "taken", *(s.name for s in State), *(flag.name for flag in flags)]
+    figure, axes = plt.subplots(4, 1, figsize=(11, 9 + 0.22 * len(rows)), sharex=True, constrained_layout=True,
+                                height_ratios=[2.6, 2.2, 2.2, 0.26 * len(rows)])
     times, q_ref, dq_ref = incident.joints["executor/joint_command"]
     measured, q, dq = incident.joints["joint_states"]
-    for k, name in enumerate(incident.names):
+    for k, name in enumerate(short(incident.names)):
         line = axes[0].plot(times, q_ref[:, k], lw=0.9, label=name)[0]
         axes[0].plot(measured, q[:, k], lw=0.9, ls=":", color=line.get_color())
         axes[1].plot(times, dq_ref[:, k] / incident.meta["limits"]["velocity"][k], lw=0.9, color=line.get_color())
         axes[2].plot(measured, q_ref[:, k] - q[:, k], lw=0.9, color=line.get_color())
-    axes[0].set_ylabel("rad: commanded, measured (dotted)")
-    axes[0].legend(ncol=7, fontsize=7, loc="upper center")
-    axes[1].set_ylabel("commanded velocity / limit")
-    axes[2].set_ylabel("commanded - measured, rad")
-    t, figures = incident.figures
-    axes[3].step(t, [f["state"] for f in figures], where="post", label="state")
-    axes[3].step(t, [int(f["limited"] or 0) for f in figures], where="post", lw=0.7, label="limiter flags")
-    axes[3].set_yticks(range(len(State)), [s.name for s in State])
-    for taken, colour in ((True, "tab:green"), (False, "tab:red")):
-        marks = [t for t, v in incident.verdicts if (v["verdict"] == "accepted") == taken]
-        axes[3].plot(marks, np.full(len(marks), -0.6), "|", color=colour, label="taken" if taken else "refused")
-    axes[3].legend(fontsize=7, loc="upper left")
+    faults = "; ".join(f["code"] for f in incident.meta["faults"])
+    figure.suptitle(f"{incident.path.name}: {faults}", fontsize=11)
+    axes[0].set_title("commanded position, and measured (dotted), rad", fontsize=9, loc="left")
+    axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes[1].set_title("commanded velocity, share of its limit", fontsize=9, loc="left")
+    axes[2].set_title("commanded - measured, rad", fontsize=9, loc="left")
+    axes[3].set_title("chunks refused and taken, state, what the limiter changed", fontsize=9, loc="left")
+    axes[3].step(t, [rows.index(State(f["state"]).name) for f in figures], where="post", color="k")
+    for row, taken, colour in ((0, False, "tab:red"), (1, True, "tab:green")):
+        marks = [when for when, v in incident.verdicts if (v["verdict"] == "accepted") == taken]
+        axes[3].plot(marks, np.full(len(marks), row), "|", color=colour)
+    for flag in flags:
+        marks = t[(limited & flag) > 0]
+        axes[3].plot(marks, np.full(len(marks), rows.index(flag.name)), "s", ms=3, color="tab:orange")
+    axes[3].set_yticks(range(len(rows)), rows, fontsize=8)
+    axes[3].set_ylim(-0.7, len(rows) - 0.3)
     axes[3].set_xlabel("s from the fault")
     for one in axes:
-        one.axvline(0.0, color="k", lw=0.8, ls="--")
+        one.axvline(0.0, color="tab:red", lw=0.8, ls="--")
+        one.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -12,6 +12,8 @@ from vipra_ros.config import ConfigError
 #: s between lines on a terminal and in a file.
 SHOWN_EVERY = (1.0, 15.0)
 POSITION = ("kind", "step", "seconds", "samples")
+#: Columns of a terminal.
+WIDTH = 80
 
 
 def board_writer():
@@ -60,8 +62,23 @@ class Log:
         now = time.monotonic()
         if kind == "eval" or now - self._shown > SHOWN_EVERY[not sys.stderr.isatty()]:
             self._shown = now
-            text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, (int, float)))
-            print(f"[{kind}] step {step}{self.end}, {seconds / 60:.1f} min  {text}", file=sys.stderr, flush=True)
+            print(self._said(kind, step, seconds, figures), file=sys.stderr, flush=True)
+
+    def _said(self, kind: str, step: int, seconds: float, figures: dict[str, float]) -> str:
+        """The row for a terminal: of training one line, the figures that fit into it; of an evaluation all."""
+        minutes = f"{seconds / 60:.1f}"
+        timed = self.end.endswith("min")  # the goal is a time, otherwise a step
+        at = f"step {step}, {minutes}{self.end}" if timed else f"step {step}{self.end}, {minutes} min"
+        lines = [f"[{kind}] {at}"]
+        for k, v in figures.items():
+            if k == "progress" or not isinstance(v, (int, float)):
+                continue
+            text = f"  {k} {v:.4g}"
+            if len(lines[-1]) + len(text) <= WIDTH:
+                lines[-1] += text
+            elif kind == "eval":
+                lines.append(f"      {text}")
+        return "\n".join(lines)
 
     def plot(self) -> None:
         """Training loss and the first ten held-out figures against samples, loss.png beside the log."""

@@ -21,8 +21,14 @@ from . import scene, tasks
 from .table import SharedState, start_to_json
 from .world import World
 
+#: What franky_sim says when it cannot bind the ports of a controller at the address.
+TAKEN = "Could not find available hostname"
 #: s that the process may take to open its sockets, to place cubes, and to end.
 START_TIMEOUT, PLACE_TIMEOUT, END_TIMEOUT = 60.0, 10.0, 3.0
+
+
+class SimulatorError(OSError):
+    """The simulated controller does not start or does not answer; the text says why and what to do."""
 
 
 class TableServer:
@@ -34,7 +40,7 @@ class TableServer:
 
     Raises:
         ValueError: the address is none of the loopback's.
-        OSError: the address is taken by another controller.
+        SimulatorError: the address is taken by another controller.
     """
 
     def __init__(self, host: str = "127.0.0.8", realtime: bool = True):
@@ -66,7 +72,8 @@ class TableServer:
             if not self._answered("ready", START_TIMEOUT):
                 why = self._said[-1] if self._said else "no answer"
                 self.__exit__()
-                raise OSError(f"no simulated controller at {self.host}: {why}")
+                raise SimulatorError(self._taken() if TAKEN in why else
+                                     f"no simulated controller at {self.host}: {why}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,6 +86,11 @@ class TableServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def _taken(self) -> str:
+        first, last = self.host.rsplit(".", 1)
+        other = f"{first}.{int(last) % 254 + 1}"
+        return f"another simulator uses {self.host}; end it, or give another address (sim_host:={other})"
 
     def place(self, start: tasks.Start) -> None:
         """Move the cubes to `start`; the arm stays where its controller holds it."""
@@ -95,7 +107,7 @@ class TableServer:
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         if not self._answered(answer, PLACE_TIMEOUT):
-            raise OSError(f"the simulated controller at {self.host} does not answer; start it again")
+            raise SimulatorError(f"the simulated controller at {self.host} does not answer; start it again")
 
     def look(self, read: Callable[[World], object]) -> object:
         """`read(world)` of the present state; never holds up the controller."""

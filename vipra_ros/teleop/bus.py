@@ -306,7 +306,9 @@ def _why_not(port: str, error: Exception) -> str:
     text = str(error)
     if code == errno.ENOENT or not os.path.exists(port):
         others = sorted(str(p) for p in Path("/dev/serial/by-id").glob("*"))
-        return f"no such port; plug the leader arm in, or set com_port to one of: {', '.join(others) or 'none found'}"
+        what = f"give one of these (--port, or com_port of its file): {', '.join(others)}" if others else \
+            "none is there to be given with --port or com_port"
+        return f"no such port; plug the leader arm in; {what}"
     if code in (errno.EACCES, errno.EPERM) and not os.access(port, os.R_OK | os.W_OK):
         return "not allowed; type: sudo usermod -aG dialout $USER, then log in again"
     if code in (errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK) or "exclusively lock" in text:
