@@ -34,6 +34,14 @@ def test_simulation_starts_the_sim_and_gives_its_address_to_the_executor():
     assert executor["arm_on_start"] is True
 
 
+def test_what_computes_where_and_in_how_many_steps_is_the_policys():
+    given = {"engine": "static", "device": "cuda:1", "euler_steps": "5"}
+    parameters = by_name("policy", **given)["policy"].parameters
+    assert {k: parameters[k] for k in given} == {**given, "euler_steps": 5}
+    with pytest.raises(ConfigError, match="device = 'gpu': write auto, cpu"):
+        by_name("policy", device="gpu")
+
+
 def test_the_console_comes_when_asked_for_and_the_dead_man_is_the_executors():
     assert "console" not in by_name("policy")
     found = by_name("policy", console="true", deadman_timeout="0.3", profile="panda")

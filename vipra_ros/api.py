@@ -24,23 +24,22 @@ if TYPE_CHECKING:
     from vipra_ros.serving.remote import RemoteEngine
 
 
-def load_policy(checkpoint: str | Path, engine: str = "torch", device: str = "cpu", threads: int = 0) -> Engine:
+def load_policy(checkpoint: str | Path, engine: str = "torch", device: str = "auto", threads: int = 0) -> Engine:
     """A policy in this process, warmed up.
 
     Args:
         checkpoint: folder, or the name of a shipped one ("models/tiny").
-        engine: "torch", "onnx", "fused", "static", "eager", or "auto", which chooses by network and machine.
-        device: "cpu" or "cuda", of the engines in PyTorch: torch, static and eager.
+        engine: "torch", or another one of `vipra_ros.policy.engine.ENGINES`.
+        device: "auto" (a GPU where torch sees one), "cpu", "cuda", or "cuda:1".
         threads: of torch; 0 leaves them.
 
     Raises:
-        ConfigError, CheckpointError: there is none, it is incomplete, or the engine is not installed.
+        ConfigError, CheckpointError: there is none, it is incomplete, or the engine or the device is not there.
     """
-    from vipra_ros.policy.checkpoint import Checkpoint
-    from vipra_ros.policy.engine import load_engine
+    from vipra_ros.policy.engine import open_engine
     from vipra_ros.policy.shipped import resolve
 
-    policy = load_engine(Checkpoint.load(resolve(checkpoint), device), engine, threads)
+    policy = open_engine(resolve(checkpoint), engine, device, threads)
     policy.warm_up()
     return policy
 

@@ -3,7 +3,18 @@
 import argparse
 from pathlib import Path
 
-from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, settings, shipped
+from vipra_ros.command import (
+    CHECKPOINT,
+    DEVICE,
+    ENGINES,
+    EULER_STEPS,
+    TASKS,
+    Command,
+    arg,
+    room,
+    settings,
+    shipped,
+)
 
 
 def _train_vq(a: argparse.Namespace) -> None:
@@ -53,7 +64,8 @@ def _bench_memory(a: argparse.Namespace) -> None:
 
 def _eval(a: argparse.Namespace) -> None:
     room("learning.evaluate:main")(shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
-                                    video=a.video, ros=a.ros, engine=a.engine)
+                                    video=a.video, ros=a.ros, engine=a.engine, device=a.device,
+                                    euler_steps=a.euler_steps)
 
 
 TRAINING = (
@@ -134,6 +146,6 @@ LEARNING = (
              arg("--json", metavar="FILE", help="write the figures here"),
              arg("--video", metavar="DIR", help="write one video per episode here"),
              arg("--ros", action="store_true", help="through the running nodes"),
-             arg("--engine", default="auto", choices=("auto", "torch", "onnx", "fused"),
-                 help="what computes (%(default)s)")), _eval),
+             arg("--engine", default="auto", choices=ENGINES, help="what computes (%(default)s)"),
+             DEVICE, EULER_STEPS), _eval),
 )

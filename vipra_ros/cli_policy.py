@@ -1,6 +1,6 @@
 """Commands that export, serve and time a policy; `cli.py` has the table they stand in."""
 
-from vipra_ros.command import Command, arg, to
+from vipra_ros.command import DEVICE, ENGINES, EULER_STEPS, Command, arg, to
 
 POLICY = (
     Command("import-lwm", "Learn", "Bring LWM's or ViPRA's published JAX weights: safetensors, VQGAN and tokenizer.",
@@ -29,13 +29,16 @@ POLICY = (
              arg("--token-file", default="", metavar="FILE", help="token that robots must bring; needed beyond 127.*"),
              arg("--tls-cert", default="", metavar="PEM", help="certificate, for wss://"),
              arg("--tls-key", default="", metavar="PEM", help="its key"),
-             arg("--device", default="cpu", help="cpu or cuda (%(default)s)"),
+             arg("--engine", default="torch", choices=ENGINES,
+                 help="what computes; torch alone answers several robots in one pass (%(default)s)"),
+             DEVICE, EULER_STEPS,
              arg("--threads", type=int, default=0, help="of torch; 0: as torch chooses"),
              arg("--most-mb", type=float, default=8.0, metavar="MIB", help="largest request (%(default)s)"),
              arg("--http-port", type=int, metavar="PORT", help="of the HTTP routes /step, /step_bytes, /reset; 0: any"),
              arg("--batch-ms", type=float, default=5.0, metavar="MS",
                  help="a robot waits so long for others, to be answered in one pass (%(default)g)"),
-             arg("--batch", type=int, default=8, metavar="N", help="observations in one pass at most (%(default)s)")),
+             arg("--batch", type=int, metavar="N",
+                 help="observations in one pass at most (8, or 1 where the engine takes no more)")),
             to("serving.server:main")),
     Command("bench serve", "Policy", "What the way to a policy server adds to an inference: p50, p95, p99.",
             "vipra bench serve models/tiny --requests 200 --json out/serve.json",

@@ -72,4 +72,10 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+#: What computes a policy; `eager` is for comparison and stands in the benchmark only.
+ENGINES = ("auto", "torch", "onnx", "tensorrt", "fused", "static")
+DEVICE = arg("--device", default="auto", metavar="DEVICE",
+             help="where: auto (a GPU where torch sees one), cpu, cuda, or cuda:1 (%(default)s)")
+EULER_STEPS = arg("--euler-steps", type=int, default=0, metavar="N",
+                  help="of a chunk, fewer are faster; 0: the checkpoint's own (%(default)s)")
 CHECKPOINT = arg("--checkpoint", default="models/tiny", metavar="DIR", help="the policy (%(default)s)")

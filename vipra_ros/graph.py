@@ -16,6 +16,7 @@ from pathlib import Path
 from vipra_ros.config import ConfigError, share
 from vipra_ros.policy import shipped
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
+from vipra_ros.policy.device import check_device
 
 #: Where Fast DDS 3 and 2 look for a profile.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -103,7 +104,11 @@ _POLICY = (
              node="policy"),
     Argument("rate", "", "most chunks per second", float, node="policy"),
     Argument("engine", "", "what computes; auto: fused on a CPU, else torch; remote: a policy server",
-             choices=("auto", "torch", "onnx", "fused", "remote"), node="policy"),
+             choices=("auto", "torch", "onnx", "tensorrt", "fused", "static", "remote"), node="policy"),
+    Argument("device", "", "where it computes: auto (a GPU where torch sees one), cpu, cuda, or cuda:1, the second GPU",
+             node="policy"),
+    Argument("euler_steps", "", "Euler steps of a chunk, fewer are faster; 0: as many as the checkpoint says", int,
+             node="policy"),
     Argument("server", "", "of engine:=remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS",
              node="policy"),
     Argument("server_config", "", "YAML file on a server that does not say what it serves", node="policy"),
@@ -180,6 +185,8 @@ def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
             raise ConfigError(f"{system}: {wrong}:={values[wrong]} is for robot:=sim only; leave it out")
     if (values.get("engine") == "remote") != bool(values.get("server")):
         raise ConfigError(f"{system}: engine:=remote and server:=ws://HOST:PORT go together; add the other one")
+    if values.get("device"):
+        check_device(values["device"])
     if values.get("expert"):
         _check_expert(values)
     elif values.get("episodes"):

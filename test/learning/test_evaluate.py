@@ -130,3 +130,19 @@ def test_summary_and_tables_fit_80_columns(capsys):
     assert max(map(len, lines)) <= 80
     green = next(line for line in lines if line.startswith("│ green"))
     assert green.split("│")[2].strip() == "0"  # rows of nothing stand too
+
+
+def test_fewer_euler_steps_and_the_device_are_told(micro_checkpoint, monkeypatch):
+    asked = []
+
+    def episode(self, task, seed):
+        asked.append(self.engine)
+        return record("red", None)
+
+    monkeypatch.setattr(stepped_lane.FastLane, "episode", episode)
+    said = evaluate.main(micro_checkpoint, "reach", 1, latency=0.1, quiet=True, engine="torch", euler_steps=3)
+    assert said["euler_steps"] == 3 and said["device"] == asked[0].device and asked[0].steps == 3
+    with pytest.raises(ConfigError, match="device = 'gpu'"):
+        evaluate.main(micro_checkpoint, "reach", 1, device="gpu")
+    with pytest.raises(ConfigError, match="device = 'cuda:99'"):
+        evaluate.main(micro_checkpoint, "reach", 1, device="cuda:99")

@@ -251,6 +251,7 @@ def test_raw_images_and_sync_mode(micro_checkpoint, unused_ros_domain):
     [
         ("checkpoint:=/none/such", "checkpoint '/none/such' is no folder and none of the shipped models"),
         ('camera_topics:=["front"]', "camera_topics = 'front': write camera=topic"),
+        ("device:=gpu", "device = 'gpu': write auto, cpu, cuda, or cuda:1"),
     ],
 )
 def test_bad_parameters_end_the_node_with_one_line(parameter, said, micro_checkpoint, unused_ros_domain):
@@ -272,6 +273,37 @@ def test_bad_parameters_end_the_node_with_one_line(parameter, said, micro_checkp
     )
     assert done.returncode == 1 and said in done.stderr + done.stdout, json.dumps(done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_engine_device_and_euler_steps_are_the_parameters(micro_checkpoint, unused_ros_domain):
+    """A node that computes where it is told to, and one whose device is not there: it stays up to say so."""
+    import torch
+
+    away = f"cuda:{torch.cuda.device_count()}"
+    told = ("engine:=static", "device:=cpu", "euler_steps:=3"), ("device:=" + away, "engine:=torch")
+    for parameters in told:
+        world = World(unused_ros_domain + 1)
+        process = start(micro_checkpoint, unused_ros_domain + 1, *parameters, 'instruction:="go"')
+        try:
+            if parameters is told[0]:
+                world.fresh(1, seconds=120.0)
+                assert world.statuses[-1].engine == "static cpu"
+            else:
+                reasons = world.status("FAULT", f"device = '{away}'", 120.0).reasons
+                assert "'cpu'" in reasons[0] and not world.chunks
+        finally:
+            process.kill()
+            process.wait()
+            world.close()
+
+
+def test_what_a_server_decides_is_not_set_here():
+    from vipra_ros.config import ConfigError
+    from vipra_ros.nodes.policy_settings import PolicySettings
+
+    for name, value in (("rtc", "guided"), ("device", "cuda"), ("euler_steps", 4)):
+        with pytest.raises(ConfigError, match=f"{name} = .* with engine = 'remote', where the server computes"):
+            PolicySettings(engine="remote", **{name: value})
 
 
 def test_a_discrete_policy_drives_a_simulated_arm_only(micro_checkpoint, unused_ros_domain, tmp_path):

@@ -9,9 +9,10 @@ import torch
 from vipra_ros.model.backbone import BackboneConfig
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig, Prefix
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
-from vipra_ros.policy.engine import ObservationError, load_engine, resize
+from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.lean import LeanSampler
-from vipra_ros.policy.observation import Observation
+from vipra_ros.policy.observation import Observation, ObservationError
+from vipra_ros.policy.pictures import resize
 from vipra_ros.policy.sampler import draw_noise, sample, sample_naively
 
 BASE = PolicyConfig(

@@ -84,6 +84,28 @@ def test_the_graphs_are_the_samplers_arithmetic(dtype, name, causal):
     assert (x - expected).abs().max() < TOLERANCE[name]
 
 
+def test_weights_too_large_for_one_message_lie_beside_the_graph(checkpoint, micro_checkpoint, graphs, tmp_path):
+    """The limit made small instead of the network large; moved afterwards, as a robot's copy is."""
+    out, moved = tmp_path / "made" / "graphs", tmp_path / "elsewhere"
+    program = (
+        "import sys; from vipra_ros.policy import export; from vipra_ros.policy.checkpoint import Checkpoint; "
+        "export.EXTERNAL = 1000; export.export(Checkpoint.load(sys.argv[1]), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", program, str(micro_checkpoint), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out.rename(moved)
+    beside = {p.name: p.stat().st_size for p in moved.iterdir() if p.name.endswith(".data")}
+    about = json.loads((moved / "graphs.json").read_text())
+    assert set(beside) == {"prefill.onnx.data", "step.onnx.data"} and set(beside) < set(about["files"])
+    for name in ("prefill", "step"):
+        graph, whole = (folder / f"{name}.onnx" for folder in (moved, graphs))
+        assert beside[f"{name}.onnx.data"] > 10_000 and graph.stat().st_size < whole.stat().st_size
+    ours, theirs = (load_engine(checkpoint, "onnx", 1, graphs=folder) for folder in (moved, graphs))
+    seen = observation(checkpoint, "reach above the red cube")
+    assert np.array_equal(ours.infer(seen, seed=3).actions, theirs.infer(seen, seed=3).actions)
+
+
 def test_graphs_keep_to_themselves_where_they_were_made(graphs):
     for file in graphs.glob("*.onnx"):
         assert b"export.py" not in file.read_bytes(), file
@@ -97,7 +119,7 @@ def test_graphs_of_another_checkpoint_are_refused(checkpoint, graphs, tmp_path):
     with pytest.raises(CheckpointError, match="ffffffff"):
         load_engine(checkpoint, "onnx", graphs=tmp_path)
     with pytest.raises(CheckpointError, match="this onnxruntime has"):
-        load_engine(checkpoint, "onnx", graphs=graphs, provider="tensorrt")
+        load_engine(checkpoint, "tensorrt", graphs=graphs, device="cuda")
 
 
 def test_nothing_that_is_not_a_graph_is_overwritten(checkpoint, tmp_path):

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -15,7 +18,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from vipra_ros.cli import main
 from vipra_ros.config import ConfigError
+from vipra_ros.policy.engine import open_engine
 from vipra_ros.policy.observation import NoAnswer, ObservationError, Prediction
 from vipra_ros.policy.pictures import from_jpeg, to_jpeg
 from vipra_ros.serving.contract import Contract, read_token
@@ -230,3 +235,46 @@ def test_values_that_are_not_finite_do_not_pass(serving, engine, observation):
     with serving(Broken(engine)) as (_, uri):
         with pytest.raises(ObservationError, match="not finite"):
             RemoteEngine(Server(uri)).infer(observation)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def start(checkpoint, *words):
+    """`vipra serve` as a process, and the line it says when it is ready."""
+    command = [sys.executable, "-m", "vipra_ros.cli", "serve", str(checkpoint), "--host", "127.0.0.22", "--port", "0"]
+    process = subprocess.Popen([*command, "--threads", "1", *words], stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline()
+
+
+@pytest.mark.parametrize("kind", ["static", "fused"])
+def test_another_engine_is_served_one_observation_at_a_time(kind, micro_checkpoint, observation):
+    pytest.importorskip("onnxruntime")
+    ours = open_engine(micro_checkpoint, kind, "cpu", 1, euler_steps=3)
+    process, line = start(micro_checkpoint, "--engine", kind, "--device", "cpu", "--euler-steps", "3")
+    try:
+        assert f"{kind} on cpu" in line
+        remotes = [RemoteEngine(Server(re.search(r"ws://\S+", line)[0], deadline=20.0)) for _ in range(2)]
+        with ThreadPoolExecutor(2) as both:
+            found = list(both.map(lambda pair: pair[1].infer(observation, seed=pair[0]), enumerate(remotes)))
+        for seed, (remote, prediction) in enumerate(zip(remotes, found)):
+            assert np.allclose(prediction.actions, ours.infer(observation, seed=seed).actions, atol=1e-6)
+            remote.close()
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--engine static --batch 4", "--batch 4 with --engine static, which takes one observation at a time"),
+        ("--device gpu", "device = 'gpu': write auto"),
+        ("--device cuda:99", "device = 'cuda:99'"),
+        ("--batch 0", "at least 1 observation"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_the_port_opens(words, said, micro_checkpoint, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(micro_checkpoint), "--port", "0", *words.split()])
+    assert ended.value.code not in (None, 0) and said in capsys.readouterr().err

@@ -17,6 +17,7 @@ from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.learning.stepped_lane import FastLane, Job, load, measure_latency
 from vipra_ros.machine import machine
 from vipra_ros.policy.deployment import mode_of_folder
+from vipra_ros.policy.device import check_device
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
@@ -37,6 +38,8 @@ def main(
     seconds: float | None = None,
     quiet: bool = False,
     engine: str = "auto",
+    device: str = "auto",
+    euler_steps: int = 0,
 ) -> dict:
     """Evaluate `checkpoint` on `episodes` starts of each task, seeds from `seed` on.
 
@@ -50,13 +53,13 @@ def main(
         margin: rows still queued when the next chunk is to arrive.
         workers: processes of the fast lane.
         seconds: limit of an episode; the task's own when None.
-        engine: what computes, torch or onnx; the nodes (`ros`) take theirs from their parameter.
+        engine, device, euler_steps: what computes, where, and in how many steps (`policy.engine.open_engine`).
 
     Returns:
         The figures of `results.summarise`; for "all" the total, with one entry per task under "tasks".
 
     Raises:
-        ConfigError: unknown task, mode or checkpoint.
+        ConfigError: unknown task, mode or checkpoint; no such device.
     """
     if task != "all" and task not in tasks.TASKS:
         raise ConfigError(f"task {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}, all")
@@ -68,14 +71,17 @@ def main(
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
     mode = mode or mode_of_folder(folder) or MODES[0]
-    about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "machine": machine()}
+    check_device(device)
+    about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "device": device,
+             "euler_steps": euler_steps, "machine": machine()}
+    computes = {"engine": engine, "device": device, "euler_steps": euler_steps}
     if ros:
         from vipra_ros.nodes.evaluation import evaluate as through_ros
 
-        records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress, engine)
+        records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress, **computes)
         about |= extra
     else:
-        records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet, engine)
+        records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet, computes)
         about |= extra
     parts = [results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted]
     result = parts[0]
@@ -105,15 +111,15 @@ def _fast(
     workers: int,
     seconds: float | None,
     quiet: bool,
-    engine: str = "auto",
+    computes: dict,
 ) -> tuple[list[EpisodeRecord], dict]:
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else 0
-    checkpoint, loaded = load(folder, threads, engine)
+    checkpoint, loaded = load(folder, threads, **computes)
     measured = measure_latency(checkpoint, loaded) if latency is None else None
     charged = measured if latency is None else latency
     if video:
         Path(video).mkdir(parents=True, exist_ok=True)
-    job = Job(str(folder), mode, margin, charged, str(video) if video else None, threads, seconds, engine)
+    job = Job(str(folder), mode, margin, charged, str(video) if video else None, threads, seconds, **computes)
     if workers > 1:
         # spawn: a forked child would share torch's threads and the GL context
         with multiprocessing.get_context("spawn").Pool(workers, _begin, (job,)) as pool:
@@ -123,6 +129,7 @@ def _fast(
         records = list(_watched((lane.episode(*item) for item in todo), len(todo), quiet))
     return records, {
         "lane": "in-process",
+        "device": loaded.device,
         "checkpoint_hash": checkpoint.hash,
         "latency_charged": charged,
         "latency_measured": measured,

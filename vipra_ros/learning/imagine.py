@@ -16,7 +16,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.learning.pretrain import closing
 from vipra_ros.learning.vq import open_dataset
 from vipra_ros.model.joint import JointBatch
-from vipra_ros.policy.engine import resize
+from vipra_ros.policy.pictures import resize
 from vipra_ros.policy.pretrained import Pretrained
 from vipra_ros.policy.text import Prompt
 

@@ -41,6 +41,8 @@ class Job:
     threads: int = 0
     seconds: float | None = None
     engine: str = "auto"
+    device: str = "cpu"
+    euler_steps: int = 0
 
 
 class Decider:
@@ -94,7 +96,7 @@ class FastLane:
         from vipra_ros.sim.lane import Lane
 
         self.job = job
-        self.checkpoint, self.engine = load(job.checkpoint, job.threads, job.engine)
+        self.checkpoint, self.engine = load(job.checkpoint, job.threads, job.engine, job.device, job.euler_steps)
         c = self.checkpoint.config
         self.period, self._execute = 1.0 / c.rate, c.execute_steps
         self.lane = Lane(
@@ -164,19 +166,19 @@ class FastLane:
         )
 
 
-def load(checkpoint: str | Path, threads: int = 0, engine: str = "auto"):
-    """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice. `engine`: see policy.engine.ENGINES."""
+def load(
+    checkpoint: str | Path, threads: int = 0, engine: str = "auto", device: str = "cpu", euler_steps: int = 0
+):
+    """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice. The others: policy.engine.open_engine."""
     import torch
 
-    from vipra_ros.policy.checkpoint import Checkpoint
-    from vipra_ros.policy.engine import load_engine
+    from vipra_ros.policy.engine import open_engine
 
     if threads:
         torch.set_num_threads(threads)
-    loaded = Checkpoint.load(resolve(checkpoint))
-    made = load_engine(loaded, engine, threads)
+    made = open_engine(resolve(checkpoint), engine, device, threads, euler_steps)
     made.warm_up()
-    return loaded, made
+    return made.checkpoint, made
 
 
 def measure_latency(checkpoint, engine, count: int = TIMED) -> float:

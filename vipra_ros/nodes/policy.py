@@ -57,8 +57,6 @@ class PolicyNode(Node):
         # The loop counts from here on: seconds since 1970 in a float would round a stamp to 0.2 microseconds.
         self._origin = self.get_clock().now().nanoseconds
         self.folder = resolve(s.checkpoint) if s.engine != "remote" else None
-        if s.rtc != "none" and s.engine == "remote":
-            raise ConfigError(f"policy: rtc = {s.rtc!r} with engine = 'remote': choose engine 'torch', or rtc 'none'")
         self._remote = self._arms = None
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
@@ -131,16 +129,11 @@ class PolicyNode(Node):
         return engine, Plan.of(checkpoint)
 
     def _load_here(self) -> object:
-        from vipra_ros.policy.checkpoint import (
-            Checkpoint,  # torch takes seconds: the node already tells its state
-        )
-        from vipra_ros.policy.engine import load_engine
+        from vipra_ros.policy.engine import open_engine  # torch takes seconds: the node already tells its state
 
-        checkpoint = Checkpoint.load(self.folder)
         s = self.settings
-        engine = load_engine(checkpoint, s.engine, s.threads or _threads(), rtc=s.rtc)
-        kind = type(engine).__name__.removesuffix("Engine").lower() + (f" {s.rtc}" if s.rtc != "none" else "")
-        self._engine_text = f"{kind} {next(checkpoint.policy.parameters()).device.type}"
+        engine = open_engine(self.folder, s.engine, s.device, s.threads or _threads(), s.euler_steps, s.rtc)
+        self._engine_text = " ".join([engine.name, *([s.rtc] if s.rtc != "none" else []), engine.device])
         return engine
 
     def _connect(self) -> object:

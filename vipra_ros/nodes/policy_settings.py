@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vipra_ros.config import param
+from vipra_ros.config import ConfigError, param
+from vipra_ros.policy.device import check_device
 from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.scheduler import MODES
 
@@ -17,9 +18,14 @@ class PolicySettings:
     instruction: str = param("", doc="what to do, in words; may change later on the topic policy/instruction")
     engine: str = param(
         "auto",
-        doc="what computes: auto (fused on a CPU, else torch), torch, onnx, fused, static, or remote, a policy server",
-        choices=("auto", "torch", "onnx", "fused", "static", "remote"),
+        doc="what computes: auto (fused on a CPU, else torch), torch, onnx, tensorrt, fused, static, or remote, a "
+        "policy server",
+        choices=("auto", "torch", "onnx", "tensorrt", "fused", "static", "remote"),
     )
+    device: str = param("auto", doc="where it computes: auto (a GPU where torch sees one), cpu, cuda, or cuda:1, the "
+                        "second GPU")
+    euler_steps: int = param(0, doc="Euler steps of a chunk, fewer are faster; 0: as many as the checkpoint says",
+                             low=0, high=1000)
     server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")
     server_config: str = param("", doc="YAML file on a server that does not say what it serves")
     token_file: str = param("", doc="file with the token that the server asks for")
@@ -51,3 +57,12 @@ class PolicySettings:
     follow_executor: bool = param(True, doc="publish only while the executor is ARMED or RUNNING")
     noise_seed: int = param(-1, doc="seed of the sampler's noise, -1: a new one for every chunk", low=-1)
     history: HistorySettings = param(HistorySettings(), doc="frames: tolerance and trust")
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        if self.engine == "remote":
+            for name, value, here in (("rtc", self.rtc, "none"), ("device", self.device, "auto"),
+                                      ("euler_steps", self.euler_steps, 0)):
+                if value != here:
+                    raise ConfigError(f"policy: {name} = {value!r} with engine = 'remote', where the server computes: "
+                                      f"set {name} to {here!r}, or choose engine 'torch'")

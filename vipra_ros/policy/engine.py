@@ -1,55 +1,75 @@
-"""Engines: a loaded checkpoint and an observation in, a chunk in raw units out, with the time of every stage."""
+"""Engines by name: a loaded checkpoint, or its folder, to something that answers observations with chunks."""
 
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from vipra_ros.model.discrete import DiscretePolicy
-from vipra_ros.model.policy import FlowPolicy, Prefix
-from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
+from vipra_ros.policy.checkpoint import Checkpoint, CheckpointConfig, CheckpointError
+from vipra_ros.policy.device import GRAPHS, choose_device
 from vipra_ros.policy.generator import LeanGenerator, NaiveGenerator
 from vipra_ros.policy.lean import LeanSampler
-from vipra_ros.policy.observation import Observation, ObservationError, Prediction
-from vipra_ros.policy.pictures import resize
+from vipra_ros.policy.observation import Observation, Prediction
 from vipra_ros.policy.rtc import GuidedSampler, TrainedSampler
-from vipra_ros.policy.sampler import NaiveSampler, draw_noise
+from vipra_ros.policy.sampler import NaiveSampler
+from vipra_ros.policy.static import StaticSampler
+from vipra_ros.policy.torch_engine import TorchEngine
 
-#: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
-REMEMBERED = 64
 #: auto: fused on a CPU where onnxruntime is installed, else torch. torch: the lean sampler. onnx: onnxruntime with
-#: exported graphs. fused: onnxruntime on a CPU, graphs made at the start. static: buffers that never move, for CUDA
-#: graphs. eager: the plain network.
-ENGINES = ("auto", "torch", "onnx", "fused", "static", "eager")
+#: exported graphs, tensorrt: those by its TensorRT provider. fused: onnxruntime on a CPU, graphs made at the start.
+#: static: buffers that never move, for CUDA graphs. eager: the plain network.
+ENGINES = ("auto", "torch", "onnx", "tensorrt", "fused", "static", "eager")
 #: Bytes of a graph in memory: protobuf ends at 2 GiB.
 LARGEST_GRAPH = 1.9e9
 #: Real-time chunking: none, guided by the chunk before, or as the network was trained to go on from it.
 RTC = ("none", "guided", "trained")
-#: Samplers by decoder and engine.
+#: Samplers of PyTorch by decoder and engine.
 SAMPLERS = {
-    "flow": {"torch": LeanSampler, "eager": NaiveSampler},
+    "flow": {"torch": LeanSampler, "static": StaticSampler, "eager": NaiveSampler},
     "discrete": {"torch": LeanGenerator, "eager": NaiveGenerator},
 }
-Sampler = Callable[[Prefix, torch.Tensor, Callable[[str], None]], torch.Tensor]
 
 
 class Engine(Protocol):
     """What a node needs of a policy, wherever it runs."""
 
     checkpoint: Checkpoint
+    #: One of ENGINES, and the device that computes, for people to read.
+    name: str
+    device: str
 
     def warm_up(self) -> None:
         """Do everything that only the first inference would pay for."""
 
     def infer(self, observation: Observation, seed: int | None = None) -> Prediction:
         """Answer an observation; the same seed gives the same chunk."""
+
+
+def open_engine(
+    folder: str | Path,
+    kind: str = "auto",
+    device: str = "auto",
+    threads: int = 0,
+    euler_steps: int = 0,
+    rtc: str = "none",
+) -> Engine:
+    """A checkpoint's folder, loaded to the device that the engine computes on (`device.py`); not yet warmed up.
+
+    Raises:
+        ConfigError: the device is not here, or not for this engine.
+        CheckpointError: as `Checkpoint.load` and `load_engine`.
+    """
+    place = choose_device(device, [kind])
+    if kind not in GRAPHS:
+        return load_engine(Checkpoint.load(folder, place), kind, threads, euler_steps, rtc)
+    checkpoint = Checkpoint.load(folder)  # the graphs bring weights of their own to the GPU
+    if torch.cuda.is_available():
+        checkpoint.vq.to(place)
+    return load_engine(checkpoint, kind, threads, euler_steps, rtc, device=place)
 
 
 def load_engine(
@@ -62,49 +82,61 @@ def load_engine(
 ) -> Engine:
     """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's.
 
+    It computes where the checkpoint was loaded to; onnxruntime where its option `device` says.
+
     rtc: how the prior of an observation enters the answer (`rtc.py`): "guided", any flow policy; "trained", one
         that was trained with committed_steps.
-    options: of `onnx_engine.OnnxEngine` (graphs, precision, provider) or `static.StaticSampler` (capture, compile ...).
+    options: of `onnx_engine.OnnxEngine` (graphs, precision, device) or of the sampler (`static.StaticSampler`: capture,
+        release).
+
+    Raises:
+        CheckpointError: no such engine, not for this checkpoint or device, or not installed.
     """
-    decoder = checkpoint.config.decoder
-    if rtc not in RTC:
-        raise CheckpointError(f"rtc = {rtc!r}: choose {', '.join(map(repr, RTC))}")
-    if rtc != "none":
-        if kind not in ("auto", "torch") or decoder != "flow":
-            raise CheckpointError(
-                f"rtc = {rtc!r} with engine = {kind!r} and a {decoder} decoder: it needs PyTorch and a network "
-                "of flow matching; choose engine 'torch', or rtc 'none'"
-            )
-        most = checkpoint.config.committed_steps
-        if rtc == "trained" and not most:
-            raise CheckpointError("rtc = 'trained', but this checkpoint was not trained with given rows "
-                                  "(committed_steps = 0); choose 'guided', or train with --set committed_steps=6")
-        sampler = GuidedSampler if rtc == "guided" else partial(TrainedSampler, most=most)
-        return TorchEngine(checkpoint, threads, euler_steps, sampler)
+    config = checkpoint.config
+    _check(config, kind, euler_steps, rtc)
     if kind == "auto":
-        kind = "fused" if decoder == "flow" and _fuses(checkpoint) else "torch"
-    if kind in ("onnx", "fused", "static") and decoder == "discrete":
-        raise CheckpointError(f"engine = {kind!r} has no graph of a discrete decoder; choose 'torch'")
-    if kind == "static":
-        from vipra_ros.policy.static import StaticSampler
-
-        return TorchEngine(checkpoint, threads, euler_steps, partial(StaticSampler, **options))
-    if kind in ("onnx", "fused"):
-        try:
-            if kind == "fused":
-                from vipra_ros.policy.fused import FusedEngine
-
-                return FusedEngine(checkpoint, threads, euler_steps)
+        kind = "fused" if rtc == "none" and config.decoder == "flow" and _fuses(checkpoint) else "torch"
+    try:
+        if kind == "fused":
+            from vipra_ros.policy.fused import FusedEngine as make
+        elif kind in GRAPHS:
             from vipra_ros.policy.onnx_engine import OnnxEngine
 
-            return OnnxEngine(checkpoint, threads, euler_steps, **options)
-        except ModuleNotFoundError as error:
-            raise CheckpointError(
-                f"engine = {kind!r} needs {error.name}; run in the checkout: pip install '.[onnx]'"
-            ) from None
-    if kind not in SAMPLERS[decoder]:
+            make = partial(OnnxEngine, tensorrt=kind == "tensorrt", **options)
+        else:
+            sampler = SAMPLERS[config.decoder][kind]
+            if rtc != "none":
+                sampler = GuidedSampler if rtc == "guided" else partial(TrainedSampler, most=config.committed_steps)
+            make = partial(TorchEngine, sampler=partial(sampler, **options))
+        engine = make(checkpoint, threads, euler_steps)
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"engine = {kind!r} needs {error.name}; run in the checkout: pip install '.[onnx]'") from None
+    engine.name = kind
+    return engine
+
+
+def _check(config: CheckpointConfig, kind: str, euler_steps: int, rtc: str) -> None:
+    """Refuse what does not go together."""
+    decoder = config.decoder
+    if kind not in ENGINES:
         raise CheckpointError(f"engine = {kind!r}: choose {', '.join(map(repr, ENGINES))}")
-    return TorchEngine(checkpoint, threads, euler_steps, SAMPLERS[decoder][kind])
+    if rtc not in RTC:
+        raise CheckpointError(f"rtc = {rtc!r}: choose {', '.join(map(repr, RTC))}")
+    if rtc != "none" and (kind not in ("auto", "torch") or decoder != "flow"):
+        raise CheckpointError(
+            f"rtc = {rtc!r} with engine = {kind!r} and a {decoder} decoder: it needs PyTorch and a network "
+            "of flow matching; choose engine 'torch', or rtc 'none'"
+        )
+    if rtc == "trained" and not config.committed_steps:
+        raise CheckpointError("rtc = 'trained', but this checkpoint was not trained with given rows "
+                              "(committed_steps = 0); choose 'guided', or train with --set committed_steps=6")
+    if kind != "auto" and kind not in SAMPLERS[decoder] and decoder == "discrete":
+        raise CheckpointError(f"engine = {kind!r} has no graph of a discrete decoder; choose 'torch'")
+    if euler_steps and decoder == "discrete":
+        raise CheckpointError(f"euler_steps = {euler_steps}, but this checkpoint makes chunks token by token, without "
+                              "Euler steps; set it to 0")
+    if euler_steps < 0:
+        raise CheckpointError(f"euler_steps = {euler_steps}: give at least 1, or 0 for the checkpoint's own")
 
 
 def _fuses(checkpoint: Checkpoint) -> bool:
@@ -113,192 +145,3 @@ def _fuses(checkpoint: Checkpoint) -> bool:
     small = 4 * sum(w.numel() for w in weights) < LARGEST_GRAPH
     installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     return weights[0].device.type == "cpu" and small and installed
-
-
-class TorchEngine:
-    """PyTorch on the CPU or the GPU the checkpoint was loaded to."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        threads: int = 0,
-        euler_steps: int = 0,
-        sampler: Callable[[FlowPolicy | DiscretePolicy, int], Sampler] | None = None,
-    ):
-        self.checkpoint = checkpoint
-        self.steps = euler_steps or checkpoint.config.euler_steps
-        self.normaliser, self.prompt = checkpoint.normaliser, checkpoint.prompt
-        self._policy, self._vq = checkpoint.policy.eval().requires_grad_(False), checkpoint.vq
-        sampler = sampler or SAMPLERS[checkpoint.config.decoder]["torch"]
-        weight = next(self._policy.parameters())
-        self._device, self._dtype = weight.device, weight.dtype
-        self._sample = sampler(self._policy, self.steps)
-        #: Called with a stage's name as it ends; a benchmark waits for a GPU here, and times single Euler steps.
-        self.on_stage: Callable[[str], None] = lambda name: None
-        self._between = torch.tensor(self.prompt.between, device=self._device)
-        self._after = torch.tensor(self.prompt.after, device=self._device)
-        self._codes: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()
-        if threads:
-            torch.set_num_threads(threads)
-
-    def warm_up(self) -> None:
-        """Two inferences on blank frames."""
-        c = self.checkpoint.config
-        frames = np.zeros((c.policy.frames, c.image_size, c.image_size, 3), np.uint8)
-        needs_joints = c.proprio_steps or c.relative_actions
-        joints = np.zeros((max(c.proprio_steps, 1), c.policy.action_dim)) if needs_joints else None
-        for _ in range(2):
-            self.infer(Observation(0.0, dict.fromkeys(c.cameras, frames), "warm up", joints), seed=0)
-
-    @property
-    def batches(self) -> bool:
-        """Whether `infer_many` answers several observations in one pass over the network."""
-        return getattr(self._sample, "batches", False)
-
-    @property
-    def guided(self) -> bool:
-        """Whether an observation's prior changes the answer."""
-        return getattr(self._sample, "guided", False)
-
-    def infer(self, observation: Observation, seed: int | None = None) -> Prediction:
-        """Answer an observation.
-
-        Raises:
-            ObservationError: a camera, frame or joint vector is missing or has the wrong shape.
-        """
-        return self.infer_many([observation], [seed])[0]
-
-    def infer_many(self, observations: Sequence[Observation], seeds: Sequence[int | None]) -> list[Prediction]:
-        """Answer several observations, each as `infer` does, to rounding; in one pass where the sampler takes several.
-
-        Every prediction carries the times of the whole pass. Raises as `infer`, without saying which one it was.
-        """
-        if len(observations) > 1 and not self.batches:
-            return [self.infer(*pair) for pair in zip(observations, seeds)]
-        clock = _Stages(self.on_stage)
-        states, vectors = zip(*(self._joints(o) for o in observations))
-        proprio = None if vectors[0] is None else torch.cat(vectors)
-        # One after the other: codes are the nearest of thousands, and another rounding could pick others.
-        codes = torch.cat([self._encode(o, clock) for o in observations])
-        before, present = self._words([o.instruction for o in observations])
-        prefix = Prefix(before, present, codes, self._between, self._after, proprio)
-        noise = torch.cat([draw_noise(self._policy, 1, seed) for seed in seeds])
-        noise = self.checkpoint.config.noise_scale * noise.to(self._device)
-        normal = self._sample(prefix, noise, clock.mark, **self._guidance(observations, states))
-        chunks = [self.normaliser.raw_actions(n, s) for n, s in zip(normal.double().cpu().numpy(), states)]
-        for observation, chunk in zip(observations, chunks):
-            if not np.isfinite(chunk).all():
-                raise ObservationError(
-                    "the policy answered with values that are not finite; check joints and checkpoint"
-                )
-            if self.guided and observation.prior is not None:  # what will have been done is not for discussion
-                committed = observation.prior.committed
-                chunk[:committed] = observation.prior.rows[:committed]
-        clock.mark("denormalise")
-        times = clock.finish()
-        return [Prediction(chunk, dict(times), seed) for chunk, seed in zip(chunks, seeds)]
-
-    def _words(self, instructions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens int64 (b, l) up to the frames, padded on the left, and bool (b, l), True where one stands."""
-        tokens = [self.prompt.before(text) for text in instructions]
-        length = max(map(len, tokens))
-        before = torch.tensor([[0] * (length - len(t)) + t for t in tokens], device=self._device)
-        places = torch.arange(length, device=self._device)
-        return before, places >= torch.tensor([[length - len(t)] for t in tokens], device=self._device)
-
-    def _guidance(self, observations: Sequence[Observation], states: Sequence[np.ndarray | None]) -> dict:
-        """target (b, h, a), normalised, and weights (b, h) of the priors, for a sampler that takes them."""
-        if not self.guided or all(o.prior is None for o in observations):
-            return {}
-        c = self.checkpoint.config.policy
-        target = np.zeros((len(observations), c.horizon, c.action_dim))
-        weights = np.zeros((len(observations), c.horizon))
-        for i, (observation, state) in enumerate(zip(observations, states)):
-            if (prior := observation.prior) is None:
-                continue
-            known = len(prior.rows)
-            if known > c.horizon or prior.rows.shape[1] != c.action_dim or not np.isfinite(prior.rows).all():
-                raise ObservationError(f"prior: {prior.rows.shape}; expected up to {c.horizon} rows of {c.action_dim}")
-            target[i, :known] = self.normaliser.actions(prior.rows, state)
-            weights[i] = self._sample.weights(c.horizon, known, prior.committed)
-        made = (torch.from_numpy(array).float().to(self._device) for array in (target, weights))
-        return dict(zip(("target", "weights"), made))
-
-    def _encode(self, observation: Observation, clock: _Stages) -> torch.Tensor:
-        """Codes (1, frames, cameras, codes per frame); a frame with a known stamp is encoded once."""
-        c = self.checkpoint.config
-        table: dict[tuple[int, int], torch.Tensor] = {}
-        fresh: list[tuple[int, int, tuple[str, float] | None, np.ndarray]] = []
-        for k, camera in enumerate(c.cameras):
-            frames = observation.frames.get(camera)
-            if frames is None:
-                raise ObservationError(f"no frames of camera {camera!r}; the checkpoint needs {', '.join(c.cameras)}")
-            if (
-                frames.dtype != np.uint8
-                or frames.ndim != 4
-                or frames.shape[0] != c.policy.frames
-                or frames.shape[3] != 3
-            ):
-                raise ObservationError(
-                    f"camera {camera}: {frames.dtype} {frames.shape}; expected uint8 ({c.policy.frames}, H, W, 3)"
-                )
-            for f, image in enumerate(frames):
-                key = (camera, observation.frame_stamps[camera][f]) if observation.frame_stamps else None
-                if key in self._codes:
-                    table[f, k] = self._codes[key]
-                else:
-                    fresh.append((f, k, key, resize(image, c.image_size)))
-        clock.mark("resize")
-        if fresh:
-            images = torch.from_numpy(np.stack([image for *_, image in fresh])).to(self._device)
-            for (f, k, key, _), codes in zip(fresh, self._codes_of(images)):
-                table[f, k] = codes
-                if key is not None:
-                    self._codes[key] = codes
-                    if len(self._codes) > REMEMBERED:
-                        self._codes.popitem(last=False)
-        clock.mark("encode")
-        rows = [torch.stack([table[f, k] for k in range(len(c.cameras))]) for f in range(c.policy.frames)]
-        return torch.stack(rows)[None]
-
-    def _codes_of(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, side, side, 3) -> int64 (n, codes per frame)."""
-        return self._vq.encode(images)
-
-    def _joints(self, observation: Observation) -> tuple[np.ndarray | None, torch.Tensor | None]:
-        """(state at the observation (a,), normalised proprio (1, n, a)), each None when not used."""
-        c = self.checkpoint.config
-        if not (c.proprio_steps or c.relative_actions):
-            return None, None
-        joints, needed = observation.joints, max(c.proprio_steps, 1)
-        if joints is None or joints.ndim != 2 or joints.shape[1] != c.policy.action_dim or len(joints) < needed:
-            given = "none" if joints is None else joints.shape
-            raise ObservationError(
-                f"joints: {given}; the checkpoint needs ({needed}, {c.policy.action_dim}), oldest first"
-            )
-        if not np.isfinite(joints).all():
-            raise ObservationError("joints are not finite; check /joint_states")
-        proprio = None
-        if c.proprio_steps:
-            proprio = (
-                torch.from_numpy(self.normaliser.states(joints[-c.proprio_steps :]))[None].to(self._device, self._dtype)
-            )
-        return joints[-1], proprio
-
-
-class _Stages:
-    """Wall time of consecutive stages in ms."""
-
-    def __init__(self, on_stage: Callable[[str], None]) -> None:
-        self._begin = self._last = time.perf_counter()
-        self._on_stage = on_stage
-        self.stages: dict[str, float] = {}
-
-    def mark(self, name: str) -> None:
-        self._on_stage(name)
-        now = time.perf_counter()
-        self.stages[name] = self.stages.get(name, 0.0) + 1e3 * (now - self._last)
-        self._last = now
-
-    def finish(self) -> dict[str, float]:
-        return {**self.stages, "total": 1e3 * (time.perf_counter() - self._begin)}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vipra_ros.config import ConfigError
 from vipra_ros.model import flow
 from vipra_ros.policy.checkpoint import Checkpoint
+from vipra_ros.policy.device import plain
 from vipra_ros.policy.lean import LeanSampler
 
 #: fp32 equals torch to rounding; fp16 is for GPUs.
@@ -145,7 +146,7 @@ class StepGraph(_Graph):
 
 
 def export(checkpoint: Checkpoint, out: str | Path, precision: str = "fp32") -> Path:
-    """Write the graphs of a checkpoint (on the CPU) into the folder `out`, all of them or none.
+    """Write the graphs of a checkpoint, wherever it lies, into the folder `out`, all of them or none.
 
     Raises:
         ConfigError: unknown precision, or a discrete decoder.
@@ -157,7 +158,7 @@ def export(checkpoint: Checkpoint, out: str | Path, precision: str = "fp32") -> 
         raise ConfigError(f"{c.variant} has a discrete decoder, the graphs are of flow matching; use engine torch")
     if out.exists() and not (out / "graphs.json").exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out} holds other files; export into a folder of its own")
-    policy = checkpoint.policy.float().eval().requires_grad_(False)
+    policy = plain(checkpoint.policy).eval().requires_grad_(False)
     lean, prompt = LeanSampler(policy, 1), checkpoint.prompt
     dtype = torch.float16 if precision == "fp16" else torch.float32
     prefill, step = PrefillGraph(lean, prompt.between, prompt.after, dtype), StepGraph(lean, dtype)
@@ -181,13 +182,21 @@ def export(checkpoint: Checkpoint, out: str | Path, precision: str = "fp32") -> 
             "precision": precision,
             "opset": OPSET,
             "versions": {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
-            "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(part.iterdir())},
+            "files": {p.name: _sha256(p) for p in sorted(part.iterdir())},
         }
         (part / "graphs.json").write_text(json.dumps(about, indent=1) + "\n")
         if out.exists():
             shutil.rmtree(out)
         os.replace(part, out)
     return out
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # weights may be many times the memory
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write(

@@ -24,8 +24,9 @@ from torch import Tensor
 from vipra_ros.model.patch_vq import PatchVQ
 from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
-from vipra_ros.policy.engine import TorchEngine
+from vipra_ros.policy.device import plain
 from vipra_ros.policy.lean import LeanSampler
+from vipra_ros.policy.torch_engine import TorchEngine
 
 #: Domain of onnxruntime's own operators.
 OWN = "com.microsoft"
@@ -88,8 +89,9 @@ class FusedSampler:
     def __init__(self, policy: FlowPolicy, steps: int, threads: int = 0, spinning: bool = False):
         if policy.head.weight.device.type != "cpu":
             raise CheckpointError("engine = 'fused' is for the CPU; load the checkpoint there, or take static")
-        self.policy, self.steps = policy, steps
-        self._lean = lean = LeanSampler(policy.float(), steps)
+        self.policy = policy = plain(policy)
+        self.steps = steps
+        self._lean = lean = LeanSampler(policy, steps)
         c, options = policy.config, session_options(threads, spinning)
         self._d, self._head_size = c.backbone.width, c.backbone.width // lean.heads
         # action_in and its half of action_mix are one matrix: nothing stands between them.
@@ -285,5 +287,6 @@ class FusedEngine(TorchEngine):
         super().__init__(
             checkpoint, threads, euler_steps, lambda policy, steps: FusedSampler(policy, steps, threads)
         )
+        self._dtype = torch.float32
         if isinstance(checkpoint.vq, PatchVQ):
             self._codes_of = PatchCodes(checkpoint.vq, session_options(threads))

@@ -16,15 +16,29 @@ from torch import Tensor
 
 from vipra_ros.model.policy import Prefix
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
-from vipra_ros.policy.engine import TorchEngine
+from vipra_ros.policy.device import device_of
 from vipra_ros.policy.export import export
+from vipra_ros.policy.torch_engine import TorchEngine
 
-#: Name of a provider for people -> onnxruntime's, tried in this order.
-PROVIDERS = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-}
+
+def providers(device: str, tensorrt: bool = False) -> list[tuple[str, dict[str, str]]]:
+    """onnxruntime's providers, with options, for a device ("cpu", "cuda", "cuda:1"), the first one wanted first.
+
+    Raises:
+        CheckpointError: the installed onnxruntime has not the first one.
+    """
+    import onnxruntime
+
+    kind, _, index = device.partition(":")
+    place = {"device_id": index or "0"}
+    names = ["TensorrtExecutionProvider"] * tensorrt + ["CUDAExecutionProvider"] * (kind == "cuda")
+    there = onnxruntime.get_available_providers()
+    if names and names[0] not in there:
+        raise CheckpointError(
+            f"engine = {'tensorrt' if tensorrt else 'onnx'!r} on {device}: this onnxruntime has {', '.join(there)}, "
+            f"not {names[0]}; install onnxruntime-gpu in its place, or choose device 'cpu' with engine 'onnx'"
+        )
+    return [*((name, place) for name in names), ("CPUExecutionProvider", {})]
 
 
 def cache_folder(checkpoint: Checkpoint, precision: str) -> Path:
@@ -73,26 +87,27 @@ def graphs_of(checkpoint: Checkpoint, folder: str | Path | None = None, precisio
 class OnnxSampler:
     """Called like `LeanSampler`, for one observation without padding; all arrays stay where the provider computes."""
 
-    def __init__(self, folder: Path, steps: int, provider: str = "cpu", threads: int = 0):
+    def __init__(self, folder: Path, steps: int, device: str = "cpu", threads: int = 0, tensorrt: bool = False):
         import onnxruntime
 
-        if provider not in PROVIDERS:
-            raise CheckpointError(f"provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
-        wanted, there = PROVIDERS[provider], onnxruntime.get_available_providers()
-        if wanted[0] not in there:
-            raise CheckpointError(
-                f"provider {provider!r}: this onnxruntime has {', '.join(there)}; install onnxruntime-gpu, or use cpu"
-            )
+        wanted = providers(device, tensorrt)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # Threads that wait spinning would take the cores from the executor and the cameras between two chunks.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self.steps, self._place = steps, "cpu" if provider == "cpu" else "cuda"
+        kind, _, index = device.partition(":")
+        self.steps, self._place = steps, (kind, int(index or 0))
         self.sessions = [
-            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=list(wanted))
+            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=wanted)
             for name in ("prefill", "step")
         ]
+        got = self.sessions[0].get_providers()[0]
+        if got != wanted[0][0]:  # it goes on without a word
+            raise CheckpointError(
+                f"onnxruntime could not start {wanted[0][0]} on {device} and would compute with {got}; see that the "
+                "card's driver, CUDA and cuDNN are those of this onnxruntime, or choose device 'cpu'"
+            )
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._dt = self._put(np.array([1.0 / steps], np.float32))
         self._times = [self._put(np.array([k / steps], np.float32)) for k in range(steps)]
@@ -109,7 +124,7 @@ class OnnxSampler:
         for name, tensor in given.items():
             binding.bind_ortvalue_input(name, self._put(tensor.cpu().numpy()))
         for name in ("keys", "values"):
-            binding.bind_output(name, self._place)
+            binding.bind_output(name, *self._place)
         prefill.run_with_iobinding(binding)
         keys, values = binding.get_outputs()
         mark("prefill")
@@ -127,11 +142,14 @@ class OnnxSampler:
         return torch.from_numpy(x.numpy())
 
     def _put(self, array: np.ndarray):
-        return self._value(np.ascontiguousarray(array), self._place, 0)
+        return self._value(np.ascontiguousarray(array), *self._place)
 
 
 class OnnxEngine(TorchEngine):
-    """As `TorchEngine`, with onnxruntime computing prefix and steps."""
+    """As `TorchEngine`, with onnxruntime computing prefix and steps; the policy's own network is not used.
+
+    device: "cpu", "cuda" or "cuda:1"; empty: where the frame quantiser lies. tensorrt: by that provider, on a GPU.
+    """
 
     def __init__(
         self,
@@ -140,9 +158,14 @@ class OnnxEngine(TorchEngine):
         euler_steps: int = 0,
         graphs: str | Path | None = None,
         precision: str = "fp32",
-        provider: str = "cpu",
+        device: str = "",
+        tensorrt: bool = False,
     ):
+        device = device or str(device_of(checkpoint.vq))
+        providers(device, tensorrt)  # said before graphs are made, which takes long
         folder = graphs_of(checkpoint, graphs, precision)
         super().__init__(
-            checkpoint, threads, euler_steps, lambda _, steps: OnnxSampler(folder, steps, provider, threads)
-        )
+            checkpoint, threads, euler_steps,
+            lambda _, steps: OnnxSampler(folder, steps, device, threads, tensorrt),
+        )  # fmt: skip
+        self.device, self._dtype = device, torch.float32

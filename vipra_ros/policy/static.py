@@ -46,7 +46,6 @@ class StaticSampler(LeanSampler):
 
     Args:
         capture: into CUDA graphs; None: where there is CUDA.
-        compile: each layer's two halves by torch.compile, before they are captured.
         release: drop the policy's own copies of the weights that were folded, which a large network cannot afford.
     """
 
@@ -56,7 +55,6 @@ class StaticSampler(LeanSampler):
         steps: int,
         buckets: tuple[int, ...] = BUCKETS,
         capture: bool | None = None,
-        compile: bool = False,
         release: bool = False,
     ):
         super().__init__(policy, steps, release)
@@ -65,8 +63,6 @@ class StaticSampler(LeanSampler):
         self.capture = self.device.type == "cuda" if capture is None else capture
         self._causal = not policy.config.bidirectional_prefix
         self._made: dict[int, _Bucket] = {}
-        if compile:
-            self._qkv, self._rest = (torch.compile(f, dynamic=False) for f in (self._qkv, self._rest))
 
     batches = False  # the buffers hold one observation
 
@@ -98,7 +94,8 @@ class StaticSampler(LeanSampler):
             held.proprio.copy_(prefix.proprio)
         bucket.noise.copy_(noise)
         if self.capture:
-            answer = self._replay(bucket, skip).clone()
+            with torch.cuda.device(self.device):  # a thread's present one is the first, whatever the weights' is
+                answer = self._replay(bucket, skip).clone()
             mark("denoise")
         else:
             answer = self._chunk(bucket, skip, mark)

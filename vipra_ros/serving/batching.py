@@ -44,7 +44,7 @@ class Batcher:
     """Asks an engine from one thread. All methods belong to the event loop that runs `serve`.
 
     Args:
-        engine: `infer`, and with `batches` true `infer_many`, as of `vipra_ros.policy.engine.TorchEngine`.
+        engine: `infer`, and with `batches` true `infer_many`, as of `vipra_ros.policy.torch_engine.TorchEngine`.
         askers: how many could ask now; a batch of so many need not wait for more.
         bound: s; 0 waits for nobody.
         most: observations in one pass; 1 switches batching off.

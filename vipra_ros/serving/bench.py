@@ -37,7 +37,7 @@ def main(checkpoint: str, count: int, json_path: str) -> None:
     loaded = Checkpoint.load(resolve(checkpoint))
     here = load_engine(loaded, threads=1)
     command = [sys.executable, "-m", "vipra_ros.cli", "serve", checkpoint, "--host", ADDRESS, "--port", "0"]
-    server = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--device", "cpu", "--threads", "1"], stdout=subprocess.PIPE, text=True)
     try:
         line = server.stdout.readline()
         found = re.search(r"ws://\S+", line)

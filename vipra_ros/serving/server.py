@@ -242,30 +242,35 @@ def main(
     token_file: str,
     tls_cert: str,
     tls_key: str,
+    engine: str,
     device: str,
+    euler_steps: int,
     threads: int,
     most_mb: float,
     http_port: int | None,
     batch_ms: float,
-    batch: int,
+    batch: int | None,
 ) -> None:
     """`vipra serve`: load, warm up, serve until Ctrl-C."""
     access = Access(host, port, read_token(token_file), tls_cert, tls_key, int(most_mb * 2**20), http_port)
     access.tls()  # said before the network is loaded
-    if not 0.0 <= batch_ms <= 1000.0 or batch < 1:
+    if not 0.0 <= batch_ms <= 1000.0 or (batch is not None and batch < 1):
         raise ConfigError(f"--batch-ms {batch_ms:g} --batch {batch}: wait 0 to 1000 ms for at least 1 observation")
-    from vipra_ros.policy.checkpoint import Checkpoint
-    from vipra_ros.policy.engine import load_engine
+    from vipra_ros.policy.engine import open_engine
     from vipra_ros.policy.shipped import resolve
 
-    loaded = Checkpoint.load(resolve(checkpoint), device)
-    engine = load_engine(loaded, threads=threads)
-    engine.warm_up()
-    server = PolicyServer(engine, Contract.of(loaded), access, batch_ms / 1e3, batch)
+    made = open_engine(resolve(checkpoint), engine, device, threads, euler_steps)
+    if (batch or 1) > 1 and not made.batches:
+        raise ConfigError(f"--batch {batch} with --engine {made.name}, which takes one observation at a time: choose "
+                          "--engine torch, or leave --batch out")
+    made.warm_up()
+    loaded = made.checkpoint
+    server = PolicyServer(made, Contract.of(loaded), access, batch_ms / 1e3, batch or MOST)
     secure = "s" if tls_cert else ""
 
     def ready() -> None:
-        print(f"serving {checkpoint} ({loaded.hash[:16]}, {device}) on ws{secure}://{host}:{server.port}", flush=True)
+        where = f"{loaded.hash[:16]}, {made.name} on {made.device}"
+        print(f"serving {checkpoint} ({where}) on ws{secure}://{host}:{server.port}", flush=True)
         if server.http_port is not None:
             print(f"/step, /step_bytes, /reset on http{secure}://{host}:{server.http_port}", flush=True)
 
