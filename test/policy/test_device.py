@@ -139,7 +139,7 @@ def test_an_observation_is_brought_to_the_weights_and_its_chunk_back(rtc, two_ar
 
 @pytest.fixture
 def cards(monkeypatch):
-    """cards(n): torch sees n GPUs."""
+    """As many GPUs for torch to see as the returned function is told."""
 
     def there(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)

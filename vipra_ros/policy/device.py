@@ -1,8 +1,8 @@
 """Where a policy computes: `device`, the same words in every node and command, checked before anything is loaded.
 
-    auto    the GPU that torch sees, where the engine computes on one; else the processor
-    cpu     the processor
-    cuda    the first GPU; cuda:1 the second one
+- auto: the GPU that torch sees, where the engine computes on one; else the processor
+- cpu: the processor
+- cuda: the first GPU; cuda:1 the second one
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def load_engine(
             make = partial(TorchEngine, sampler=partial(sampler, **options))
         engine = make(checkpoint, threads, euler_steps)
     except ModuleNotFoundError as error:
-        raise CheckpointError(f"engine = {kind!r} needs {error.name}; run in the checkout: pip install '.[onnx]'") from None
+        raise CheckpointError(f"engine = {kind!r} needs {error.name}; run in the checkout: "
+                              "pip install '.[onnx]'") from None
     engine.name = kind
     return engine
 
