@@ -42,6 +42,21 @@ def test_a_state_that_was_true_is_not_shown_as_if_it_were(state):
     assert banner.text == "SILENT" and banner.colour == UNKNOWN and "in RUNNING" in banner.reasons[0]
 
 
+def test_words_are_those_of_the_page(state):
+    state.on_executor(executor("ARMED", in_control=False, reasons=["held; call executor/arm to go on"]))
+    banner = state.banner()
+    assert "not in control" not in banner.detail and banner.reasons == ("held; press Arm to go on",)
+    state.on_executor(executor("RUNNING", in_control=False))
+    assert "not in control" in state.banner().detail
+    assert state.words_line() == ("The policy has no words yet.", "")
+    for text, said in (("LOADING", "The policy loads, and will answer: "), ("READY", "The policy answers: ")):
+        state.on_policy(SimpleNamespace(state_text=text, instruction="lift", reasons=[]))
+        assert state.words_line() == (said, "lift")
+    last = {"episode": "a", "saved": True, "success": True, "seconds": 3.0, "flags": ["front: gap", "wrist: gap"]}
+    state.on_recorder({"state": "IDLE", "last": last})
+    assert state.recorder_line()[1] == "a: 3.0 s, success, flags: front: gap; wrist: gap"
+
+
 def test_history_is_thinned_and_its_gaps_are_gaps(state):
     for i in range(400):
         state.on_executor(executor("ARMED" if 100 <= i < 200 else "RUNNING"))

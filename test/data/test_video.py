@@ -9,6 +9,7 @@ from vipra_ros.data.video import (
     VideoEncoder,
     VideoError,
     VideoSeries,
+    captioned,
     encode_video,
     read_frames,
 )
@@ -115,3 +116,11 @@ def test_chroma_is_chosen_by_size_and_keeps_colours(tmp_path):
         with av.open(str(path)) as file:
             assert file.streams.video[0].pix_fmt == expected == Codec().chroma(*size)
         assert np.abs(next(read_frames(path, 15.0)).astype(int) - picture).max() <= 3
+
+
+def test_a_caption_stands_below_the_picture_and_sides_stay_even():
+    image = np.full((96, 128, 3), 90, np.uint8)
+    for text in ("", "trial 1", "trial 12 of 40: move the gripper over the green cube and wait there"):
+        frame = captioned(image, text)
+        assert np.array_equal(frame[:96], image) and frame.shape[1] == 128 and not frame.shape[0] % 2
+        assert (frame[96:].max() > 200) == bool(text)

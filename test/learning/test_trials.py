@@ -318,8 +318,11 @@ def test_the_page_is_safe_html_and_has_the_videos(tmp_path):
     plan = make_plan(policies=[{"name": "<b>x</b>", "checkpoint": "a"}], trials=1)
     journal = filled(tmp_path, plan, lambda p, t, b: False)
     journal.trials[0].video, journal.trials[0].stopped = "videos/trial-001-1.mp4", "robot <error>"
+    journal.trials[0].words, journal.trials[0].began = "lift <it>", "2026-01-02T03:04:05+00:00"
     page = trial_page.render(plan, trial_page.summary(plan, journal))
     assert "<b>x</b>" not in page and "&lt;b&gt;x" in page and "robot &lt;error&gt;" in page
+    assert "lift &lt;it&gt;" in page and "2026-01-02 03:04" in page and plan.fingerprint in page
+    assert f'<td class="n">{journal.trials[0].seed}</td>' in page
     assert 'src="videos/trial-001-1.mp4#t=0.1"' in page and page.count("<video") == 1 and "Pairs" not in page
 
 

@@ -12,7 +12,7 @@ from nicegui import ui
 from vipra_ros.console import drawing
 from vipra_ros.console.access import Access
 from vipra_ros.console.script import FIXED, head
-from vipra_ros.console.state import SPAN, ConsoleState
+from vipra_ros.console.state import SILENT, SPAN, ConsoleState
 
 #: s between two looks at the state.
 PERIOD = 0.25
@@ -118,11 +118,11 @@ class _View:
             plan.set_content(drawing.plan(*found) if found else "")
             blind.set_content(escape(s.blind(name)))
         self.hold.set_content(
-            "" if s.listened else
+            "" if s.listened or s.age("executor") > SILENT else
             "The executor does not ask for it: start it with deadman_timeout:=0.3 to make this button count."
         )
-        told = s.policy.instruction if s.policy else ""
-        self.words.set_content(f"The policy answers: <b>{escape(told)}</b>" if told else "The policy has no words yet.")
+        said, told = s.words_line()
+        self.words.set_content(f"{said}<b>{escape(told)}</b>" if told else said)
         self.recorder.set_content(escape(s.recorder_line()[1]))
         self.counts.set_content(" &nbsp; ".join(f"{k} <b>{v}</b>" for k, v in s.counts.items()))
         p = s.profile

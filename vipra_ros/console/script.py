@@ -58,8 +58,9 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
   border-radius: 14px; background: #d50000; color: #fff; font-size: 60px; font-weight: 900; letter-spacing: .25em;
   text-indent: .25em; z-index: 9000; cursor: pointer; touch-action: none; user-select: none; line-height: 1; }
 .v-stop:active { background: #ff5252; }
-.v-answer { position: fixed; left: 50%; transform: translateX(-50%); bottom: 176px; z-index: 9001; max-width: 92vw;
-  padding: 10px 18px; border-radius: 8px; font-size: 17px; background: #0b4f2b; color: #fff; display: none; }
+.v-answer { position: fixed; left: calc(53.5% + 4px); right: 12px; bottom: 118px; z-index: 9001; pointer-events: none;
+  padding: 7px 16px; border-radius: 8px; font-size: 16px; line-height: 1.25; background: #0b4f2b; color: #fff;
+  text-align: center; display: none; }
 .v-answer[data-kind=bad] { background: #8c1d18; } .v-answer[data-kind] { display: block; }
 .v-stale { position: fixed; inset: auto 12px 118px 12px; border-radius: 8px;
   z-index: 9002; background: #ffb300; color: #000; font-size: 20px;
@@ -69,7 +70,9 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
   .v-grid { grid-template-columns: minmax(0, 1fr); grid-template-areas: "banner" "eyes" "acts" "plots"; }
   .v-eyes { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .v-eyes { width: min(100%, 650px); justify-self: center; }
+  .v-answer { left: 12px; }
 }
+@media (max-width: 600px) { .v-answer { top: 114px; bottom: auto; } }
 """
 
 SCRIPT = """

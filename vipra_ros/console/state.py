@@ -7,6 +7,7 @@ state that was true is not shown as if it were.
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -27,6 +28,11 @@ SPAN, EVERY = 60.0, 0.25
 COLOURS = {"RUNNING": "#1b8a4b", "ARMED": "#11758a", "IDLE": "#4a5866", "HOLD": "#b06d00", "STOPPING": "#b06d00",
            "FAULT": "#b3261e"}
 UNKNOWN = "#6a1b4d"
+
+
+def by_button(text: str) -> str:
+    """What the executor says of its services, in words of the page, which has buttons for them."""
+    return re.sub(r"call executor/(arm|hold|home|recover)\b", lambda m: f"press {m[1].capitalize()}", text)
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,11 @@ class ConsoleState:
             return Banner("SILENT", UNKNOWN, (f"the executor was last heard {age:.0f} s ago, in {s.state_text}; "
                                               f"hand on the emergency stop",), s.robot)
         detail = s.robot + (", DRY RUN" if s.dry_run and "dry run" not in s.robot else "")
-        if not s.in_control and not s.dry_run and s.state_text != "FAULT":
+        # Armed is at rest by design: the arm is taken over with the first motion. Running without it is news.
+        if s.state_text == "RUNNING" and not s.in_control and not s.dry_run:
             detail += ", not in control"
-        return Banner(s.state_text, COLOURS.get(s.state_text, UNKNOWN), tuple(reversed(s.reasons)), detail)
+        reasons = tuple(by_button(r) for r in reversed(s.reasons))
+        return Banner(s.state_text, COLOURS.get(s.state_text, UNKNOWN), reasons, detail)
 
     def policy_line(self) -> str:
         """The policy in one line."""
@@ -135,8 +143,17 @@ class ConsoleState:
             return "no policy heard"
         if self.age("policy") > POLICY_SILENT:
             return f"policy silent for {self.age('policy'):.0f} s"
-        why = f": {p.reasons[-1]}" if p.reasons else ""
+        why = f": {by_button(p.reasons[-1])}" if p.reasons else ""
         return f"policy {p.state_text}{why}"
+
+    def words_line(self) -> tuple[str, str]:
+        """What the policy says about its words, and these words."""
+        p = self.policy
+        if p is None or not p.instruction:
+            return "The policy has no words yet.", ""
+        if p.state_text == "LOADING":
+            return "The policy loads, and will answer: ", p.instruction
+        return "The policy answers: ", p.instruction
 
     def recorder_line(self) -> tuple[str, str]:
         """State of the recorder ("" when there is none) and a line about it."""
@@ -149,8 +166,9 @@ class ConsoleState:
         last = r.get("last", {})
         if last.get("saved"):
             label = {True: "success", False: "failure"}.get(last.get("success"), "no label")
-            flags = f", {len(last['flags'])} flags" if last.get("flags") else ", good"
-            return r["state"], f"{last['episode']}: {last.get('seconds', 0):.1f} s, {label}{flags}"
+            flags = "; ".join(last.get("flags") or [])
+            return r["state"], (f"{last['episode']}: {last.get('seconds', 0):.1f} s, {label}, "
+                                f"{f'flags: {flags}' if flags else 'good'}")
         return r["state"], f"{last['episode']}: not kept" if last else "ready to record"
 
     def series(self) -> dict[str, tuple[list[float], list[float]]]:

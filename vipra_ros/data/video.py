@@ -8,6 +8,7 @@ come in display order; a key frame every second frame keeps random access at one
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -299,3 +300,12 @@ def encode_video(path: Path, frames: Iterable[np.ndarray], fps: float, codec: Co
         encoder.add(image)
     encoder.close()
     return encoder.frames
+
+
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """The picture (H, W, 3) with `text` in a dark strip below it, broken into lines; both sides stay even."""
+    lines = textwrap.wrap(text, max(8, image.shape[1] // 7)) or [""]
+    strip = np.zeros((6 + 16 * len(lines), image.shape[1], 3), np.uint8)
+    for i, line in enumerate(lines):
+        cv2.putText(strip, line, (6, 15 + 16 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([image, strip])

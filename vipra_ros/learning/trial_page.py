@@ -75,7 +75,8 @@ def render(plan: Plan, figures: dict[str, Any]) -> str:
     if figures["missing"]:
         state += "; unfinished" + ("" if figures["unblinded"] else ", so policies go by their letters")
     body = [
-        f'<h1>Rollouts</h1><div class="soft">{escape(_where(plan))}, {state}</div>',
+        f'<h1>Rollouts</h1><div class="soft">{escape(_where(plan))}, {state}</div>'
+        f'<div class="soft">{_when(figures)}plan {figures["plan"]}</div>',
         "<h2>Success</h2>", _success(figures),
         '<div class="soft">Interval: Wilson, 95 %. Time: median of the successes. Stall: the arm waited at rest for a '
         "chunk. Stop: it held or faulted by itself.</div>",
@@ -108,6 +109,12 @@ def lines(figures: dict[str, Any]) -> list[str]:
 
 def _where(plan: Plan) -> str:
     return "simulated arm" if plan.simulated else f"arm at {plan.robot}"
+
+
+def _when(figures: dict[str, Any]) -> str:
+    """First and last day of the trials."""
+    days = sorted({t["began"][:10] for t in figures["rows"] if t["began"]})
+    return escape(" to ".join(dict.fromkeys((days[0], days[-1])))) + " (UTC), " if days else ""
 
 
 def _success(figures: dict[str, Any]) -> str:
@@ -165,10 +172,13 @@ def _tasks(plan: Plan) -> str:
 def _trials(figures: dict[str, Any]) -> str:
     rows = "".join(
         f'<tr><td class="n">{t["slot"] + 1}</td><td>{escape(figures["names"][t["code"]])}</td>'
-        f'<td>{escape(t["task"])}</td><td class="n">{t["block"] + 1}</td><td class="{t["label"]}">{t["label"]}</td>'
+        f'<td>{escape(t["task"])}</td><td>{escape(t["words"])}</td><td class="n">{t["block"] + 1}</td>'
+        f'<td class="n">{t["seed"]}</td><td class="n">{escape(t["began"][:16].replace("T", " "))}</td>'
+        f'<td class="{t["label"]}">{t["label"]}</td>'
         f'<td>{escape(t["by"])}</td><td class="n">{t["seconds"]:.1f}</td><td class="n">{t["stalls"]}</td>'
         f'<td class="n">{t["stops"]}</td><td>{escape(t["stopped"])}</td></tr>' for t in figures["rows"])
-    head = ('<tr><th class="n">Trial<th>Policy<th>Task<th class="n">Block<th>Label<th>By<th class="n">s'
+    head = ('<tr><th class="n">Trial<th>Policy<th>Task<th>Words<th class="n">Block<th class="n">Seed'
+            '<th class="n">Began<th>Label<th>By<th class="n">s'
             '<th class="n">Stalls<th class="n">Stops<th>Reason of the stop</tr>')
     return f"<table>{head}{rows}</table>"
 

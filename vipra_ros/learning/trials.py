@@ -212,7 +212,7 @@ class Trial:
         stalls: times the arm waited at rest for a chunk; stops: times it held or faulted by itself.
         stopped: the reason of the last such stop.
         chunks, rejected: accepted and refused ones. limited: rows that a limit changed.
-        video: file beside the results, or empty. began: ISO time, UTC.
+        video: file beside the results, or empty. began: ISO time, UTC. words: what the policy was told.
     """
 
     slot: int
@@ -231,6 +231,7 @@ class Trial:
     limited: int = 0
     video: str = ""
     began: str = ""
+    words: str = ""
 
 
 class Journal:

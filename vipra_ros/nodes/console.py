@@ -23,7 +23,7 @@ from vipra_ros.config import param
 from vipra_ros.console.access import Access
 from vipra_ros.console.commands import CommandServer
 from vipra_ros.console.deadman import PROOF, DeadMan, Pulse
-from vipra_ros.console.state import ConsoleState
+from vipra_ros.console.state import ConsoleState, by_button
 from vipra_ros.console.web import PageServer
 from vipra_ros.control.profile import JOINTS, load_profile
 from vipra_ros.data.topics import Topics
@@ -125,7 +125,7 @@ class ConsoleNode(Node):
         answer = self._wait([self._send(client)], PATIENCE)
         if answer is None:
             return False, f"{SERVICES[name]} did not answer in {PATIENCE:.0f} s"
-        return answer
+        return answer[0], by_button(answer[1])
 
     def _stop(self) -> tuple[bool, str]:
         """Sent at once, ready or not, and again until it is answered."""

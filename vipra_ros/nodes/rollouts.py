@@ -166,7 +166,7 @@ class Rollouts:
         trial = Trial(slot.number, self.blind.codes[slot.policy], task.label, slot.block, slot.seed, label, by, seconds,
                       stalls, stops, self.blind.scrub(reason), after.accepted - before.accepted,
                       after.rejected - before.rejected, after.limited - before.limited,
-                      self._film(slot, pictures), date)
+                      self._film(slot, words, pictures), date, words)
         self.journal.add(trial)
         self._say(f"  {label} ({by}) after {seconds:.1f} s, {stalls} stalls, {stops} stops"
                   + (f": {trial.stopped}" if trial.stopped else ""))
@@ -254,13 +254,13 @@ class Rollouts:
         if pictures is not None:
             pictures.append((stamp, jpeg))
 
-    def _film(self, slot: Slot, pictures: list[tuple[float, bytes]]) -> str:
+    def _film(self, slot: Slot, words: str, pictures: list[tuple[float, bytes]]) -> str:
         """Write the pictures as an MP4 that browsers play; its name beside the results, empty without."""
         if len(pictures) < 2 or pictures[-1][0] <= pictures[0][0]:
             return ""
         import cv2
 
-        from vipra_ros.data.video import Codec, encode_video
+        from vipra_ros.data.video import Codec, captioned, encode_video
         from vipra_ros.policy.pictures import from_jpeg
 
         attempt = 1 + sum(t.slot == slot.number for t in self.journal.trials)
@@ -269,7 +269,8 @@ class Rollouts:
         first = from_jpeg(pictures[0][1])
         scale = max(1.0, WIDE / first.shape[1])
         size = tuple(2 * round(scale * n / 2) for n in first.shape[1::-1])  # 4:2:0 wants even sides
-        frames = (cv2.resize(from_jpeg(p), size, interpolation=cv2.INTER_NEAREST) for _, p in pictures)
+        text = f"trial {slot.number + 1} of {len(self.slots)}: {words}"
+        frames = (captioned(cv2.resize(from_jpeg(p), size, interpolation=cv2.INTER_NEAREST), text) for _, p in pictures)
         fps = (len(pictures) - 1) / (pictures[-1][0] - pictures[0][0])
         encode_video(self.folder / name, frames, fps,
                      Codec(crf=23, preset="veryfast", pixel_format="yuv420p", keyframe_interval=30))
