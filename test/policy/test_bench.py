@@ -54,6 +54,22 @@ def test_causal_blocks_cost_the_pairs_that_are_looked_at():
     assert (one.flop - a.flop) - (two.flop - b.flop) == 5 * 4 * 192 * (1600 - 820)
 
 
+def test_flop_and_bytes_of_a_chunk_token_by_token():
+    """A causal chunk of 14 x 8 tokens behind 40: one pass over the prefix, whose end gives the first, and 111 more."""
+    flow = PolicyConfig()
+    discrete = dataclasses.replace(flow, decoder="discrete", action_bins=100)
+    (encode, first, _), (same, prefix, token) = (floor.passes(c, PATCH, 40, 10) for c in (flow, discrete))
+    trunk, layer = floor.trunk_weights(discrete), 4 * 192 * 192 + 3 * 192 * 512
+    assert encode == same and (prefix.count, token.count) == (1, 111)
+    lead = 2 * 40 * (5 * layer + 2 * 192 * 192) + 5 * 4 * 192 * 820
+    assert prefix.flop == lead + 2 * (2 * 192 * 192 + 3 * 192 * 512) + 4 * 192 * 40 + 2 * 192 * 100
+    # Heads of the 111 later tokens: 97 of joints with 100 rows, 14 of the hand with two. Half of 112 tokens lie before.
+    rows = (97 * 100 + 14 * 2) / 111
+    assert token.flop == int(2 * trunk + 2 * 192 * rows + 6 * 4 * 192 * 96)
+    assert token.bytes == int(4 * (trunk + 192 * rows + 2 * 6 * 192 * 96))
+    assert first.flop > prefix.flop
+
+
 def test_the_slower_of_arithmetic_and_memory_counts():
     machine = Machine(1e9, 1e9, "")
     assert machine.ms(Pass("", 2_000_000, 1_000_000, 3)) == pytest.approx(6.0)
@@ -71,11 +87,15 @@ def test_memory_of_the_papers_network():
     assert half["tables and heads"] == pytest.approx(2 * rest / 1e9, rel=1e-3)
 
 
-def test_the_figures_of_a_run(micro_checkpoint, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def small_machine(monkeypatch):
     monkeypatch.setitem(floor.SIDE, "cpu", 128)
     monkeypatch.setitem(floor.COPY, "cpu", 1_000_000)
+
+
+def test_the_figures_of_a_run(micro_checkpoint, small_machine, tmp_path, capsys):
     out = tmp_path / "new" / "figures.json"
-    words = f"bench policy --checkpoint {micro_checkpoint} --engine eager,torch,static --n 12 --steps 2,4"
+    words = f"bench policy --checkpoint {micro_checkpoint} --engine eager,torch,static --n 12 --steps 2,4 --device cpu"
     with pytest.raises(SystemExit) as ended:
         main([*words.split(), "--observations", "3", "--json", str(out), "--plot", str(tmp_path / "p.png")])
     assert ended.value.code in (None, 0)
@@ -94,8 +114,41 @@ def test_the_figures_of_a_run(micro_checkpoint, tmp_path, capsys, monkeypatch):
     assert {"load_before", "load_after", "gflops", "copy_gbytes_per_s", "versions"} <= figures["machine"].keys()
     two, four = figures["steps"]
     assert 0 < four["to_100_rad"]["mean"] < two["to_100_rad"]["mean"]
+    assert 0 < two["to_10_rad"]["mean"] <= two["to_10_rad"]["max"]
+    assert all(row["p50_ms"] > 0 and row["engine"] == best["engine"] for row in (two, four))
     assert (tmp_path / "p.png").stat().st_size > 10_000
     assert "/floor" in capsys.readouterr().out
+
+
+def test_a_chunk_token_by_token_is_measured_by_the_same_stages(discrete_folder, small_machine, tmp_path, capsys):
+    out = tmp_path / "ar.json"
+    words = ["bench", "policy", "--checkpoint", str(discrete_folder), "--device", "cpu", "--n", "2", "--json", str(out)]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--plot", str(tmp_path / "p.png")])
+    assert ended.value.code in (None, 0)
+    figures = json.loads(out.read_text())
+    assert (figures["decoder"], figures["tokens"]) == ("discrete", 112) and "euler_steps" not in figures
+    assert [row["engine"] for row in figures["engines"]] == ["eager", "torch"]
+    lean = figures["engines"][1]
+    assert {"decode", "resize", "encode", "prefill", "tokens", "denormalise"} == lean["stages"].keys()
+    assert lean["euler_steps_p50_ms"] == [] and 0 < lean["token_p50_ms"] < lean["stages"]["tokens"]["p50_ms"] / 50
+    assert [p["pass"] for p in figures["work"]] == ["encode", "prefix", "token"]
+    assert "112 tokens" in capsys.readouterr().out
+    for more, said in ((["--steps", "4"], "without Euler steps"), (["--euler-steps", "4"], "without Euler steps")):
+        with pytest.raises(SystemExit):
+            main([*words, *more])
+        assert said in capsys.readouterr().err
+
+
+def test_fewer_euler_steps_are_what_is_timed(micro_checkpoint, small_machine, tmp_path):
+    out = tmp_path / "figures.json"
+    words = f"bench policy --checkpoint {micro_checkpoint} --engine torch --device cpu --n 2 --euler-steps 3"
+    with pytest.raises(SystemExit) as ended:
+        main([*words.split(), "--json", str(out)])
+    figures = json.loads(out.read_text())
+    assert ended.value.code in (None, 0)
+    assert figures["euler_steps"] == len(figures["euler_steps_p50_ms"]) == 3
+    assert figures["work"][-1]["count"] == 2
 
 
 def test_random_weights_stay_numbers():
@@ -105,12 +158,23 @@ def test_random_weights_stay_numbers():
     loaded = random_checkpoint("tiny", dtype=torch.bfloat16)
     prediction = load_engine(loaded, "static", 1).infer(observe(loaded, pictures(loaded, 1)[0])[0], seed=0)
     assert prediction.actions.shape == (14, 8)
+    loaded = random_checkpoint("tiny", dtype=torch.bfloat16, decoder="discrete")
+    prediction = load_engine(loaded, "torch", 1).infer(observe(loaded, pictures(loaded, 1)[0])[0], seed=0)
+    assert prediction.actions.shape == (14, 8) and set(prediction.actions[:, -1]) <= {-1.0, 1.0}
     with pytest.raises(ConfigError, match="huge"):
         random_checkpoint("huge")
 
 
 @pytest.mark.parametrize(
-    "words, said", [("--preset paper", "add --random"), ("--n 0", "at least one"), ("--engine warp", "'warp'")]
+    "words, said",
+    [
+        ("--preset paper", "add --random"),
+        ("--decoder discrete", "add --random"),
+        ("--n 0", "at least one"),
+        ("--engine warp", "'warp'"),
+        ("--steps 4,x", "for instance 4,5,10"),
+        ("--device cuda:99", "device = 'cuda:99'"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(words, said, capsys):
     with pytest.raises(SystemExit):

@@ -74,32 +74,15 @@ def test_temperature_draws_by_the_distribution():
     assert choose(logits, noise, 0.0).unique().tolist() == [0] and choose(logits, noise, 0.1).bincount()[0] > 3950
 
 
-@pytest.fixture(scope="module")
-def folder(micro_checkpoint, tmp_path_factory):
-    return discrete_checkpoint(micro_checkpoint, tmp_path_factory.mktemp("ar") / "ar")
-
-
-def discrete_checkpoint(micro, out):
-    """The one of toy size with a discrete decoder (not trained) that stays near where it is."""
-    made = Checkpoint.load(micro)
-    config = dataclasses.replace(made.config.policy, decoder="discrete", action_bins=15)
-    torch.manual_seed(0)
-    policy = make_policy(config)
-    policy.fit(np.random.default_rng(0).normal(size=(200, 8)))
-    described = dataclasses.replace(made.config, policy=config, variant="ViPRA-AR")
-    Checkpoint(described, policy, made.vq, made.statistics, made.tokenizer).save(out)
-    return out
-
-
-def test_a_checkpoint_says_how_it_decodes_and_the_engine_does_so(folder, tmp_path):
-    loaded = Checkpoint.load(folder)
+def test_a_checkpoint_says_how_it_decodes_and_the_engine_does_so(discrete_folder, tmp_path):
+    loaded = Checkpoint.load(discrete_folder)
     assert loaded.config.decoder == Contract.of(loaded).decoder == "discrete"
-    engine, eager = load_engine(loaded), load_engine(Checkpoint.load(folder), "eager")
+    engine, eager = load_engine(loaded), load_engine(Checkpoint.load(discrete_folder), "eager")
     engine.warm_up()
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     seen = Observation(1.0, {"front": frames}, "reach above the red cube")
     made = engine.infer(seen, seed=1)
-    assert made.actions.shape == (14, 8) and {"prefill", "decode"} <= made.timing.keys()
+    assert made.actions.shape == (14, 8) and {"prefill", "tokens"} <= made.timing.keys()
     assert np.allclose(made.actions, eager.infer(seen, seed=2).actions)
     # Every joint is a middle of its bins, in raw units.
     middles = ((loaded.policy.edges[:, 1:] + loaded.policy.edges[:, :-1]) / 2).double().numpy()
@@ -113,22 +96,22 @@ def test_a_checkpoint_says_how_it_decodes_and_the_engine_does_so(folder, tmp_pat
         export(loaded, tmp_path / "graphs")
 
 
-def test_only_simulated_arms_are_driven_by_it(folder, micro_checkpoint):
-    check_folder(folder, simulated=True)
+def test_only_simulated_arms_are_driven_by_it(discrete_folder, micro_checkpoint):
+    check_folder(discrete_folder, simulated=True)
     check_folder(micro_checkpoint, simulated=False)
     check_folder("/none/such", simulated=False)
     with pytest.raises(ConfigError, match="ViPRA-AR has a discrete decoder: .*safety stop"):
-        check_folder(folder, simulated=False)
+        check_folder(discrete_folder, simulated=False)
     with pytest.raises(ConfigError, match="this policy"):
         check_deployment("discrete", "", simulated=False)
 
 
-def test_edges_that_are_gone_or_out_of_order_are_refused(folder, tmp_path):
+def test_edges_that_are_gone_or_out_of_order_are_refused(discrete_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    for file in folder.iterdir():
+    for file in discrete_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(folder / "policy.safetensors")
+    weights = load_file(discrete_folder / "policy.safetensors")
     for edges, word in ((torch.zeros_like(weights["edges"]), "no bin edges"), (weights["edges"].flip(1), "ascending")):
         save_file(weights | {"edges": edges.contiguous()}, tmp_path / "policy.safetensors")
         with pytest.raises(CheckpointError, match=word):

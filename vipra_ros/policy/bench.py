@@ -23,17 +23,27 @@ import torch
 from vipra_ros.config import ConfigError
 from vipra_ros.machine import processor
 from vipra_ros.policy.bench_report import plot, show
-from vipra_ros.policy.checkpoint import Checkpoint
-from vipra_ros.policy.engine import TorchEngine, load_engine
+from vipra_ros.policy.bench_steps import observations_of, parse_steps, step_errors
+from vipra_ros.policy.checkpoint import Checkpoint, CheckpointConfig
+from vipra_ros.policy.device import choose_device
+from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.floor import Machine, Pass, measure, passes
 from vipra_ros.policy.observation import Observation
 from vipra_ros.policy.pictures import from_jpeg, to_jpeg
 from vipra_ros.policy.random_policy import INSTRUCTION, random_checkpoint
 from vipra_ros.policy.shipped import resolve
+from vipra_ros.policy.torch_engine import TorchEngine
 
 #: Chunks of an engine before its turn ends, inferences before counting begins, size of a camera picture (h, w).
 TURN, WARM, PICTURE = 10, 5, (480, 640)
+#: Stages that come many times a chunk, and whose times are of interest each.
+SINGLE = ("denoise", "tokens")
 PERCENTILES = (50, 95, 99)
+#: Engines measured when none are named, by decoder and kind of device.
+DEFAULT = {
+    ("flow", "cpu"): ["eager", "torch", "fused"], ("flow", "cuda"): ["eager", "torch", "static"],
+    ("discrete", "cpu"): ["eager", "torch"], ("discrete", "cuda"): ["eager", "torch"],
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -41,7 +51,7 @@ class Watch:
     """Takes the time of an engine's stages, waiting for the device at the end of each."""
 
     def __init__(self, device: str):
-        self._settle = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self._settle = (lambda: None) if device == "cpu" else lambda: torch.cuda.synchronize(device)
         self.laps: list[tuple[str, float]] = []
         self._last = 0.0
 
@@ -82,10 +92,13 @@ def observe(checkpoint: Checkpoint, jpegs: dict[str, list[bytes]]) -> tuple[Obse
 
 
 def time_engines(engines: dict[str, TorchEngine], count: int, device: str, turn: int = TURN) -> dict[str, dict]:
-    """name -> ms of `count` chunks each: lists `total`, `cpu`, `decode`, by stage, and `euler` (count, steps)."""
+    """name -> ms of `count` chunks each: lists `total`, `cpu`, `stages` by name, and of every Euler step and token
+    `denoise` (count, steps) and `tokens` (count, tokens), empty where the decoder has none."""
     checkpoint = next(iter(engines.values())).checkpoint
     jpegs = pictures(checkpoint, 8)
-    found: dict[str, dict] = {name: {"total": [], "cpu": [], "stages": {}, "euler": []} for name in engines}
+    found: dict[str, dict] = {
+        name: {"total": [], "cpu": [], "stages": {}, **{stage: [] for stage in SINGLE}} for name in engines
+    }
     for engine in engines.values():
         for k in range(WARM):
             engine.infer(observe(checkpoint, jpegs[k])[0], seed=k)
@@ -116,7 +129,8 @@ def _one(engine: TorchEngine, observed: tuple[Observation, float], seed: int, de
         sums[name] = sums.get(name, 0.0) + ms
     for name, ms in sums.items():
         row["stages"].setdefault(name, []).append(ms)
-    row["euler"].append([ms for name, ms in watch.laps if name == "denoise"])
+    for stage in SINGLE:
+        row[stage].append([ms for name, ms in watch.laps if name == stage])
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -135,7 +149,8 @@ def report(times: dict[str, dict], work: list[Pass], machine: Machine, about: di
             "min_ms": round(min(t["total"]), 3), "cpu_p50_ms": round(float(np.median(t["cpu"])), 3),
             "floor_ms": round(floor, 3), "ratio_to_floor": round(whole["p50_ms"] / floor, 3),
             "stages": {stage: percentiles(values) for stage, values in t["stages"].items()},
-            "euler_steps_p50_ms": [round(float(v), 3) for v in np.median(np.array(t["euler"]), axis=0)],
+            "euler_steps_p50_ms": [round(float(v), 3) for v in np.median(np.array(t["denoise"]), axis=0)],
+            **({"token_p50_ms": round(float(np.median(t["tokens"])), 3)} if np.size(t["tokens"]) else {}),
         })  # fmt: skip
     best = min(rows, key=lambda row: row["p50_ms"])
     rates = {"gflops": machine.flops / 1e9, "copy_gbytes_per_s": machine.bytes_per_s / 1e9, "routine": machine.routine}
@@ -146,57 +161,16 @@ def report(times: dict[str, dict], work: list[Pass], machine: Machine, about: di
     return {**best, **about, "engines": rows, "machine": {**about["machine"], **rates}, "work": counted}
 
 
-def step_errors(checkpoint: Checkpoint, steps: list[int], observations: list[Observation], threads: int) -> list[dict]:
-    """Difference of the chunk with few Euler steps to that with 10 and with 100, from the same noise.
-
-    Over all joints and steps of the chunk, in the unit of the action columns (rad); the gripper is left out.
-    """
-
-    def chunks(count: int) -> np.ndarray:
-        engine = load_engine(checkpoint, "torch", threads, count)
-        return np.stack([engine.infer(o, seed=i).actions[:, :-1] for i, o in enumerate(observations)])
-
-    fine, rows = {count: chunks(count) for count in (10, 100)}, []
-    for count in steps:
-        found = fine[count] if count in fine else chunks(count)
-        row = {"steps": count, "n": len(observations)}
-        for reference, there in fine.items():
-            away = np.abs(found - there)
-            row[f"to_{reference}_rad"] = {
-                "mean": float(away.mean()), "p95": float(np.percentile(away, 95)), "max": float(away.max())
-            }  # fmt: skip
-        rows.append(row)
-    return rows
-
-
-def observations_of(checkpoint: Checkpoint, dataset: str, count: int, seed: int = 0) -> list[Observation]:
-    """Observations from frames of a data set, at random places; without one, of made-up pictures."""
-    if not dataset:
-        return [observe(checkpoint, jpegs)[0] for jpegs in pictures(checkpoint, count)]
-    from vipra_ros.data.dataset import Dataset
-
-    c, found = checkpoint.config, Dataset(dataset)
-    missing = [name for name in c.cameras if name not in found.cameras]
-    if missing:
-        raise ConfigError(f"{dataset} has no camera {missing[0]!r}; give one with {', '.join(c.cameras)}")
-    stride = max(1, round(c.frame_stride * found.fps / c.rate))
-    states, back = found.numeric("observation.state"), stride * (c.policy.frames - 1)
-    places = [i for e in found.episodes for i in range(e.start + back, e.start + e.length)]
-    picked = sorted(np.random.default_rng(seed).choice(places, min(count, len(places)), replace=False).tolist())
-    observations = []
-    for i in picked:
-        indices = range(i - back, i + 1, stride)
-        frames = {name: np.stack([found.frame(name, j) for j in indices]) for name in c.cameras}
-        joints = states[max(0, i + 1 - max(c.proprio_steps, 1)) : i + 1].astype(np.float64)
-        observations.append(Observation(i / found.fps, frames, found.episode_of(i).task, joints))
-    return observations
-
-
 def prefix_tokens(checkpoint: Checkpoint) -> int:
     """Tokens before the actions with the benchmark's instruction."""
     c, prompt = checkpoint.config, checkpoint.prompt
     text = len(prompt.before(INSTRUCTION)) + len(prompt.between) + len(prompt.after)
     return text + c.policy.vision_tokens + c.proprio_steps
+
+
+def chunk_tokens(config: CheckpointConfig) -> int:
+    """Tokens of a chunk of a discrete decoder."""
+    return config.horizon * config.policy.action_dim
 
 
 def describe(device: str, threads: int) -> dict:
@@ -215,27 +189,30 @@ def describe(device: str, threads: int) -> dict:
 
 
 def main(
-    checkpoint: str, engine: str, count: int, device: str, preset: str, random: bool, dtype: str, threads: int,
-    steps: str, dataset: str, observations: int, json_path: str, plot_path: str,
+    checkpoint: str, engine: str, count: int, device: str, preset: str, random: bool, decoder: str, dtype: str,
+    threads: int, euler_steps: int, steps: str, dataset: str, observations: int, json_path: str, plot_path: str,
 ) -> None:  # fmt: skip
     """Measure, print, and write the figures."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch finds no GPU here; install its CUDA build, or use --device cpu")
-    if preset and not random:
-        raise ConfigError(f"--preset {preset} has no trained weights here; add --random, or give --checkpoint")
+    if (preset or decoder != "flow") and not random:
+        given = f"--preset {preset}" if preset else f"--decoder {decoder}"
+        raise ConfigError(f"{given} has no trained weights here; add --random, or give --checkpoint")
     if count < 1:
         raise ConfigError(f"-n {count}: time at least one chunk")
+    device = choose_device(device, engine.split(",") if engine else ["torch"])
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.set_device(device)
     torch.set_num_threads(threads)
     if random:
-        loaded = random_checkpoint(preset or "tiny", device, DTYPES[dtype])
+        loaded = random_checkpoint(preset or "tiny", device, DTYPES[dtype], decoder=decoder)
     else:
         loaded = Checkpoint.load(resolve(checkpoint), device)
         loaded.policy.to(DTYPES[dtype])
     c, load = loaded.config, [os.getloadavg()[0]]
-    if c.decoder != "flow":
-        raise ConfigError(f"{checkpoint} has a {c.decoder} decoder; the benchmark knows the passes of flow matching")
-    release = {"release": True} if engine == "static" and random else {}
-    engines = {name: load_engine(loaded, name, threads, **release) for name in engine.split(",")}
+    counts, names = parse_steps(steps, c.decoder), engine.split(",") if engine else DEFAULT[c.decoder, kind]
+    # What is folded once need not lie on the card twice, where nobody else computes with it.
+    release = {"release": True} if names == ["static"] and random and not counts and c.decoder == "flow" else {}
+    engines = {name: load_engine(loaded, name, threads, euler_steps, **release) for name in names}
     before = measure(device, DTYPES[dtype], threads)
     times = time_engines(engines, count, device)
     after = measure(device, DTYPES[dtype], threads)
@@ -244,16 +221,18 @@ def main(
         max(before.flops, after.flops), max(before.bytes_per_s, after.bytes_per_s),
         max(before, after, key=lambda m: m.flops).routine,
     )  # fmt: skip
-    work = passes(c.policy, c.vq, prefix_tokens(loaded), c.euler_steps, DTYPES[dtype].itemsize)
+    length = {"euler_steps": euler_steps or c.euler_steps} if c.decoder == "flow" else {"tokens": chunk_tokens(c)}
+    work = passes(c.policy, c.vq, prefix_tokens(loaded), length.get("euler_steps", 0), DTYPES[dtype].itemsize)
     about = {"checkpoint": "random" if random else checkpoint, "preset": c.preset, "device": device, "n": count,
-             "dtype": dtype, "euler_steps": c.euler_steps, "prefix_tokens": prefix_tokens(loaded)}  # fmt: skip
-    about["machine"] = {**describe(device, threads), "load_before": load[0], "load_after": load[1]}
+             "dtype": dtype, "decoder": c.decoder, **length, "prefix_tokens": prefix_tokens(loaded)}  # fmt: skip
+    about["machine"] = {**describe(kind, threads), "load_before": load[0], "load_after": load[1]}
     figures = report(times, work, machine, about)
-    if device == "cuda":
+    if kind == "cuda":
         figures["gpu_peak_gbytes"] = torch.cuda.max_memory_allocated() / 1e9
-    if steps:
-        seen = observations_of(loaded, dataset, observations)
-        figures["steps"] = step_errors(loaded, [int(k) for k in steps.split(",")], seen, threads)
+    if counts:
+        seen = (observations_of(loaded, dataset, observations) if dataset else
+                [observe(loaded, jpegs)[0] for jpegs in pictures(loaded, observations)])  # fmt: skip
+        figures["steps"] = step_errors(loaded, figures["engine"], counts, seen, threads)
         figures["steps_frames"] = dataset or "made up"
     show(figures)
     for path in filter(None, (json_path, plot_path)):

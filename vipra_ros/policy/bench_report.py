@@ -8,29 +8,32 @@ from rich.console import Console
 from rich.table import Table
 
 #: Stages in the order of a chunk: name in the figures -> column. Decoding stands beside the chunk.
-STAGES = {"resize": "resize", "encode": "encode", "prefill": "prefill", "denoise": "Euler", "denormalise": "rad"}
-#: Those that a terminal has room for.
-SHOWN = ("encode", "prefill", "denoise")
+STAGES = {"resize": "resize", "encode": "encode", "prefill": "prefill", "denoise": "Euler", "tokens": "tokens",
+          "denormalise": "rad"}  # fmt: skip
+#: Those that a terminal has room for, by decoder.
+SHOWN = {"flow": ("encode", "prefill", "denoise"), "discrete": ("encode", "prefill", "tokens")}
 
 
 def show(figures: dict) -> None:
     """Print the figures of `bench.report`."""
     console, machine = Console(highlight=False), figures["machine"]
     where = machine["card"] or machine["processor"]
+    shown = SHOWN[figures["decoder"]]
+    length = f"{figures['euler_steps']} Euler steps" if "euler_steps" in figures else f"{figures['tokens']} tokens"
     console.print(
         f"{figures['checkpoint']} ({figures['preset']}, {figures['dtype']}), {figures['prefix_tokens']} tokens before "
-        f"the chunk, {figures['euler_steps']} Euler steps, n = {figures['n']}"
+        f"the chunk, {length} in it, n = {figures['n']}"
     )
     console.print(
         f"{where}, {machine['processors']} processors, {machine['threads']} used, load "
         f"{machine['load_before']:.1f} to {machine['load_after']:.1f}"
     )
-    columns = ("p50", "p95", "p99", "min", "CPU", *(STAGES[name] for name in SHOWN), "/floor")
+    columns = ("p50", "p95", "p99", "min", "CPU", *(STAGES[name] for name in shown), "/floor")
     table = Table("engine", *columns, title="a chunk, ms", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in sorted(figures["engines"], key=lambda r: r["p50_ms"]):
-        stages = [row["stages"].get(name, {}).get("p50_ms") for name in SHOWN]
+        stages = [row["stages"].get(name, {}).get("p50_ms") for name in shown]
         table.add_row(
             row["engine"],
             *(f"{row[k]:.1f}" for k in ("p50_ms", "p95_ms", "p99_ms", "min_ms", "cpu_p50_ms")),
@@ -53,11 +56,14 @@ def show(figures: dict) -> None:
         f"copies {machine['copy_gbytes_per_s']:.1f} GB/s."
     )
     if "steps" in figures:
-        columns = ("n", "to 10: mean", "p95", "max", "to 100: mean", "p95", "max")
-        errors = Table("steps", *columns, title="difference of the chunk, rad")
+        columns = ("n", "p50 ms", "to 10: mean", "p95", "max", "to 100: mean", "p95", "max")
+        title = f"time by engine {figures['steps'][0]['engine']}, difference of the chunk in rad"
+        errors = Table("steps", *columns, title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in errors.columns[1:]:
+            column.justify = "right"
         for row in figures["steps"]:
             numbers = [row[f"to_{k}_rad"][what] for k in (10, 100) for what in ("mean", "p95", "max")]
-            errors.add_row(str(row["steps"]), str(row["n"]), *(f"{v:.4f}" for v in numbers))
+            errors.add_row(str(row["steps"]), str(row["n"]), f"{row['p50_ms']:.1f}", *(f"{v:.4f}" for v in numbers))
         console.print(errors, f"Frames: {figures['steps_frames']}.")
 
 

@@ -59,24 +59,50 @@ def trunk_weights(policy: PolicyConfig) -> int:
 def passes(policy: PolicyConfig, vq: VQConfig, prefix: int, steps: int, number_bytes: float = 4) -> list[Pass]:
     """The passes of one chunk.
 
-    prefix: tokens before the actions. number_bytes: of one weight or cached number (4 float32, 2 bfloat16).
+    prefix: tokens before the actions. steps: of Euler; a discrete decoder has none, but a pass for every token.
+    number_bytes: of one weight or cached number (4 float32, 2 bfloat16).
     In the last layer the prefix is only asked for keys and values. Causal blocks count the pairs that are looked at.
     """
+    b = policy.backbone
+    d, layer = b.width, 4 * b.width**2 + 3 * b.width * b.ffn
+    before = prefix * prefix if policy.bidirectional_prefix else prefix * (prefix + 1) // 2
+    lead = 2 * prefix * ((b.layers - 1) * layer + 2 * d * d) + 4 * d * (b.layers - 1) * before
+    frames = policy.frames * policy.cameras
+    encode = Pass("encode", frames * encode_flop(vq), 4 * _numbers(make_quantiser, vq, "encoder"))
+    if policy.decoder == "discrete":
+        return [encode, *_token_passes(policy, prefix, lead, number_bytes)]
+    return [encode, *_euler_passes(policy, prefix, lead, steps, number_bytes)]
+
+
+def _euler_passes(policy: PolicyConfig, prefix: int, lead: int, steps: int, number_bytes: float) -> list[Pass]:
+    """lead: FLOP of the prefix, which goes with the first step."""
     b, h, a = policy.backbone, policy.horizon, policy.action_dim
     d, layer = b.width, 4 * b.width**2 + 3 * b.width * b.ffn
     own = h * h if policy.bidirectional_actions else h * (h + 1) // 2
-    before = prefix * prefix if policy.bidirectional_prefix else prefix * (prefix + 1) // 2
     # Actions in (their half of the mixing layer; the other half is time, known in advance), and out.
     ends = a * d // 2 + d * d // 2 + d * d + d * a
     step = 2 * h * (b.layers * layer + ends) + 4 * d * b.layers * (h * prefix + own)
-    lead = 2 * prefix * ((b.layers - 1) * layer + 2 * d * d) + 4 * d * (b.layers - 1) * before
     weights, cache = (b.layers * layer + ends) * number_bytes, 2 * b.layers * d * prefix * number_bytes
-    frames = policy.frames * policy.cameras
     return [
-        Pass("encode", frames * encode_flop(vq), 4 * _numbers(make_quantiser, vq, "encoder")),
         Pass("prefix and first step", lead + step, int(weights + cache)),
         Pass("step", step, int(weights + cache), steps - 1),
     ]
+
+
+def _token_passes(policy: PolicyConfig, prefix: int, lead: int, number_bytes: float) -> list[Pass]:
+    """The prefix, whose last token alone goes through the last layer and gives the chunk's first; then one token a
+    pass, over half of the chunk on average, and the head's rows that its column may take."""
+    b, h, a, bins = policy.backbone, policy.horizon, policy.action_dim, policy.action_bins
+    d, trunk, count = b.width, trunk_weights(policy), h * a
+    last = 2 * (2 * d * d + 3 * d * b.ffn) + 4 * d * prefix + 2 * d * bins
+    rows = (h * ((a - 1) * bins + 2) - bins) / (count - 1)
+    seen = prefix + count / 2
+    cache = 2 * b.layers * d
+    return [
+        Pass("prefix", lead + last, int((trunk + d * bins + cache * prefix) * number_bytes)),
+        Pass("token", int(2 * trunk + 2 * d * rows + 4 * d * b.layers * seen),
+             int((trunk + d * rows + cache * seen) * number_bytes), count - 1),
+    ]  # fmt: skip
 
 
 def encode_flop(vq: VQConfig) -> int:

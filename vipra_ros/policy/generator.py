@@ -73,12 +73,16 @@ def generate(policy: DiscretePolicy, prefix: Prefix, noise: Tensor, temperature:
 
 
 @torch.inference_mode()
-def generate_naively(policy: DiscretePolicy, prefix: Prefix, noise: Tensor, temperature: float = 0.0) -> Tensor:
-    """The same actions, with every token's pass over the whole sequence."""
+def generate_naively(
+    policy: DiscretePolicy, prefix: Prefix, noise: Tensor, temperature: float = 0.0,
+    mark: Callable[[str], None] = lambda name: None,
+) -> Tensor:  # fmt: skip
+    """The same actions, with every token's pass over the whole sequence; mark: called as each ends, for timing."""
     embedded, present = policy.embed_prefix(prefix)
     tokens, writer = embedded[:, :0], _Writer(policy, noise, temperature)
     while (token := writer.write(policy.hidden(embedded, present, tokens)[:, -1])) is not None:
         tokens = torch.cat([tokens, token.to(tokens.dtype)], dim=1)
+        mark("tokens")
     return writer.actions()
 
 
@@ -92,9 +96,7 @@ class NaiveGenerator:
 
     def __call__(self, prefix: Prefix, noise: Tensor, mark: Callable[[str], None] = lambda name: None) -> Tensor:
         """Normalised actions (b, h, a)."""
-        actions = generate_naively(self.policy, prefix, noise, self.temperature)
-        mark("decode")
-        return actions
+        return generate_naively(self.policy, prefix, noise, self.temperature, mark)
 
 
 class LeanGenerator(LeanTrunk):
@@ -125,7 +127,7 @@ class LeanGenerator(LeanTrunk):
             angles = cosine[:, :, at : at + 1], sine[:, :, at : at + 1]
             token = writer.write(self._normed(self.through(token, *angles, seen, caches, at)))
             at += 1
-        mark("decode")
+            mark("tokens")
         return writer.actions()
 
     def _normed(self, x: Tensor) -> Tensor:

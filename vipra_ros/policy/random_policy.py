@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from vipra_ros import __version__
@@ -9,8 +11,9 @@ from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import GRIPPER_CONVENTION
 from vipra_ros.control.profile import load_profile
 from vipra_ros.model.backbone import PAPER, BackboneConfig
+from vipra_ros.model.discrete import DiscretePolicy, make_policy
 from vipra_ros.model.patch_vq import make_quantiser
-from vipra_ros.model.policy import FlowPolicy, PolicyConfig
+from vipra_ros.model.policy import ActingPolicy, PolicyConfig
 from vipra_ros.model.vq import VQConfig
 from vipra_ros.model.vqgan import LWM
 from vipra_ros.policy.checkpoint import FORMAT, Checkpoint, CheckpointConfig
@@ -40,16 +43,17 @@ def sizes(preset: str) -> tuple[PolicyConfig, VQConfig]:
 
 
 def random_checkpoint(
-    preset: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    preset: str, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, decoder: str = "flow"
 ) -> Checkpoint:
     """A policy of that size, on the device and in the type at once: the paper's never exists in float32.
 
     Its tokenizer knows the prompt's words; LLaMA's makes about half as many tokens more of the same prompt.
     """
     policy, vq = sizes(preset)
+    policy = dataclasses.replace(policy, decoder=decoder)
     torch.manual_seed(seed)
     with torch.device("meta"):
-        network, quantiser = FlowPolicy(policy).to(dtype), make_quantiser(vq)
+        network, quantiser = make_policy(policy).to(dtype), make_quantiser(vq)
     network.trunk.rotary_emb = type(network.trunk.rotary_emb)(network.trunk.config)
     for module in (network, quantiser):
         module.to_empty(device=device) if module is quantiser else _to_empty(module, device)
@@ -58,6 +62,8 @@ def random_checkpoint(
                 if "rotary" in name or not tensor.is_floating_point():
                     continue
                 tensor.fill_(1.0) if "norm" in name and name.endswith("weight") else tensor.normal_(0.0, 0.02)
+    if isinstance(network, DiscretePolicy):  # bins of equal width, as no actions are there to fit any
+        network.edges.copy_(torch.linspace(-3.0, 3.0, policy.action_bins + 1))
     config = CheckpointConfig(
         format=FORMAT, variant="random", preset=preset, policy=policy, vq=vq, cameras=("front",),
         image_size=vq.image_size, preprocessing="resize", rate=15.0, frame_stride=2, horizon=policy.horizon,
@@ -74,7 +80,7 @@ def _tokenizer():
     return train_word_tokenizer([PAPER_PROMPT.format(task=INSTRUCTION)])
 
 
-def _to_empty(network: FlowPolicy, device: str) -> None:
+def _to_empty(network: ActingPolicy, device: str) -> None:
     """`to_empty` for all but the rotary frequencies, which are computed, not stored."""
     rotary = network.trunk.rotary_emb
     network.trunk.rotary_emb = None
