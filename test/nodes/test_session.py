@@ -45,7 +45,7 @@ def test_a_system_that_cannot_start_says_why(unused_ros_domain, tmp_path):
     with System("/none/such", log=tmp_path / "system.log", task="push") as system:
         session = Session(system.domain, system.check)
         try:
-            with pytest.raises(SessionError, match="policy-3 ended: .*none/such"):
+            with pytest.raises(SessionError, match="the system ended with status 1: vipra: .*none/such"):
                 session.wait_ready(seconds=60.0)
         finally:
             session.close()

@@ -135,7 +135,8 @@ class System:
         node = died.partition("] [")[2].partition("]")[0]
         said = [x for x in lines if x.startswith(f"[{node}]") and any(w in x for w in ("FATAL", "ERROR", "rror: "))]
         what = f"{node} ended" if died else f"the system ended with status {code}"
-        raise SessionError(f"{what}: {said[-1] if said else died or 'nothing was said'} (log: {self.log})")
+        last = next((x for x in reversed(lines) if x.strip()), "nothing was said")
+        raise SessionError(f"{what}: {said[-1] if said else died or last} (log: {self.log})")
 
 
 def processor_time(pid: int) -> float:
