@@ -122,21 +122,6 @@ def test_an_episode_by_mouse(tmp_path, unused_ros_domain):
         page.picture("console_stopped")
         page.click("discard")
         page.line("discarded 1")
-        page.click("home")
-        page.answer("dead-man is not held")
-        page.hold()
-        page.touch("home")
-        page.answer("going home")
-        page.release()
-
-        # The space bar holds too, and lets go when somebody begins to write meanwhile.
-        free = tab.locator('[data-hold][data-state="free"]')
-        free.wait_for(timeout=ANSWER)
-        tab.keyboard.down("Space")
-        tab.locator('[data-hold][data-state="held"]').wait_for(timeout=ANSWER)
-        tab.locator("[data-words]").click()
-        free.wait_for(timeout=ANSWER)
-        tab.keyboard.up("Space")
         assert not complaints
         browser.close()
     kept = [p for p in (tmp_path / "bags").iterdir() if (p / "metadata.yaml").exists()]
