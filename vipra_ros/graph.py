@@ -265,14 +265,12 @@ def environment(executable: str, simulated: bool) -> dict[str, str]:
     to a simulated arm stays on this computer: a real one may listen in the same network.
     """
     found = {"PYTHONUNBUFFERED": "1"}
-    if executable == "sim":
+    if executable == "sim" and not any(v in os.environ for v in PROFILE_VARIABLES):
         # Fast DDS 3 reads the old name too, and complains.
         name = PROFILE_VARIABLES[1 if os.environ.get("ROS_DISTRO") == "jazzy" else 0]
         found[name] = str(share("config", "fastdds.xml"))
     if simulated:
         found["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    if any(v in os.environ for v in PROFILE_VARIABLES):
-        found = {k: v for k, v in found.items() if k not in PROFILE_VARIABLES}
     return {k: v for k, v in found.items() if k not in os.environ}
 
 

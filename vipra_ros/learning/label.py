@@ -24,6 +24,7 @@ from vipra_ros.data.dataset import Dataset
 from vipra_ros.learning import precision
 from vipra_ros.learning.footage import rate_of
 from vipra_ros.learning.latent import load_latent
+from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.model.latent import LatentActions, to_frames
 
 STEPS = 14
@@ -115,10 +116,9 @@ def label(
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
     model, notes = load_latent(latent)
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    model.to(own_device())
     # As precise as in training; the choice of the nearest code is float32.
-    reading = precision.autocast(device, notes["training"]["loop"]["bf16"])
+    reading = precision.autocast(own_device(), notes["training"]["loop"]["bf16"])
     is_set = (source / "meta" / "info.json").exists()
     items = find_videos([source], (camera,))
     rate = Dataset(source).fps if is_set else 0.0
