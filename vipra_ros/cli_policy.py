@@ -45,6 +45,7 @@ POLICY = (
             (arg("checkpoint", metavar="CHECKPOINT", help="folder of the policy, or a shipped one"),
              arg("--requests", dest="count", type=int, default=200,
                  help="requests counted, of each kind (%(default)s)"),
+             arg("--engine", default="torch", choices=ENGINES, help="what computes, here and there (%(default)s)"),
              arg("--json", dest="json_path", default="", metavar="FILE", help="write the figures here")),
             to("serving.bench:main")),
     Command("bench policy", "Policy", "How long a chunk takes by engine and stage, beside this machine's floor.",

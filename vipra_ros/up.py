@@ -26,7 +26,7 @@ from vipra_ros import graph
 GRACE = 2.0
 
 
-def _end_with_parent(number: int) -> None:
+def end_with_parent(number: int) -> None:
     """Linux sends this process the signal `number` when its parent is gone, however the parent went."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
@@ -37,10 +37,10 @@ class _Process(Process):
 
     def __init__(self, *args, **keywords):
         super().__init__(*args, **keywords)
-        self._child_ctor = partial(Popen, preexec_fn=lambda: _end_with_parent(signal.SIGINT))
+        self._child_ctor = partial(Popen, preexec_fn=lambda: end_with_parent(signal.SIGINT))
 
     def run(self, events=None, ignore_signals=False):
-        _end_with_parent(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         super().run(events, ignore_signals)
 
 

@@ -1,6 +1,10 @@
 """The whole system once: simulated controller, franky, executor and policy node, driven by a session."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,3 +53,21 @@ def test_a_system_that_cannot_start_says_why(unused_ros_domain, tmp_path):
                 session.wait_ready(seconds=60.0)
         finally:
             session.close()
+
+
+KILLED = """
+import os, signal, sys
+from vipra_ros.nodes.system import System
+
+with System(system="sim", log=sys.argv[1]) as system:
+    print(system.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_system_ends_when_whoever_started_it_is_killed(unused_ros_domain, tmp_path):
+    said = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "system.log")], capture_output=True, text=True)
+    pid, end = int(said.stdout), time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists(), (tmp_path / "system.log").read_text()

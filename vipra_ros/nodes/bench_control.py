@@ -150,9 +150,9 @@ def run(rates: list[float] | None = None, seconds: float = 30.0, json_path: str 
 def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
     driver.drive(rate, WARM)
     driver.stamps.clear()
-    before, shown, began = _spent(pid), dict(driver.pictures), time.monotonic()
+    before, shown, began = spent_by(pid), dict(driver.pictures), time.monotonic()
     driver.drive(rate, seconds)
-    passed, after, status = time.monotonic() - began, _spent(pid), driver.status
+    passed, after, status = time.monotonic() - began, spent_by(pid), driver.status
     periods = 1e3 * np.diff(np.array(driver.stamps))
     counts = np.histogram(periods, (0, *BINS))[0]
     return {
@@ -168,7 +168,7 @@ def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
     }
 
 
-def _spent(session: int) -> dict[str, float]:
+def spent_by(session: int) -> dict[str, float]:
     """s of processor time of each node of the session's system, of the simulated controller, and of ourselves."""
     spent, family = {"bench": time.process_time()}, {session}
     for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: int(p.name)):

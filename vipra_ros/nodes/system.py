@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from vipra_ros.up import end_with_parent
+
 #: s that a system is given to end after an interrupt.
 END_TIMEOUT = 6.0
 #: Hz; the rate of the data sets, half of the sim node's default.
@@ -92,7 +94,8 @@ class System:
         environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain)}
         if self._simulated:
             environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order.
+        # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order. When we are
+        # killed it is interrupted: no arm moves on without whoever started it.
         self._process = subprocess.Popen(
             self._command,
             env=environment,
@@ -100,6 +103,7 @@ class System:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=lambda: end_with_parent(signal.SIGINT),
         )
         return self
 

@@ -26,7 +26,7 @@ WARM = 10
 ADDRESS = "127.0.0.21"
 
 
-def main(checkpoint: str, count: int, json_path: str) -> None:
+def main(checkpoint: str, count: int, engine: str, json_path: str) -> None:
     """Measure, print, and write the figures. `overhead`: round trip minus the network's own time in that request."""
     import torch
 
@@ -35,9 +35,11 @@ def main(checkpoint: str, count: int, json_path: str) -> None:
     from vipra_ros.policy.shipped import resolve
 
     loaded = Checkpoint.load(resolve(checkpoint))
-    here = load_engine(loaded, threads=1)
+    here = load_engine(loaded, engine, threads=1)
     command = [sys.executable, "-m", "vipra_ros.cli", "serve", checkpoint, "--host", ADDRESS, "--port", "0"]
-    server = subprocess.Popen([*command, "--device", "cpu", "--threads", "1"], stdout=subprocess.PIPE, text=True)
+    # Two clients that never ask at once: no request is to wait for the other one's.
+    options = ["--device", "cpu", "--threads", "1", "--engine", engine, "--batch", "1"]
+    server = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     try:
         line = server.stdout.readline()
         found = re.search(r"ws://\S+", line)
@@ -60,13 +62,14 @@ def main(checkpoint: str, count: int, json_path: str) -> None:
         "torch": torch.__version__,
         "vipra_ros": __version__,
     }
-    console, table = Console(), Table("", "n", "p50 ms", "p95 ms", "p99 ms", title=f"{checkpoint}, camera 640 x 480")
+    console, table = Console(), Table("", "n", "p50 ms", "p95 ms", "p99 ms", title=f"{checkpoint}, {engine}, 640 x 480")
     for name, row in figures.items():
         table.add_row(name, str(count), *(f"{row[p]:.2f}" for p in ("p50_ms", "p95_ms", "p99_ms")))
     console.print(table)
     if json_path:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"checkpoint": checkpoint, "n": count, "machine": machine, "figures": figures}, indent=1)
+        about = {"checkpoint": checkpoint, "engine": engine, "n": count, "machine": machine}
+        text = json.dumps({**about, "figures": figures}, indent=1)
         Path(json_path).write_text(text + "\n")
         console.print(f"written: {json_path}")
 

@@ -1,0 +1,182 @@
+"""`vipra bench loop`: from a camera's stamp to the arm, through the running nodes, at several action rates.
+
+Simulator, policy and executor run as always, with two cameras at 30 Hz and real franky over the simulated controller.
+The policy is a copy of a checkpoint that says another rate and two cameras: its chunks take the time that they would
+take, what they are worth does not count. This process listens only, and takes the time of every message itself.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from safetensors.numpy import load_file, save_file
+from sensor_msgs.msg import CompressedImage
+
+from vipra_ros.machine import machine
+from vipra_ros.msg import ActionChunk
+from vipra_ros.nodes.bench_control import spent_by
+from vipra_ros.nodes.convert import nanoseconds
+from vipra_ros.nodes.session import Session
+from vipra_ros.nodes.system import PATIENT, System
+from vipra_ros.policy.shipped import resolve
+
+CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
+#: s at the start of a run that do not count, and of one episode before the scene is laid out again.
+WARM, SCENE = 4.0, 8.0
+#: ns; stamps so near are the same: the policy counts time in a float.
+NEAR = 1e5
+PERCENTILES = (50, 95, 99)
+PARAMETERS = PATIENT.split("/**/executor:")[1].join([f"/**/sim:\n  ros__parameters:\n    camera_rate: {CAMERA_RATE}\n"
+                                                     "/**/executor:", ""])
+
+
+class Ear:
+    """Hears pictures and chunks in a node of its own, and when each was sent.
+
+    Attributes:
+        drawn: ms from a picture's stamp to its sending: the simulated camera draws and packs it meanwhile.
+        pictures: (ns of the stamp, ms from the sending to our callback).
+        chunks: (ns of the stamp, ns of the arrival, ms from the sending to our callback).
+    """
+
+    def __init__(self, domain: int):
+        self.drawn, self.pictures, self.chunks = (deque(maxlen=100_000) for _ in range(3))
+        self._context = rclpy.Context()
+        rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        node = rclpy.create_node("bench_loop", context=self._context)
+        for camera in CAMERAS:
+            node.create_subscription(CompressedImage, f"camera/{camera}/image_raw/compressed", self._picture,
+                                     qos_profile_sensor_data)
+        node.create_subscription(ActionChunk, "policy/chunk", self._chunk, 10)
+        self._spinner = SingleThreadedExecutor(context=self._context)
+        self._spinner.add_node(node)
+        threading.Thread(target=self._spinner.spin, name="ear", daemon=True).start()
+
+    def forget(self) -> None:
+        """What was heard so far does not count."""
+        for heard in (self.drawn, self.pictures, self.chunks):
+            heard.clear()
+
+    def close(self) -> None:
+        """Leave the ROS graph."""
+        self._spinner.shutdown()
+        rclpy.try_shutdown(context=self._context)
+
+    def both_ways(self) -> list[float]:
+        """ms that a chunk and the picture it answers (the later camera's) travelled, where we had that picture."""
+        stamps, travelled = np.array(self.pictures).T
+        found = ((travelled[np.abs(stamps - stamp) < NEAR], ms) for stamp, _, ms in self.chunks)
+        return [pictures.max() + ms for pictures, ms in found if len(pictures)]
+
+    # A callback with a second parameter gets the times of the middleware.
+    def _picture(self, message: CompressedImage, info: dict) -> None:
+        now, sent, stamp = time.time_ns(), info["source_timestamp"], nanoseconds(message.header.stamp)
+        self.pictures.append((stamp, 1e-6 * (now - sent)))
+        self.drawn.append(1e-6 * (sent - stamp))
+
+    def _chunk(self, message: ActionChunk, info: dict) -> None:
+        now = time.time_ns()
+        self.chunks.append((nanoseconds(message.header.stamp), now, 1e-6 * (now - info["source_timestamp"])))
+
+
+def run(checkpoint: str = "models/tiny", rates: list[float] | None = None, seconds: float = 60.0, engine: str = "auto",
+        json_path: str = "") -> None:
+    """Measure every rate (Hz) for `seconds` and print what came of it."""
+    results = {"machine": machine(), "checkpoint": str(checkpoint), "seconds": seconds, "cameras": list(CAMERAS),
+               "camera_hz": CAMERA_RATE, "rates": {}}
+    with tempfile.TemporaryDirectory(prefix="vipra-") as folder:
+        for rate in rates or [15.0, 22.0, 30.0]:
+            copy = at_rate(resolve(checkpoint), Path(folder) / f"{rate:g}", rate)
+            results["rates"][f"{rate:g}"] = found = _measure(copy, rate, seconds, engine)
+            _print(rate, found)
+    if json_path:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_path).write_text(json.dumps(results, indent=1) + "\n")
+
+
+def at_rate(checkpoint: Path, copy: Path, rate: float) -> Path:
+    """A copy of a checkpoint that looks at both cameras and acts at `rate` Hz."""
+    shutil.copytree(checkpoint, copy, ignore=shutil.ignore_patterns("log*", "*.md", "*.png"))
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    config["policy"]["cameras"], config["cameras"], config["rate"] = len(CAMERAS), list(CAMERAS), rate
+    path.write_text(json.dumps(config))
+    weights = load_file(copy / "policy.safetensors")
+    # (frames, cameras, 1, width): the only weight that knows how many cameras there are.
+    weights["vision_frame"] = np.repeat(weights["vision_frame"][:, :1], len(CAMERAS), axis=1)
+    save_file(weights, copy / "policy.safetensors")
+    return copy
+
+
+def _measure(checkpoint: Path, rate: float, seconds: float, engine: str) -> dict:
+    with System(checkpoint, parameters=PARAMETERS, camera_rate=str(CAMERA_RATE), engine=engine) as system:
+        ear, session = Ear(system.domain), Session(system.domain, system.check)
+        try:
+            session.wait_ready()
+            session.episode("reach", 1000, WARM, rest=WARM)
+            ear.forget()
+            before, spent, began = session.executor_status, spent_by(system.pid), time.monotonic()
+            scenes = 0
+            while time.monotonic() - began < seconds:
+                scenes += 1
+                session.episode(("reach", "push", "lift")[scenes % 3], 1000 + scenes, SCENE, rest=SCENE)
+            passed, after = time.monotonic() - began, spent_by(system.pid)
+            executor, policy = session.executor_status, session.policy_status
+        finally:
+            session.close()
+            ear.close()
+    stamps, arrivals, _ = np.array(ear.chunks).T
+    ages, gaps = 1e-6 * (arrivals - stamps), 1e-6 * np.diff(arrivals)
+    gaps = gaps[gaps < 1e3]  # the arm goes home between two scenes
+    inference, latency = ([1e3 * getattr(policy, f"{n}_p{p}") for p in PERCENTILES] for n in ("inference", "latency"))
+    return {
+        "n": len(ages), "scenes": scenes,
+        "inference_ms": np.round(inference, 1).tolist(), "stamp_to_chunk_ms": np.round(latency, 1).tolist(),
+        "stamp_to_action_ms": [round(1e3 * getattr(executor, f"obs_to_action_p{p}"), 1) for p in PERCENTILES],
+        "stamp_to_heard_ms": _three(ages), "cadence_ms": _three(gaps),
+        "cadence_jitter_ms": _three(np.abs(gaps - np.median(gaps))),
+        "camera_ms": _three(ear.drawn), "picture_transport_ms": _three([ms for _, ms in ear.pictures]),
+        "chunk_transport_ms": _three([ms for *_, ms in ear.chunks]), "both_ways_ms": _three(ear.both_ways()),
+        "stall_fraction": round(executor.stall_fraction, 3), "accepted": int(executor.accepted - before.accepted),
+        "rejected": int(executor.rejected - before.rejected),
+        "cpu": {k: round((v - spent.get(k, 0.0)) / passed, 2) for k, v in after.items()},
+    }
+
+
+def _three(values) -> list[float]:
+    return np.percentile(np.array(values), PERCENTILES).round(2).tolist()
+
+
+def _print(rate: float, found: dict) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{rate:g} Hz, {found['n']} chunks in {found['scenes']} scenes; ms", box=box.SIMPLE)
+    table.add_column("")
+    for name in ("p50", "p95", "p99"):
+        table.add_column(name, justify="right")
+    for key, text in (
+        ("camera_ms", "the simulated camera: stamp to sent"), ("picture_transport_ms", "a picture: sent to heard"),
+        ("inference_ms", "inference"), ("stamp_to_chunk_ms", "stamp of the frame to chunk sent"),
+        ("chunk_transport_ms", "a chunk: sent to heard"), ("both_ways_ms", "both: what ROS adds to the inference"),
+        ("stamp_to_action_ms", "stamp of the frame to its first action"), ("cadence_ms", "from chunk to chunk"),
+        ("cadence_jitter_ms", "that less its median"),
+    ):  # fmt: skip
+        table.add_row(text, *(f"{x:.1f}" for x in found[key]))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"stalled {found['stall_fraction']:.0%}; chunks accepted {found['accepted']}, "
+                  f"rejected {found['rejected']}")
+    console.print("cores: " + ", ".join(f"{k} {v:.2f}" for k, v in found["cpu"].items()))
