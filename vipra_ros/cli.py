@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vipra_ros import __version__, cli_data, cli_learn, cli_policy, cli_tools
-from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, shipped, to
+from vipra_ros.command import CHECKPOINT, TASKS, Command, arg, room, to
 from vipra_ros.config import ConfigError
 
 #: What to install when an import fails: module -> extra of setup.py.
@@ -52,7 +52,7 @@ def _node(a: argparse.Namespace) -> None:
 
 
 def _demo(a: argparse.Namespace) -> int | None:
-    return room("demo:run")(shipped(a.checkpoint), a.task, a.seed, Path(a.out))
+    return room("demo:run")(room("policy.shipped:resolve")(a.checkpoint), a.task, a.seed, Path(a.out))
 
 
 def _demo_teleop(a: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def _demo_teleop(a: argparse.Namespace) -> int:
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
     room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
-                                after=shipped(a.after) if a.after else "", body=a.body)
+                                after=room("policy.shipped:resolve")(a.after) if a.after else "", body=a.body)
 
 
 def _convert(a: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from vipra_ros.command import (
     arg,
     room,
     settings,
-    shipped,
 )
 
 
@@ -29,7 +28,7 @@ def _overrides(a: argparse.Namespace, job: str) -> dict:
 
 
 def _train_finetune(a: argparse.Namespace) -> None:
-    init = a.init if a.init == "scratch" else shipped(a.init)
+    init = a.init if a.init == "scratch" else room("policy.shipped:resolve")(a.init)
     room("learning.finetune:train")(a.dataset, a.out, preset=a.preset, init=init, overrides=_overrides(a, "finetune"))
 
 
@@ -63,7 +62,8 @@ def _bench_memory(a: argparse.Namespace) -> None:
 
 
 def _eval(a: argparse.Namespace) -> None:
-    room("learning.evaluate:main")(shipped(a.checkpoint), a.task, a.episodes, a.seed, json_path=a.json,
+    folder = room("policy.shipped:resolve")(a.checkpoint)
+    room("learning.evaluate:main")(folder, a.task, a.episodes, a.seed, json_path=a.json,
                                     video=a.video, ros=a.ros, engine=a.engine, device=a.device,
                                     euler_steps=a.euler_steps)
 

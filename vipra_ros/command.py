@@ -6,7 +6,6 @@ import argparse
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 #: Tasks of the simulated table.
@@ -39,19 +38,6 @@ def room(path: str) -> Callable:
 def to(path: str) -> Callable[[argparse.Namespace], int | None]:
     """Runs the function at `path`, imported then, with the arguments of the command by their names."""
     return lambda a: room(path)(**{k: v for k, v in vars(a).items() if k not in ("run", "debug")})
-
-
-def shipped(folder: str) -> Path:
-    """A folder given by the user, or one of that name shipped with the package; if neither is there, the user's."""
-    from vipra_ros.config import ConfigError, share
-
-    path = Path(folder)
-    if path.exists() or path.is_absolute():
-        return path
-    try:
-        return share(*path.parts)
-    except ConfigError:
-        return path
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vipra_ros.command import shipped
 from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import cameras, checkpoint, disk, gello, machine, network, report, robot
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding
+from vipra_ros.policy.shipped import resolve
 from vipra_ros.teleop.bus import BusError, Reading
 
 FR3 = load_profile("fr3")
@@ -256,7 +256,7 @@ def test_disk(tmp_path):
 
 
 def test_checkpoint(tmp_path):
-    tiny = shipped("models/tiny")
+    tiny = resolve("models/tiny")
     assert [f.level for f in checkpoint.compatibility(tiny, FR3)] == [OK, OK]
     wrong = checkpoint.compatibility(tiny, load_profile("panda"))
     assert [f.level for f in wrong] == [OK, FAIL] and "panda" in wrong[1].text

@@ -8,12 +8,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from vipra_ros.command import room, shipped
-from vipra_ros.config import share
+from vipra_ros.command import room
+from vipra_ros.config import ConfigError, share
 from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import checkpoint as checkpoints
 from vipra_ros.doctor import disk, machine, network, report
 from vipra_ros.doctor.report import FAIL, Finding, guarded
+from vipra_ros.policy.shipped import resolve
 
 #: s that cameras are listened to.
 LISTEN = 4.0
@@ -50,9 +51,14 @@ def examine(robot: str = "", gello: str = "", gello_config: str = "", camera: tu
         look("cameras", "listening", _cameras, camera, bool(robot) and not real)
     look("disk", "space", disk.room, out)
     look("disk", "write speed", disk.speed, out)
-    folder = shipped(checkpoint) if checkpoint else None
-    if folder:
-        look("checkpoint", "loading", checkpoints.compatibility, folder, limits)
+    folder = None
+    if checkpoint:
+        try:
+            folder = resolve(checkpoint)
+            look("checkpoint", "loading", checkpoints.compatibility, folder, limits)
+        except ConfigError as error:
+            text, _, fix = str(error).rpartition("; ")
+            found.append(Finding("checkpoint", "loading", FAIL, text, fix))
     look("checkpoint", "GPU memory", lambda: checkpoints.memory(folder, checkpoints.gpus()))
     order = ("machine", "network", "robot", "gello", "cameras", "disk", "checkpoint")
     return sorted(found, key=lambda f: order.index(f.area))

@@ -30,7 +30,7 @@ from vipra_ros.model.vq import VQ
 from vipra_ros.policy.checkpoint import FORMAT, Checkpoint, CheckpointConfig
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.pretrained import Pretrained
-from vipra_ros.policy.text import Prompt, TokenizerError, train_word_tokenizer
+from vipra_ros.policy.text import Prompt, open_tokenizer, train_word_tokenizer
 
 #: What a training may start from.
 Start = Checkpoint | Pretrained | LWMFolder
@@ -131,9 +131,7 @@ def _tokenizer(config: Finetune, start: Start | None, instructions: list[str]) -
     if isinstance(start, LWMFolder):
         return start.tokenizer(config.tokenizer)
     if config.tokenizer:
-        if not Path(config.tokenizer).exists():
-            raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
-        return Tokenizer.from_file(config.tokenizer)
+        return open_tokenizer(config.tokenizer)
     return start.tokenizer if start else train_word_tokenizer([*instructions, config.prompt.replace("{task}", " ")])
 
 

@@ -31,7 +31,7 @@ from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model.joint import WEIGHTS, JointBatch, JointConfig, JointModel, weighed
 from vipra_ros.model.policy import PolicyConfig
 from vipra_ros.policy.pretrained import Pretrained, PretrainedConfig
-from vipra_ros.policy.text import END, Prompt, TokenizerError, train_word_tokenizer
+from vipra_ros.policy.text import END, Prompt, TokenizerError, open_tokenizer, train_word_tokenizer
 
 #: Rows of PolicyConfig that follow from the data, the quantiser and the tokenizer.
 DERIVED = ("text_vocab", "codebook_size", "code_groups", "grid", "cameras", "action_dim")
@@ -310,8 +310,6 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
 def _tokenizer(config: Pretrain, dataset) -> Tokenizer:
     """The one that is named, or a word vocabulary of the instructions."""
     if config.tokenizer:
-        if not Path(config.tokenizer).exists():
-            raise TokenizerError(f"{config.tokenizer}: no such file; give a tokenizer.json")
-        return Tokenizer.from_file(config.tokenizer)
+        return open_tokenizer(config.tokenizer)
     texts = sorted({e.task for e in dataset.episodes})
     return train_word_tokenizer([*texts, *config.words, config.prompt.replace("{task}", " ")])

@@ -23,6 +23,20 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be used; one line with the remedy."""
 
 
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """A tokenizer.json.
+
+    Raises:
+        TokenizerError: there is no such file, or it is none.
+    """
+    if not Path(path).exists():
+        raise TokenizerError(f"{path}: no such file; give a tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise TokenizerError(f"{path}: not a tokenizer ({error}); give a tokenizer.json") from None
+
+
 def train_word_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Every lower-cased word of `texts`, in alphabetical order (so the same data give the same ids)."""
     normalise = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -54,12 +68,7 @@ class Prompt:
     @classmethod
     def load(cls, path: str | Path, template: str, proprio: bool) -> Prompt:
         """From a tokenizer.json (the `tokenizers` format)."""
-        try:
-            return cls(Tokenizer.from_file(str(path)), template, proprio)
-        except TokenizerError:
-            raise
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise TokenizerError(f"{path}: not a tokenizer ({error}); give a tokenizer.json") from None
+        return cls(open_tokenizer(path), template, proprio)
 
     @property
     def size(self) -> int:
