@@ -178,10 +178,17 @@ class ConsoleState:
         return r["state"], f"{last['episode']}: not kept" if last else "ready to record"
 
     def trial_lines(self) -> tuple[str, ...]:
-        """What `vipra rollouts` says of the trial under way, its question last; none without trials."""
+        """What `vipra rollouts` says of the trial under way; none without trials."""
         if self.age("trial") > POLICY_SILENT:
             return ()
-        return (*self.trial["lines"], *filter(None, [self.trial["asks"]]))
+        return tuple(by_button(line) for line in (*self.trial["lines"], self.trial["refused"]) if line)
+
+    def trial_question(self) -> tuple[str, str]:
+        """What it asks, and what answers: "go", "label", or "" when nothing is asked."""
+        if not self.trial_lines() or not self.trial["buttons"]:
+            return "", ""
+        go = "start" in self.trial["buttons"]
+        return ("Go: " if go else "") + by_button(self.trial["asks"]), "go" if go else "label"
 
     def series(self) -> dict[str, tuple[list[float], list[float]]]:
         """Name -> (times s, values): chunks/s, actions/s, latency ms, limiter %."""

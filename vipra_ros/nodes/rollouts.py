@@ -245,7 +245,7 @@ class Rollouts:
         if self.plan.simulated:
             self._leave_on_key()
             return GO[0]
-        with self._buttons.asking(f"{refused}; {what}" if refused else what, "start"):
+        with self._buttons.asking(what, "start", refused=refused):
             while True:
                 status = self._session.executor_status
                 fault = f"FAULT: {'; '.join(status.reasons)}   " if status.state == ExecutorStatus.FAULT else ""

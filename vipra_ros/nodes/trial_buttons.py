@@ -36,7 +36,7 @@ class TrialButtons:
     def __init__(self, node: Node):
         self._lock = threading.Lock()
         self._lines: list[str] = []
-        self._what, self._names, self._pressed = "", (), ""
+        self._what, self._names, self._refused, self._pressed = "", (), "", ""
         self._status = node.create_publisher(String, "rollouts/status", LATCHED)
         for name in ("start", "success", "failure", "invalid"):
             node.create_service(Trigger, f"rollouts/{name}", partial(self._on_press, name))
@@ -48,13 +48,13 @@ class TrialButtons:
         self._publish()
 
     @contextmanager
-    def asking(self, what: str, *names: str) -> Iterator[None]:
-        """Inside, the buttons `names` count; `what` is the question."""
-        self._ask(what, names)
+    def asking(self, what: str, *names: str, refused: str = "") -> Iterator[None]:
+        """Inside, the buttons `names` count; `what` is the question, `refused` what came of the answer before."""
+        self._ask(what, names, refused)
         try:
             yield
         finally:
-            self._ask("", ())
+            self._ask()
 
     def key(self) -> str:
         """The key of the button that was pressed, once; empty without one."""
@@ -62,9 +62,9 @@ class TrialButtons:
             name, self._pressed = self._pressed, ""
         return KEYS.get(name, "")
 
-    def _ask(self, what: str, names: tuple[str, ...]) -> None:
+    def _ask(self, what: str = "", names: tuple[str, ...] = (), refused: str = "") -> None:
         with self._lock:
-            self._what, self._names, self._pressed = what, names, ""
+            self._what, self._names, self._refused, self._pressed = what, names, refused, ""
         self._publish()
 
     def _on_press(self, name: str, request: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
@@ -79,5 +79,5 @@ class TrialButtons:
 
     def _publish(self) -> None:
         with self._lock:
-            said = {"lines": self._lines, "asks": self._what, "buttons": self._names}
+            said = {"lines": self._lines, "asks": self._what, "buttons": self._names, "refused": self._refused}
         self._status.publish(String(data=json.dumps(said)))
