@@ -1,4 +1,4 @@
-"""The operator's page, clicked in a real browser (skipped without a chromium): an episode, and hold-to-run by keys.
+"""The operator's page, clicked in a real browser (skipped without a chromium): an episode, hold-to-run, a trial.
 
 VIPRA_CHROMIUM names one that is not on the path; SCREENSHOTS is a folder for pictures of the page, as in the docs.
 """
@@ -6,6 +6,7 @@ VIPRA_CHROMIUM names one that is not on the path; SCREENSHOTS is a folder for pi
 import os
 import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,39 @@ def test_the_space_bar_holds_and_never_stays_held(desk):
     tab.wait_for_timeout(500)
     keys.up("Space")
     assert tab.evaluate("[...window.seen]") in ([], ["free"]), "it was asked for, or held"
+
+
+@pytest.mark.slow
+def test_a_trial_is_answered_while_it_asks(desk, unused_ros_domain):
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+
+    from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
+
+    card, question = desk.page.locator(".v-asked"), desk.page.locator(".v-asked b")
+    assert not card.is_visible()
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context, domain_id=unused_ros_domain)
+    node = rclpy.create_node("trials", context=context)
+    buttons, spinner = TrialButtons(node), SingleThreadedExecutor(context=context)
+    spinner.add_node(node)
+    thread = threading.Thread(target=spinner.spin, daemon=True)
+    thread.start()
+    try:
+        buttons.tell(["trial 3 of 20: policy B"])
+        with buttons.asking("how did it go?", *LABELS):
+            question.filter(has_text="how did it go?").wait_for(timeout=ANSWER)
+            desk.refuses("trial_start", "Go: not asked for now; how did it go?")
+            desk.click("trial_success")
+            desk.answer("Success: trial 3 of 20: policy B")
+            assert buttons.key() == "y"
+        question.wait_for(state="detached", timeout=ANSWER)
+        desk.refuses("trial_failure", "Failure: not asked for now")
+        desk.picture("console_trial")
+        assert buttons.key() == ""
+    finally:
+        spinner.shutdown()
+        thread.join(2.0)
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
+    card.wait_for(state="hidden", timeout=ANSWER)
