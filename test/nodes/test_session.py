@@ -1,6 +1,7 @@
 """The whole system once: simulated controller, franky, executor and policy node, driven by a session."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,3 +50,14 @@ def test_a_system_that_cannot_start_says_why(unused_ros_domain, tmp_path):
                 session.wait_ready(seconds=60.0)
         finally:
             session.close()
+
+
+def test_a_system_that_ended_says_the_reason_of_its_node(tmp_path):
+    system = System("nothing", log=tmp_path / "system.log")
+    system._process = SimpleNamespace(poll=lambda: 1)
+    system.log.write_text("[policy-2] [INFO] [1.0] [policy]: WAITING: camera front: no frame yet\n"
+                          "[executor-1] executor: no arm at 172.16.0.2; activate FCI\n"
+                          "[ERROR] [executor-1]: process has died [pid 5, exit code 1]\n"
+                          "[INFO] [policy-2]: process has finished [pid 4, exit code 0]\n")
+    with pytest.raises(SessionError, match=r"^executor-1 ended: executor: no arm at 172.16.0.2; activate"):
+        system.check()
