@@ -22,7 +22,9 @@ OUT = ROOT / "docs" / "reference"
 MADE = "<!-- Written by docs/generate.py (make reference); do not edit. -->\n"
 
 #: Nodes of the systems, in the order of the page; other modules of nodes/ are tools that listen to the same topics.
-NODES = ("policy", "executor", "gello", "recorder", "replay", "demonstrator", "console", "sim")
+NODES = ("policy", "executor", "gello", "recorder", "replay", "demonstrator", "console", "sim", "trial_buttons")
+#: A module that is no node of its own -> who has it.
+OWNERS = {"trial_buttons": "`vipra rollouts`"}
 #: What a topic or service means; the page is not written while one has no entry here.
 MEANING = {
     "/clock": "simulation time, with `publish_clock`",
@@ -43,6 +45,7 @@ MEANING = {
     "policy/status": "what the policy sees, how fast it answers, why it waits",
     "recorder/relabel": "another instruction for the episode under way, or the last one",
     "recorder/status": "JSON: state, episode, counts",
+    "rollouts/status": "JSON: the trial of `vipra rollouts` under way, what it asks, which buttons count",
     "sim/outcome": "JSON: task, colour, success",
     "executor/arm": "let the next acceptable chunk start a motion",
     "executor/stop": "limited stop, then IDLE",
@@ -54,6 +57,10 @@ MEANING = {
     "recorder/success": "end it, labelled as a success",
     "recorder/failure": "end it, labelled as a failure",
     "recorder/discard": "throw it away",
+    "rollouts/start": "Enter at `vipra rollouts`: the arm goes home, the trial begins",
+    "rollouts/success": "label the trial under way as a success",
+    "rollouts/failure": "label it as a failure",
+    "rollouts/invalid": "it does not count and is done again",
     "sim/reset": "lay the cubes out for another start",
 }
 #: create_* and the nodes' own helpers around them -> (what, place of type, of topic, of quality).
@@ -243,7 +250,7 @@ def topics() -> str:
         if e.what == "serves":
             services[e.topic] = e
         else:
-            table[e.topic][e.what].add((e.node, e.quality))
+            table[e.topic][e.what].add((OWNERS.get(e.node, e.node), e.quality))
             table[e.topic]["kind"].add(e.kind)
     gone = sorted(set(MEANING) - set(table) - set(services))
     if gone:
@@ -263,7 +270,7 @@ def topics() -> str:
                           ", ".join(sorted(by) + ["your camera driver"] * camera) or "you",
                           ", ".join(sorted(to)), ", ".join(sorted(quality)), MEANING[topic]))
     lines += ["\n## Services\n", "| service | type | node | what |", "|---|---|---|---|"]
-    lines += [_row(f"`{s.topic}`", s.kind, s.node, MEANING[s.topic]) for s in services.values()]
+    lines += [_row(f"`{s.topic}`", s.kind, OWNERS.get(s.node, s.node), MEANING[s.topic]) for s in services.values()]
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vipra_ros.console import drawing
-from vipra_ros.console.state import COLOURS, SILENT, SPAN, UNKNOWN, ConsoleState
+from vipra_ros.console.state import COLOURS, POLICY_SILENT, SILENT, SPAN, UNKNOWN, ConsoleState
 from vipra_ros.control.profile import load_profile
 
 PROFILE = load_profile("fr3")
@@ -55,6 +55,22 @@ def test_words_are_those_of_the_page(state):
     last = {"episode": "a", "saved": True, "success": True, "seconds": 3.0, "flags": ["front: gap", "wrist: gap"]}
     state.on_recorder({"state": "IDLE", "last": last})
     assert state.recorder_line()[1] == "a: 3.0 s, success, flags: front: gap; wrist: gap"
+
+
+def test_a_trial_is_shown_while_it_is_heard_and_names_no_policy(state):
+    state.on_policy(SimpleNamespace(state_text="FAULT", instruction="lift", reasons=["ours-to-win is no folder"]))
+    assert state.trial_lines() == () and "ours" in state.policy_line()
+    told = {"lines": ["trial 3 of 20: policy B", "  lay out: a towel"], "refused": "", "asks": "", "buttons": []}
+    state.on_trial(told)
+    assert state.trial_lines() == ("trial 3 of 20: policy B", "  lay out: a towel")
+    assert state.policy_line() == "policy FAULT", "the terminal tells the reason, with a letter for the name"
+    assert state.trial_question() == ("", "")
+    state.on_trial(told | {"refused": "held; call executor/arm", "asks": "begin", "buttons": ["start"]})
+    assert state.trial_lines()[2:] == ("held; press Arm",) and state.trial_question() == ("Go: begin", "go")
+    state.on_trial(told | {"asks": "how did it go?", "buttons": ["success"]})
+    assert state.trial_question() == ("how did it go?", "label")
+    state.now.now += POLICY_SILENT + 0.1
+    assert state.trial_lines() == () and state.trial_question() == ("", "")
 
 
 def test_history_is_thinned_and_its_gaps_are_gaps(state):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -288,6 +289,10 @@ def test_report():
     assert report.status(found) == 0 and report.status([*found, Finding("disk", "c", FAIL, "y", "z")]) == 1
     text = report.as_text(found, {"robot": "--robot IP"})
     assert "  OK   a: x" in text and "       -> do z" in text and "robot (--robot IP)" in text
+    long = Finding("disk", "/camera/front/image_raw/compressed pictures", WARN, "all are the same " * 6, "do --z " * 30)
+    text = report.as_text([*found, long], {"robot": "--robot IP"}, colour=True)
+    assert "\x1b[33mWARN\x1b[0m /camera" in text and "\n          do --z" in text
+    assert all(len(re.sub(r"\x1b\[\d+m", "", line)) <= 80 for line in text.splitlines())
     table = json.loads(report.as_json(found, {}))
     assert table["ok"] and table["counts"] == {"OK": 1, "WARN": 1, "FAIL": 0}
     broken = report.guarded("machine", "kernel", lambda: 1 / 0)

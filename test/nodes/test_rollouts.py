@@ -1,6 +1,9 @@
 """`vipra rollouts` with a simulated arm: the shipped policy against itself, with an operator and without."""
 
 import json
+import sys
+import threading
+import time
 
 import pytest
 
@@ -10,6 +13,8 @@ pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make se
 from vipra_ros.config import ConfigError
 from vipra_ros.learning.trials import Blind, Journal, load_plan, schedule
 from vipra_ros.nodes import rollouts
+from vipra_ros.nodes.system import SessionError
+from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
 
 PLAN = """
 policies:
@@ -70,6 +75,97 @@ def test_an_evaluation_in_the_simulator_that_is_interrupted(unused_ros_domain, t
     page, figures = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())
     assert "ours-to-win" in page and page.count("<video") == 3 and figures["unblinded"]
     assert figures["comparisons"][0]["pairs"] == 1 and "ours-to-win" in told
+
+
+class AtThePage:
+    """An operator who is there, and leaves the terminal's keys alone."""
+
+    def say(self, text):
+        pass
+
+    def show(self, line):
+        pass
+
+    def key(self, seconds):
+        time.sleep(seconds)
+        return ""
+
+
+@pytest.fixture
+def console(unused_ros_domain):
+    """The node of `vipra console`, without a browser; what a click calls is `node.act`."""
+    sys.path.insert(0, __file__.rpartition("/")[0])
+    from test_console_node import Rig
+
+    made = Rig(unused_ros_domain)
+    yield made
+    made.close()
+
+
+def asks(console, text, button):
+    """Wait until the page shows `text` as the question, then press; whether it counted, and the answer."""
+    console.wait(lambda: console.node.state.trial.get("asks") == text, 90.0)
+    return console.node.act(f"trial_{button}")
+
+
+@pytest.mark.slow
+def test_labels_come_from_the_console(console, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN.replace("  - {name: theirs-to-lose, checkpoint: models/tiny}\n", "")
+                    .replace("sim: reach", "sim: lift").replace("trials: 1", "trials: 2").replace("ours", "mine"))
+    plan, done = load_plan(file), []
+    runs = rollouts.Rollouts(plan, tmp_path / "out", AtThePage())
+    thread = threading.Thread(target=lambda: done.append(runs.run()))
+    thread.start()
+    try:
+        assert asks(console, "how did it go?", "start") == (False, "not asked for now; how did it go?")
+        counted, said = asks(console, "how did it go?", "invalid")
+        assert counted and said == "trial 1 of 2: policy A, task reach, block 1"
+        console.wait(lambda: not console.node.state.trial["buttons"])
+        assert console.node.act("trial_success")[0] is False, "kept for the next trial"
+        assert asks(console, "how did it go?", "failure")[0]
+        console.wait(lambda: console.node.state.trial["lines"][0].startswith("trial 2 of 2: policy A"))
+        shown = console.node.state.trial_lines()
+        assert shown[2].startswith("  before: trial 1, failure (operator) after")
+        assert not any(name in " ".join(shown) for name in ("mine", "tiny"))
+        console.wait(lambda: console.node.state.trial["asks"] == "how did it go?")
+        assert console.node.act("stop")[0]
+        assert asks(console, "stopped", "success")[0], "STOP on the page ends the trial; how it went is asked then"
+    finally:
+        thread.join(60.0)
+    assert done == [True]
+    labels = [(t.slot, t.label, t.by) for t in runs.journal.trials]
+    assert labels == [(0, "invalid", "operator"), (0, "failure", "operator"), (1, "success", "operator")]
+
+
+def test_an_arm_of_metal_waits_for_the_page_and_a_refusal_is_asked_again(console, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN.replace("sim: reach", "instruction: reach it") + "robot: 172.16.0.2\n")
+    runs, done, tries = rollouts.Rollouts(load_plan(file), tmp_path / "out", AtThePage()), [], []
+
+    class Standing:
+        executor_status = rollouts.ExecutorStatus(state=rollouts.ExecutorStatus.IDLE)
+
+        def check(self):
+            pass
+
+    def home():
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise SessionError("executor/home: the dead-man is not held")
+
+    runs._session, runs._buttons = Standing(), TrialButtons(console.ear)
+    thread = threading.Thread(target=lambda: done.append(runs._granted("the arm goes home", home)))
+    thread.start()
+    assert asks(console, "the arm goes home", "success")[0] is False
+    time.sleep(0.2)
+    assert not tries, "nothing moves before Go"
+    assert asks(console, "the arm goes home", "start") == (True, "the arm goes home")
+    console.wait(lambda: console.node.state.trial["refused"] == "executor/home: the dead-man is not held")
+    assert asks(console, "the arm goes home", "start")[0]
+    thread.join(5.0)
+    assert done == [True] and len(tries) == 2
+    assert asks(console, "", LABELS[0])[0] is False
 
 
 def test_a_robot_needs_an_operator_and_a_plan_that_can_run(tmp_path):

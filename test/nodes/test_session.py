@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,3 +72,14 @@ def test_a_system_ends_when_whoever_started_it_is_killed(unused_ros_domain, tmp_
     while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists(), (tmp_path / "system.log").read_text()
+
+
+def test_a_system_that_ended_says_the_reason_of_its_node(tmp_path):
+    system = System("nothing", log=tmp_path / "system.log")
+    system._process = SimpleNamespace(poll=lambda: 1)
+    system.log.write_text("[policy-2] [INFO] [1.0] [policy]: WAITING: camera front: no frame yet\n"
+                          "[executor-1] executor: no arm at 172.16.0.2; activate FCI\n"
+                          "[ERROR] [executor-1]: process has died [pid 5, exit code 1]\n"
+                          "[INFO] [policy-2]: process has finished [pid 4, exit code 0]\n")
+    with pytest.raises(SessionError, match=r"^executor-1 ended: executor: no arm at 172.16.0.2; activate"):
+        system.check()

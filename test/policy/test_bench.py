@@ -106,6 +106,8 @@ def test_the_figures_of_a_run(micro_checkpoint, small_machine, tmp_path, capsys)
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["ratio_to_floor"] == pytest.approx(row["p50_ms"] / row["floor_ms"], rel=0.05)
         assert {"decode", "resize", "encode", "denoise", "denormalise"} <= row["stages"].keys()
+    counted = {row["engine"]: row["operations"] for row in figures["engines"]}
+    assert 50 < counted["static"] < counted["torch"] < counted["eager"]
     best = min(figures["engines"], key=lambda row: row["p50_ms"])
     assert all(figures[key] == value for key, value in best.items())
     # eager has no prefix of its own; the others' first step is counted with it, or beside it

@@ -94,7 +94,14 @@ class _View:
             _html('<div class="v-words"><input data-words maxlength="500" placeholder="lift the red cube" '
                   'aria-label="instruction"><button class="v-act" data-command="instruction">Give</button></div>')
             self.words = _html(classes="v-line")
-        with ui.element("div").classes("v-card"):
+        with ui.element("div").classes("v-card v-trial") as self.trial:
+            _html("<h3>Trial</h3>")
+            _html('<div class="v-buttons"><button data-command="trial_start">Go</button>'
+                  '<button class="v-good" data-command="trial_success">Success</button>'
+                  '<button class="v-bad" data-command="trial_failure">Failure</button>'
+                  '<button data-command="trial_invalid">Invalid</button></div>')
+            self.asked = _html(classes="v-line v-asked")
+        with ui.element("div").classes("v-card") as self.episode:
             _html("<h3>Episode</h3>")
             _html('<div class="v-buttons"><button data-command="start">Start</button>'
                   '<button class="v-good" data-command="success">Success</button>'
@@ -123,6 +130,12 @@ class _View:
         )
         said, told = s.words_line()
         self.words.set_content(f"{said}<b>{escape(told)}</b>" if told else said)
+        trial = s.trial_lines()
+        self.trial.set_visibility(bool(trial))
+        self.episode.set_visibility(not trial or bool(s.recorder_line()[0]))
+        asked, answered = s.trial_question()
+        self.trial.classes(remove="v-go v-label", add=f"v-{answered}" if answered else "")
+        self.asked.set_content(escape("\n".join(trial)) + (f"<b>{escape(asked)}</b>" if asked else ""))
         self.recorder.set_content(escape(s.recorder_line()[1]))
         self.counts.set_content(" &nbsp; ".join(f"{k} <b>{v}</b>" for k, v in s.counts.items()))
         p = s.profile

@@ -67,13 +67,14 @@ class ConsoleState:
         self._lock = threading.Lock()
         self.executor = self.policy = None
         self.recorder: dict[str, Any] = {}
+        self.trial: dict[str, Any] = {}
         self.outcome: dict[str, Any] = {}
         self.counts = {"success": 0, "failure": 0, "no label": 0, "discarded": 0}
         self.joints: dict[str, tuple[float, np.ndarray]] = {}
         self.images: dict[str, Picture] = {}
         self.chunk: tuple[float, np.ndarray, int] | None = None
         self.listened = False  # whether the executor listens to the dead-man
-        self._heard = {"executor": -math.inf, "policy": -math.inf, "recorder": -math.inf}
+        self._heard = {"executor": -math.inf, "policy": -math.inf, "recorder": -math.inf, "trial": -math.inf}
         self._history: deque[tuple[float, ...]] = deque(maxlen=int(SPAN / EVERY) + 8)
 
     # --- in ------------------------------------------------------------------------------------------------
@@ -102,6 +103,10 @@ class ConsoleState:
             label = {True: "success", False: "failure"}.get(last.get("success"), "no label")
             self.counts["discarded" if not last.get("saved") else label] += 1
 
+    def on_trial(self, status: dict[str, Any]) -> None:
+        """The JSON of rollouts/status."""
+        self.trial, self._heard["trial"] = status, self.now()
+
     def on_joints(self, what: str, q: np.ndarray) -> None:
         """`what`: measured or commanded; q (7,) rad."""
         self.joints[what] = (self.now(), q)
@@ -117,7 +122,7 @@ class ConsoleState:
     # --- out -----------------------------------------------------------------------------------------------
 
     def age(self, who: str) -> float:
-        """s since executor, policy or recorder was heard; infinity: never."""
+        """s since executor, policy, recorder or trial was heard; infinity: never."""
         return self.now() - self._heard[who]
 
     def banner(self) -> Banner:
@@ -143,7 +148,8 @@ class ConsoleState:
             return "no policy heard"
         if self.age("policy") > POLICY_SILENT:
             return f"policy silent for {self.age('policy'):.0f} s"
-        why = f": {by_button(p.reasons[-1])}" if p.reasons else ""
+        # A reason may hold a path or an address: in trials the terminal tells it, without them.
+        why = f": {by_button(p.reasons[-1])}" if p.reasons and not self.trial_lines() else ""
         return f"policy {p.state_text}{why}"
 
     def words_line(self) -> tuple[str, str]:
@@ -170,6 +176,19 @@ class ConsoleState:
             return r["state"], (f"{last['episode']}: {last.get('seconds', 0):.1f} s, {label}, "
                                 f"{f'flags: {flags}' if flags else 'good'}")
         return r["state"], f"{last['episode']}: not kept" if last else "ready to record"
+
+    def trial_lines(self) -> tuple[str, ...]:
+        """What `vipra rollouts` says of the trial under way; none without trials."""
+        if self.age("trial") > POLICY_SILENT:
+            return ()
+        return tuple(by_button(line) for line in (*self.trial["lines"], self.trial["refused"]) if line)
+
+    def trial_question(self) -> tuple[str, str]:
+        """What it asks, and what answers: "go", "label", or "" when nothing is asked."""
+        if not self.trial_lines() or not self.trial["buttons"]:
+            return "", ""
+        go = "start" in self.trial["buttons"]
+        return ("Go: " if go else "") + by_button(self.trial["asks"]), "go" if go else "label"
 
     def series(self) -> dict[str, tuple[list[float], list[float]]]:
         """Name -> (times s, values): chunks/s, actions/s, latency ms, limiter %."""

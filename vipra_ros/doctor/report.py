@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 LEVELS = (OK, WARN, FAIL)
+#: Columns of a terminal.
+WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,24 @@ def as_json(findings: Sequence[Finding], skipped: dict[str, str]) -> str:
 
 
 def as_text(findings: Sequence[Finding], skipped: dict[str, str], colour: bool = False) -> str:
-    """One line a finding, its fix on the next."""
+    """A paragraph a finding, its fix below it."""
     paint = {OK: "\x1b[32m", WARN: "\x1b[33m", FAIL: "\x1b[31m"} if colour else dict.fromkeys(LEVELS, "")
     end, lines, area = "\x1b[0m" if colour else "", [], ""
     for f in findings:
         if f.area != area:
             lines += [""] * bool(lines) + [f.area]
             area = f.area
-        lines.append(f"  {paint[f.level]}{f.level:4}{end} {f.check}: {f.text}")
+        lines.append(_wrapped(f"  {f.level:4} ", f"{f.check}: {f.text}").replace(
+            f.level, f"{paint[f.level]}{f.level}{end}", 1))
         if f.fix:
-            lines.append(f"       -> {f.fix}")
+            lines.append(_wrapped("       -> ", f.fix))
     counts = ", ".join(f"{sum(f.level == level for f in findings)} {level}" for level in LEVELS)
     lines += ["", counts]
     if skipped:
-        lines.append("not looked at: " + ", ".join(f"{name} ({option})" for name, option in skipped.items()))
+        lines.append(_wrapped("not looked at: ", ", ".join(f"{name} ({option})" for name, option in skipped.items())))
     return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head),
+                         break_long_words=False, break_on_hyphens=False)

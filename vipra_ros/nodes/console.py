@@ -37,6 +37,7 @@ LATEST = QoSProfile(depth=1)
 #: What the page may ask for -> service.
 SERVICES = {name: f"executor/{name}" for name in ("arm", "stop", "hold", "home", "recover", "reset")}
 SERVICES |= {name: f"recorder/{name}" for name in ("start", "success", "failure", "discard")}
+SERVICES |= {f"trial_{name}": f"rollouts/{name}" for name in ("start", "success", "failure", "invalid")}
 #: s for an answer; recovering takes about one, saving an episode on a slow disk several.
 PATIENCE = 6.0
 #: s between two sendings of a stop that is not answered, and how long it is tried.
@@ -81,6 +82,7 @@ class ConsoleNode(Node):
         hear(ExecutorStatus, "executor/status", self._on_executor, LATCHED)
         hear(PolicyStatus, "policy/status", self.state.on_policy, LATCHED)
         hear(String, "recorder/status", lambda m: self.state.on_recorder(json.loads(m.data)), LATCHED)
+        hear(String, "rollouts/status", lambda m: self.state.on_trial(json.loads(m.data)), LATCHED)
         hear(String, "sim/outcome", self._on_outcome, LATCHED)
         hear(ActionChunk, "policy/chunk", self._on_chunk, LATEST)
         # Ten a second would do, but the publishers send 100 and a reader cannot ask for fewer: the last one is kept.

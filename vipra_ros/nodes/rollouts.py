@@ -2,7 +2,8 @@
 
 The plan, the order, the letters and the journal are `learning/trials.py`; this is the part with an arm. Each policy
 is a `vipra up policy` of its own, restarted when the next trial is another policy's. On an arm of metal nothing moves
-before the operator's key; in simulation the scene lays itself out and the simulator says who succeeded.
+before the operator's key; in simulation the scene lays itself out and the simulator says who succeeded. What the keys
+say, buttons say too (`trial_buttons.py`): those of `vipra console`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes.keys import QUIT, Terminal
 from vipra_ros.nodes.session import Session
 from vipra_ros.nodes.system import SessionError, System
+from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
 
 KEYS = {"y": SUCCESS, "n": FAILURE, "i": INVALID}
 GO, STOP, BACK = ("\n", "\r"), " ", "u"
@@ -87,6 +89,8 @@ class Rollouts:
         self.plan, self.folder, self._operator, self._video = plan, folder, operator, video
         self.journal, self.slots, self.blind = Journal(folder, plan), schedule(plan), Blind(plan)
         self._session: Session | None = None
+        self._buttons: TrialButtons | None = None
+        self._last: list[str] = []  # how the last trial went, for who sees one page and not the terminal
         self._states: list[str] | None = None  # of the executor, in a trial
         self._pictures: list[tuple[float, bytes]] | None = None
 
@@ -122,6 +126,8 @@ class Rollouts:
             self._session = Session(
                 system.domain, system.check, self._on_image if self._video else None, self._on_status,
                 (self.plan.camera,), self.plan.simulated)
+            self._buttons = TrialButtons(self._session.node)
+            self._buttons.tell([f"starting policy {code}", *self._last])
             try:
                 self._session.wait_ready(START_TIMEOUT, self._leave_on_key)
                 self._say(f"policy {code} is ready after {time.monotonic() - began:.0f} s")
@@ -134,27 +140,24 @@ class Rollouts:
     def _slot(self, slot: Slot) -> None:
         """One trial, or one step back when the operator asks for it."""
         session, task = self._session, self.plan.tasks[slot.task]
-        for line in brief(self.plan, self.blind, slot, len(self.slots)):
+        lines = brief(self.plan, self.blind, slot, len(self.slots))
+        self._buttons.tell([*lines, *self._last])
+        for line in lines:
             self._say(line)
-        if self._wait("the arm goes home") == BACK:
+        if not self._granted("the arm goes home", lambda: session.home(self._leave_on_key)):
             return
-        session.home(self._leave_on_key)
+        words = task.instruction
         if self.plan.simulated:
             session.open_hand(self._leave_on_key)
-            words = session.reset(task.sim, slot.seed)
-            words = task.instruction or words
-        elif self._wait("the scene is laid out: begin") == BACK:
-            return
-        else:
-            words = task.instruction
-        session.instruct(words)
-        time.sleep(0.2)  # a frame of the new scene for every camera
-        self._states, self._pictures = [], []
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            own = session.reset(task.sim, slot.seed)
+            words = words or own
         try:
-            session.arm()
+            if not self._granted("the scene is laid out: begin", lambda: self._begin(words)):
+                return
+            date = datetime.now(timezone.utc).isoformat(timespec="seconds")
             before, began = session.executor_status, time.monotonic()
-            label, by = self._watch(slot, began)
+            with self._buttons.asking("how did it go?", *LABELS):
+                label, by = self._watch(slot, began)
             seconds = time.monotonic() - began
         finally:
             states, pictures, self._states, self._pictures = self._states, self._pictures, None, None
@@ -168,8 +171,32 @@ class Rollouts:
                       after.rejected - before.rejected, after.limited - before.limited,
                       self._film(slot, words, pictures), date, words)
         self.journal.add(trial)
-        self._say(f"  {label} ({by}) after {seconds:.1f} s, {stalls} stalls, {stops} stops"
-                  + (f": {trial.stopped}" if trial.stopped else ""))
+        how = f"{label} ({by}) after {seconds:.1f} s, {stalls} stalls, {stops} stops"
+        how += f": {trial.stopped}" if trial.stopped else ""
+        self._say(f"  {how}")
+        self._last = [f"  before: trial {slot.number + 1}, {how}"]
+
+    def _granted(self, what: str, motion: Callable[[], None]) -> bool:
+        """Do `motion` when the operator says so; on an arm of metal a refusal is told, and asked again. False: BACK."""
+        refused = ""
+        while self._wait(what, refused) != BACK:
+            try:
+                motion()
+                return True
+            except SessionError as error:
+                if self.plan.simulated:
+                    raise
+                self._session.check()  # a system that has ended asks nobody
+                refused = self.blind.scrub(str(error))
+                self._say(f"  {refused}")
+        return False
+
+    def _begin(self, words: str) -> None:
+        """Tell the policy what to do and arm; what is seen from here on belongs to the trial."""
+        self._session.instruct(words)
+        time.sleep(0.2)  # a frame of the new scene for every camera
+        self._session.arm()
+        self._states, self._pictures = [], []
 
     def _watch(self, slot: Slot, began: float) -> tuple[str, str]:
         """Until somebody says how it went: (label, by whom)."""
@@ -180,13 +207,14 @@ class Rollouts:
             state = session.executor_status.state
             self._operator.show(f"{session.executor_status.state_text:8} {elapsed:5.1f} of {limit:.0f} s   "
                                 "space STOP   y success  n failure  i invalid  q quit")
-            key = self._operator.key(TICK)
+            key = self._key()
             if key in QUIT:
                 raise Leave
             if key in KEYS:
                 return KEYS[key], "operator"
             if key == STOP:
                 session.call("stop")
+            if key == STOP or state == ExecutorStatus.IDLE:  # or somebody pressed STOP elsewhere
                 return self._label("stopped"), "operator"
             if session.outcome.get("success") and self.plan.simulated:
                 return SUCCESS, "simulator"
@@ -202,35 +230,38 @@ class Rollouts:
         """The operator's word when the arm stands; unattended it is a failure."""
         if isinstance(self._operator, Unattended):
             return FAILURE
-        while True:
-            self._operator.show(f"{what}   y success  n failure  i invalid"[:120])
-            key = self._operator.key(TICK)
-            self._session.check()
-            if key in QUIT:
-                raise Leave
-            if key in KEYS:
-                return KEYS[key]
+        with self._buttons.asking(what, *LABELS):
+            while True:
+                self._operator.show(f"{what}   y success  n failure  i invalid"[:120])
+                key = self._key()
+                self._session.check()
+                if key in QUIT:
+                    raise Leave
+                if key in KEYS:
+                    return KEYS[key]
 
-    def _wait(self, what: str) -> str:
+    def _wait(self, what: str, refused: str = "") -> str:
         """On an arm of metal wait for the operator's key: GO, or BACK when the last trial is taken back."""
         if self.plan.simulated:
             self._leave_on_key()
             return GO[0]
-        while True:
-            status = self._session.executor_status
-            fault = f"FAULT: {'; '.join(status.reasons)}   " if status.state == ExecutorStatus.FAULT else ""
-            self._operator.show(self.blind.scrub(f"{fault}Enter: {what}   u take the last trial back   q quit"))
-            key = self._operator.key(TICK)
-            self._session.check()
-            if key in QUIT:
-                raise Leave
-            if key in GO:
-                return GO[0]
-            if key == BACK:
-                last = self.journal.take_back()
-                self._say(f"trial {last.slot + 1} is to be done again" if last else "there is no trial to take back")
-                if last:
-                    return BACK
+        with self._buttons.asking(what, "start", refused=refused):
+            while True:
+                status = self._session.executor_status
+                fault = f"FAULT: {'; '.join(status.reasons)}   " if status.state == ExecutorStatus.FAULT else ""
+                self._operator.show(self.blind.scrub(f"{fault}Enter: {what}   u take the last trial back   q quit"))
+                key = self._key()
+                self._session.check()
+                if key in QUIT:
+                    raise Leave
+                if key in GO:
+                    return GO[0]
+                if key == BACK:
+                    last = self.journal.take_back()
+                    again = f"trial {last.slot + 1} is to be done again" if last else "there is no trial to take back"
+                    self._say(again)
+                    if last:
+                        return BACK
 
     def _leave_on_key(self) -> None:
         """While the arm goes home, or nodes start: q and the space bar stop the arm and leave."""
@@ -240,6 +271,9 @@ class Rollouts:
             raise Leave
 
     # --- in and out ----------------------------------------------------------------------------------------
+
+    def _key(self) -> str:
+        return self._buttons.key() or self._operator.key(TICK)
 
     def _say(self, text: str) -> None:
         self._operator.say(text)

@@ -135,9 +135,10 @@ class System:
         died = next((x for x in lines if "process has died" in x), "")
         if code is None and not died:
             return
-        # The reason stands before the notice of the death, in the words of the node itself.
+        # The reason stands before the notice of the death, in the node's own words: logged, raised, or "executor: ...".
         node = died.partition("] [")[2].partition("]")[0]
-        said = [x for x in lines if x.startswith(f"[{node}]") and any(w in x for w in ("FATAL", "ERROR", "rror: "))]
+        marks = ("FATAL", "ERROR", "rror: ", f"[{node}] {node.rpartition('-')[0]}: ")
+        said = [x.removeprefix(f"[{node}] ") for x in lines if x.startswith(f"[{node}]") and any(m in x for m in marks)]
         what = f"{node} ended" if died else f"the system ended with status {code}"
         last = next((x for x in reversed(lines) if x.strip()), "nothing was said")
         raise SessionError(f"{what}: {said[-1] if said else died or last} (log: {self.log})")

@@ -29,6 +29,7 @@ from vipra_ros.policy.device import choose_device
 from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.floor import Machine, Pass, measure, passes
 from vipra_ros.policy.observation import Observation
+from vipra_ros.policy.operations import count_operations
 from vipra_ros.policy.pictures import from_jpeg, to_jpeg
 from vipra_ros.policy.random_policy import INSTRUCTION, random_checkpoint
 from vipra_ros.policy.shipped import resolve
@@ -227,6 +228,9 @@ def main(
              "dtype": dtype, "decoder": c.decoder, **length, "prefix_tokens": prefix_tokens(loaded)}  # fmt: skip
     about["machine"] = {**describe(kind, threads), "load_before": load[0], "load_after": load[1]}
     figures = report(times, work, machine, about)
+    seen = observe(loaded, pictures(loaded, 1)[0])[0]
+    for row in (figures, *figures["engines"]):
+        row["operations"] = count_operations(lambda e=engines[row["engine"]]: e.infer(seen, 0)).total()
     if kind == "cuda":
         figures["gpu_peak_gbytes"] = torch.cuda.max_memory_allocated() / 1e9
     if counts:

@@ -41,6 +41,9 @@ def show(figures: dict) -> None:
             f"{row['ratio_to_floor']:.1f}",
         )
     console.print(table)
+    started = ", ".join(f"{r['engine']} {r['operations']}" for r in figures["engines"] if r["operations"] > 100)
+    if started:
+        console.print(f"Operations of torch in a chunk, each a kernel or more on a GPU: {started}.")
     decode = figures["stages"]["decode"]["p50_ms"]
     console.print(f"Decoding the JPEGs of an observation: {decode:.1f} ms, as they arrive, not in the chunk.")
     floor = Table("floor", "GFLOP", "MB", "times", "ms", title="what this machine cannot go below")
