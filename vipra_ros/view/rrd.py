@@ -192,7 +192,7 @@ def _chunks(out: _Out, seen: Seen) -> None:
 def _foreseen(out: _Out, seen: Seen) -> None:
     """The body where the newest chunk wanted it: rows that were due after it came and before the next one did."""
     known = sorted(((c, q) for c in seen.chunks if (q := _positions(seen, c)) is not None), key=lambda p: p[0].arrival)
-    until = [c.arrival for c, _ in known[1:]] + [np.inf]
+    until = [*(c.arrival for c, _ in known), np.inf][1:]
     rows = [(t, row) for (c, q), end in zip(known, until, strict=True) for t, row in zip(c.due, q, strict=True)
             if c.arrival <= t < end and np.isfinite(row).all()]
     if rows:
