@@ -30,6 +30,9 @@ from vipra_ros.view.sources import Chunk, Seen
 TIMELINE = "time"
 #: Hz at which the arm is drawn, and s of the way behind the TCP.
 ARM_RATE, TAIL = 30.0, 3.0
+#: Where the arm is looked at from, and to; m, base frame.
+EYE, LOOK_AT = (0.85, -0.85, 0.75), (0.25, 0.0, 0.42)
+SILENT = rrb.PlotLegend(visible=False)
 #: Most lanes of chunks that overlap.
 LANES = 6
 GREY, BLUE, ORANGE, RED, GREEN = (130, 130, 130), (51, 102, 204), (220, 122, 30), (200, 56, 90), (47, 158, 91)
@@ -235,8 +238,9 @@ def _media(picture: bytes) -> str:
 
 def blueprint(seen: Seen) -> rrb.Blueprint:
     """How the viewer lays it out: pictures and arm above, joints beside limits, then figures and words."""
-    joints = [rrb.TimeSeriesView(origin=f"joints/{j}", name=j) for j in seen.profile.joint_names]
-    speeds = [rrb.TimeSeriesView(origin=f"speed/{j}", name=j) for j in seen.profile.joint_names]
+    # Legends would hide the curves of seven small plots; the colours are those of the arms.
+    joints, speeds = ([rrb.TimeSeriesView(origin=f"{kind}/{j}", name=j.rpartition("_")[2], plot_legend=SILENT)
+                       for j in seen.profile.joint_names] for kind in ("joints", "speed"))
     return rrb.Blueprint(
         rrb.Vertical(
             rrb.Horizontal(*_views(seen)),
@@ -251,6 +255,7 @@ def blueprint(seen: Seen) -> rrb.Blueprint:
 
 
 def _views(seen: Seen) -> Iterator:
-    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}: measured blue, commanded orange, predicted green")
+    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}: measured blue, commanded orange, predicted green",
+                            eye_controls=rrb.EyeControls3D(position=EYE, look_target=LOOK_AT))
     for camera in seen.cameras:
         yield rrb.Spatial2DView(origin=f"camera/{camera}", name=camera)
