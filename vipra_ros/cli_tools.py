@@ -62,7 +62,7 @@ TOOLS = (
              arg("--profile", default="", help="robot profile; default: what the recording says, or fr3")),
             to("view.main:main")),
     Command("urdf", "Tools", "Print the arm as a URDF, from our own kinematics, for rviz and Foxglove.",
-            "vipra urdf fr3 > fr3.urdf",
+            "vipra urdf panda",
             (arg("profile", nargs="?", default="fr3", help="robot profile (%(default)s)"),),
             to("control.urdf:main")),
     Command("completion", "Tools", "Print what makes a shell complete vipra's commands, options and arguments.",
