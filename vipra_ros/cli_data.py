@@ -34,7 +34,7 @@ RECORDING = (
 DATASETS = (
     Command("dataset show", "Data", "Tasks, lengths, labels and numbers of a data set; a page of plots if wanted.",
             "vipra dataset show out/dataset --plot out/dataset.png",
-            (DATASET, arg("--plot", default="", metavar="FILE", help="PNG for pictures and plots")),
+            (DATASET, arg("--plot", default="", metavar="FILE", help="PNG for pictures and plots"), JSON),
             to("data.dataset_show:main")),
     Command("dataset check", "Data", "Is a data set what it says: tables, videos, times and statistics compared.",
             "vipra dataset check out/dataset --deep",

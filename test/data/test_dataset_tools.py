@@ -170,3 +170,14 @@ def test_show_fits_a_terminal_and_draws(sets, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80 and "5 episodes" in lines[0] + lines[1]
     assert (sets / "plot.png").stat().st_size > 20_000
+
+
+def test_show_prints_its_figures_for_scripts(sets, capsys):
+    dataset_show.main(str(sets / "all"), json=True)
+    told, d = json.loads(capsys.readouterr().out), Dataset(sets / "all")
+    assert (told["episodes"], told["frames"]) == (5, len(d)) and told["seconds"] == pytest.approx(len(d) / d.fps)
+    assert sum(t["episodes"] for t in told["tasks"]) == 5
+    assert sum(t["seconds"] for t in told["tasks"]) == pytest.approx(told["seconds"])
+    assert list(told["cameras"]) == d.cameras and len(told["action"]) == 8
+    column = d.numeric("action")[:, 2]
+    assert told["action"][2]["min"] == pytest.approx(column.min()) and told["action"][2]["max"] == column.max()

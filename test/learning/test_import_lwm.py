@@ -1,5 +1,6 @@
 """`vipra import-lwm` on small random files in the published formats, against numpy."""
 
+import contextlib
 import json
 import random
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import jax_stream
+from vipra_ros.learning import import_lwm, jax_stream
 from vipra_ros.learning.import_lwm import half_layout, main, plan_model
 from vipra_ros.learning.jax_stream import Stored
 from vipra_ros.learning.lwm_folder import load_imported
@@ -174,6 +175,21 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, change, nam
     with pytest.raises(ConfigError, match=named):
         main(str(tmp_path / "params"), str(tmp_path / "out"), **SIZES)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_bar_is_full_when_all_is_done(tmp_path, monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def bar(words, total):
+        seen.append(total)
+        yield seen.append
+
+    monkeypatch.setattr(import_lwm, "bar", bar)
+    bring(tmp_path, lwm.make_llama())
+    total, *steps = seen
+    # The small files beside the tensors and the rounding to MB are not in the total.
+    assert len(steps) > 20 and abs(sum(steps) - total) < 0.6
 
 
 def test_manifest_licence_and_a_changed_file(tmp_path):

@@ -171,8 +171,10 @@ def test_labels_stream_as_windows_say(trained):
             assert np.array_equal(label.future(23, stride, every=every), ahead[::every])
 
 
-def test_label_shards_resume_and_divide(videos, trained, tmp_path):
+def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):
     label.label(videos, trained, tmp_path / "one", videos_per_shard=4)
+    first, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith("[label]"))
+    assert first.startswith("[label] shard 1/2: ") and ", left " in first and "left" not in last
     for rank in (0, 1):
         label.label(videos, trained, tmp_path / "two", videos_per_shard=4, rank=rank, world=2)
     names = ["labels-00000.parquet", "labels-00001.parquet"]

@@ -71,6 +71,18 @@ def test_lines_for_the_terminal_fit_and_an_evaluation_loses_nothing(tmp_path, ca
     assert max(map(len, lines)) <= 80 and " ".join(lines).count("_rad 0.25") == 9
 
 
+def test_a_line_says_the_time_left_at_the_pace_of_this_start(tmp_path, capsys):
+    log = Log(tmp_path / "log.jsonl", "/100", 50)  # resumed at step 50 after an hour on a slower machine
+    for step, seconds in ((51, 3620.0), (71, 3660.0), (91, 3700.0)):  # then 2 s a step
+        log._shown = 0.0
+        log.write("train", step, seconds, 8 * step, {"loss": 1.0, "progress": step / 100})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[train] step 51/100, 60.3 min  loss 1"  # much is done once in the first step
+    assert lines[1] == "[train] step 71/100, 61.0 min, left 58 s  loss 1" and "left 18 s" in lines[2]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all("left" not in row for row in rows)
+
+
 def test_schedule():
     config = LoopConfig(steps=100, warmup_steps=10, final_lr=0.1)
     assert learning_rate_scale(config, 0, 0.0) == pytest.approx(0.1)

@@ -183,6 +183,17 @@ def test_a_robot_needs_an_operator_and_a_plan_that_can_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_report_as_json_is_all_that_stdout_gets(tmp_path, capsys):
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN)
+    assert rollouts.run(str(file), str(tmp_path / "out"), report=True, json=True) == 0
+    told = capsys.readouterr()
+    figures = json.loads(told.out)
+    assert figures["missing"] == figures["trials"] == 2 and "trials are left" in told.err
+    assert figures == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "ours-to-win" not in told.out + told.err, "a script is as blind as the operator"
+
+
 def test_the_shipped_plan_can_run():
     from vipra_ros.config import share
     plan = load_plan(share("config", "rollouts.yaml"))

@@ -15,7 +15,7 @@ from rerun.chunk import RrdReader
 from vipra_ros import cli
 from vipra_ros.config import ConfigError
 from vipra_ros.control.chunk import ActionChunk
-from vipra_ros.control.kinematics import forward
+from vipra_ros.control.kinematics import forward, frames
 from vipra_ros.control.profile import load_profile
 from vipra_ros.data import messages
 from vipra_ros.data.bag_writer import EpisodeWriter
@@ -59,6 +59,26 @@ def values(columns, entity, component):
     """The one value of each row."""
     (name,) = [n for n in columns[entity] if n.endswith(component)]
     return [v[0] for v in columns[entity][name]]
+
+
+def bodies(path):
+    """entity -> the components of its shape, of those that are there at all times and have one."""
+    (entry,) = RrdReader(path).recordings()
+    found = {}
+    for chunk in RrdReader(path).stream(store=entry):
+        table = chunk.to_record_batch()
+        if chunk.is_static and any(n.startswith("Capsules3D") for n in table.schema.names):
+            found[chunk.entity_path.lstrip("/")] = {n.rpartition(":")[2]: table[n].to_pylist()[0]
+                                                    for n in table.schema.names if n.startswith("Capsules3D")}
+    return found
+
+
+def poses(columns, entity):
+    """(N, 4, 4), the transforms of an entity; rerun keeps matrices column by column."""
+    out = np.tile(np.eye(4), (len(columns[entity]["Transform3D:translation"]), 1, 1))
+    out[:, :3, 3] = values(columns, entity, "Transform3D:translation")
+    out[:, :3, :3] = np.reshape(values(columns, entity, "Transform3D:mat3x3"), (-1, 3, 3)).transpose(0, 2, 1)
+    return out
 
 
 def steady(folder, chunks=5, spoil=False):
@@ -124,6 +144,47 @@ def test_the_arm_is_drawn_where_the_kinematics_put_it_and_chunks_where_they_were
     assert values(columns, "log", "TextLog:text") == ["ARMED", "RUNNING", "HOLD - late [it]"]
     assert values(columns, "log", "TextLog:level") == ["INFO", "INFO", "WARN"]
     assert rows["figures/tracking_error"] == 4 and values(columns, "hand/measured", "Scalars:scalars")[0] == 0.02
+
+
+def test_the_body_moves_as_the_kinematics_say(record, tmp_path):
+    bag = record("one", seconds=1.0)
+    rrd.write(sources.look(bag), tmp_path / "one.rrd")
+    _, columns, times = read(tmp_path / "one.rrd")
+    moved = [c.link for c in PROFILE.capsules if c.link]
+    assert moved
+    for link in moved:
+        entity = f"arm/measured/link{link}"
+        q = np.array([from_data("conftest").joints(t) for t in times[entity]])[:, :7]
+        assert np.ptp(q, axis=0).max() > 0.01 and np.array_equal(times[entity], times["arm/measured"])
+        assert np.allclose(poses(columns, entity), frames(PROFILE, q)[:, link - 1], atol=1e-6)
+
+
+def test_the_shapes_are_the_capsules_of_the_profile(tmp_path):
+    rrd.write(sources.look(steady(tmp_path)), tmp_path / "steady.rrd")
+    found = bodies(tmp_path / "steady.rrd")
+    links = sorted({c.link for c in PROFILE.capsules})
+    assert sorted(found) == sorted(f"arm/{which}/link{n}" for which in ("measured", "predicted") for n in links)
+    for link in links:
+        shape, told = found[f"arm/measured/link{link}"], [c for c in PROFILE.capsules if c.link == link]
+        assert np.allclose(shape["radii"], [c.radius for c in told])
+        for i, capsule in enumerate(told):
+            x, y, z = shape["rotation_axis_angles"][i]["axis"]
+            angle, across = shape["rotation_axis_angles"][i]["angle"], np.hypot(x, y)
+            assert z == 0.0 and across > 0.0, "turned about an axis across z"
+            way = np.array([np.sin(angle) * y / across, -np.sin(angle) * x / across, np.cos(angle)])
+            assert np.allclose(shape["translations"][i], capsule.start)
+            assert np.allclose(shape["translations"][i] + shape["lengths"][i] * way, capsule.end, atol=1e-6)
+    alpha = {which: found[f"arm/{which}/link1"]["colors"][0] & 0xFF for which in ("measured", "predicted")}
+    assert alpha["measured"] == 255 and alpha["predicted"] < 128, "what was is solid, what was foreseen is seen through"
+
+
+def test_the_predicted_body_is_where_the_newest_chunk_wanted_it(tmp_path):
+    rrd.write(sources.look(steady(tmp_path)), tmp_path / "steady.rrd")
+    _, columns, times = read(tmp_path / "steady.rrd")
+    due = np.concatenate([0.2 * i + T * np.arange(1, 4 if i < 4 else 15) for i in range(5)])
+    assert np.allclose(times["arm/predicted/link7"], due, atol=1e-6), "three rows until the next chunk, of the last all"
+    turned = PROFILE.home_q + np.outer(0.01 * np.round((due - 0.2 * np.minimum(due // 0.2001, 4)) / T), np.eye(7)[0])
+    assert np.allclose(poses(columns, "arm/predicted/link7"), frames(PROFILE, turned)[:, 6], atol=1e-6)
 
 
 def test_a_chunk_of_nan_draws_nothing(tmp_path):

@@ -5,6 +5,9 @@ import sys
 import pytest
 
 from vipra_ros import cli
+from vipra_ros.control.profile import load_profile
+from vipra_ros.data import messages
+from vipra_ros.data.bag_writer import EpisodeWriter
 
 
 @pytest.fixture
@@ -30,3 +33,12 @@ def test_no_display_is_told_with_the_way_out(monkeypatch, tmp_path, capsys):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert said(capsys, tmp_path, "--open") == "vipra: no display; use --web\n"
+
+
+def test_a_missing_rerun_is_told_in_one_line_with_what_to_install(no_rerun, tmp_path, capsys):
+    writer = EpisodeWriter(tmp_path, "one", sync=False)
+    for k in range(3):
+        writer.write("joint_states", messages.JOINT_STATE,
+                     messages.joint_state(10**18 + k, load_profile("fr3").joint_names, [0.0] * 7), 10**18 + k)
+    text = said(capsys, writer.close({}))
+    assert text.count("\n") == 1 and "rerun" in text and ".[view]" in text

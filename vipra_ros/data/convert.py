@@ -8,7 +8,6 @@ reported and left out; an interrupted conversion goes on with `resume=True` from
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -26,6 +25,7 @@ from vipra_ros.data.assembly import Assembly, ConvertError
 from vipra_ros.data.bags import find_bags
 from vipra_ros.data.report import Report
 from vipra_ros.data.work import ConvertSettings, blank, convert_episode
+from vipra_ros.progress import bar
 
 __all__ = ["ConvertError", "ConvertSettings", "Report", "convert", "convert_episode"]
 
@@ -80,10 +80,10 @@ def convert(
 
     report = Report(out, fps=settings.resampling.fps)
     assembly = Assembly(stage / "dataset", settings, report)
-    with _bar(len(found), progress) as advance:
+    with bar("converting", len(found), progress) as advance:
         for bag, result in _results(found, stage, settings, workers, ray):
             assembly.take(bag, result)
-            advance(report)
+            advance(note=f"{report.count('broken')} broken" if report.episodes[-1]["status"] == "broken" else None)
     report.seconds = time.monotonic() - began
     assembly.finish(found)
     os.rename(stage / "dataset", out)
@@ -156,34 +156,6 @@ def _alone(bag: Path, folder: Path, settings: ConvertSettings) -> dict[str, Any]
 def _quiet_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what waits
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@contextlib.contextmanager
-def _bar(total: int, show: bool):
-    """A progress bar on a terminal; yields the function that advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
-        yield lambda report: None
-        return
-    with Progress(
-        TextColumn("converting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("", total=total, note="")
-
-        def advance(report: Report) -> None:
-            bad = report.count("broken") if report.episodes[-1]["status"] == "broken" else None
-            progress.update(task, advance=1, **({} if bad is None else {"note": f"{bad} broken"}))
-
-        yield advance
 
 
 def _finished(out: Path, bags: Iterable[Path]) -> Report | None:

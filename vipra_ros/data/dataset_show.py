@@ -2,76 +2,93 @@
 
 from __future__ import annotations
 
+import json as json_module
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vipra_ros.data.dataset import Dataset
 
 WIDTH = 80
+#: Figures of the action's columns.
+KEYS = ("min", "q01", "q50", "q99", "max", "std")
 #: Of the picture: episodes drawn over one another, episodes shown in pictures, tasks, columns of curves, inches.
 DRAWN, STRIP, TASKS, COLUMNS, WIDE = 40, 8, 16, 4, 14.0
 
 
-def main(dataset: str, plot: str = "") -> None:
-    """The command `vipra dataset show`: print the summary; `plot`: file for a picture of it."""
+def main(dataset: str, plot: str = "", json: bool = False) -> None:
+    """The command `vipra dataset show`: print the summary; `plot`: file for a picture of it; `json`: as JSON."""
     d = Dataset(dataset)
-    _print(d)
+    found = summary(d)
+    if json:
+        print(json_module.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        _print(found)
     if plot:
         draw(d, Path(plot))
-        print(f"plot: {plot}")
+        print(f"plot: {plot}", file=sys.stderr if json else sys.stdout)
 
 
-def _print(d: Dataset) -> None:
+def summary(d: Dataset) -> dict[str, Any]:
+    """What the command says, ready for JSON: lengths in s, tasks by their number of episodes, figures of the action."""
+    lengths = np.array([e.length for e in d.episodes]) / d.fps
+    groups: dict[str, list] = {}
+    for e in d.episodes:
+        groups.setdefault(e.task, []).append(e)
+    tasks = []
+    for task, members in sorted(groups.items(), key=lambda g: -len(g[1])):
+        label = Counter(e.success for e in members)
+        tasks.append({"task": task, "episodes": len(members), "success": label[True], "failed": label[False],
+                      "seconds": sum(e.length for e in members) / d.fps})
+    notes, stated = d.info.get("vipra_ros") or {}, d.statistics.get("action", {})
+    action = [{"name": name, **{k: float(stated[k].reshape(-1)[i]) for k in KEYS if k in stated}}
+              for i, name in enumerate(_names(d, "action"))] if "action" in d.features else []
+    return {
+        "dataset": str(d.path), "robot": d.info.get("robot_type"), "fps": d.fps,
+        "episodes": len(d.episodes), "frames": len(d), "seconds": float(lengths.sum()),
+        "bytes": sum(f.stat().st_size for f in d.path.rglob("*") if f.is_file()),
+        "cameras": {c: list(d.features["observation.images." + c]["shape"][1::-1]) for c in d.cameras},
+        "episode_seconds": {"min": float(lengths.min()), "median": float(np.median(lengths)),
+                            "max": float(lengths.max())},
+        "notes": {k: notes[k] for k in ("action_space", "action_time", "gripper") if k in notes},
+        "tasks": tasks, "action": action,
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=WIDTH, highlight=False)
-    lengths = np.array([e.length for e in d.episodes]) / d.fps
-    size = sum(f.stat().st_size for f in d.path.rglob("*") if f.is_file()) / 1e6
-    console.print(Text(f"{d.path}: {d.info.get('robot_type')}, {len(d.episodes)} episodes, {len(d)} frames"
-                       f" at {d.fps:g} Hz, {lengths.sum() / 60:.1f} min, {size:.0f} MB"))
-    cameras = [f"{c} {'x'.join(map(str, d.features['observation.images.' + c]['shape'][1::-1]))}" for c in d.cameras]
-    console.print(Text(f"cameras: {', '.join(cameras) or 'none'}; episodes of {lengths.min():.1f} to "
-                       f"{lengths.max():.1f} s, median {np.median(lengths):.1f} s"))
-    notes = d.info.get("vipra_ros") or {}
-    said = [f"{k}: {notes[k]}" for k in ("action_space", "action_time", "gripper") if k in notes]
-    if said:
-        console.print(Text("; ".join(said)))
+    console, lengths = Console(width=WIDTH, highlight=False), found["episode_seconds"]
+    console.print(Text(f"{found['dataset']}: {found['robot']}, {found['episodes']} episodes, {found['frames']} frames"
+                       f" at {found['fps']:g} Hz, {found['seconds'] / 60:.1f} min, {found['bytes'] / 1e6:.0f} MB"))
+    cameras = [f"{name} {'x'.join(map(str, size))}" for name, size in found["cameras"].items()]
+    console.print(Text(f"cameras: {', '.join(cameras) or 'none'}; episodes of {lengths['min']:.1f} to "
+                       f"{lengths['max']:.1f} s, median {lengths['median']:.1f} s"))
+    if found["notes"]:
+        console.print(Text("; ".join(f"{k}: {v}" for k, v in found["notes"].items())))
     rows = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     rows.add_column("task", no_wrap=True, overflow="ellipsis", max_width=44)
     for name in ("episodes", "success", "failed", "min"):
         rows.add_column(name, justify="right")
-    groups: dict[str, list] = {}
-    for e in d.episodes:
-        groups.setdefault(e.task, []).append(e)
-    ordered = sorted(groups.items(), key=lambda g: -len(g[1]))
-    for task, members in ordered[:20]:
-        label = Counter(e.success for e in members)
-        minutes = sum(e.length for e in members) / d.fps / 60
-        rows.add_row(Text(task), str(len(members)), str(label[True]), str(label[False]), f"{minutes:.1f}")
+    for t in found["tasks"][:20]:
+        rows.add_row(Text(t["task"]), str(t["episodes"]), str(t["success"]), str(t["failed"]),
+                     f"{t['seconds'] / 60:.1f}")
     console.print(rows)
-    if len(ordered) > 20:
-        console.print(f"and {len(ordered) - 20} more tasks")
-    if "action" in d.features:
-        console.print(_numbers(d))
-
-
-def _numbers(d: Dataset):
-    """Quantiles of the action, column by column."""
-    from rich.table import Table
-
-    rows = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    rows.add_column("action")
-    keys = ("min", "q01", "q50", "q99", "max", "std")
-    for name in keys:
-        rows.add_column(name, justify="right")
-    stated = d.statistics.get("action", {})
-    for i, name in enumerate(_names(d, "action")):
-        rows.add_row(name, *(f"{stated[k].reshape(-1)[i]:.3f}" if k in stated else "" for k in keys))
-    return rows
+    if len(found["tasks"]) > 20:
+        console.print(f"and {len(found['tasks']) - 20} more tasks")
+    if found["action"]:
+        numbers = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+        numbers.add_column("action")
+        for key in KEYS:
+            numbers.add_column(key, justify="right")
+        for column in found["action"]:
+            numbers.add_row(column["name"], *(f"{column[k]:.3f}" if k in column else "" for k in KEYS))
+        console.print(numbers)
 
 
 def _names(d: Dataset, column: str) -> list[str]:

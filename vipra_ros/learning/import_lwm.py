@@ -33,9 +33,10 @@ from vipra_ros.learning import jax_stream, sentencepiece_model
 from vipra_ros.learning.import_vqgan import import_vqgan
 from vipra_ros.learning.jax_stream import Stored
 from vipra_ros.learning.lwm_folder import sha256
-from vipra_ros.learning.tensor_file import Planned, write
+from vipra_ros.learning.tensor_file import Planned, size_of, write
 from vipra_ros.model.backbone import BackboneConfig
 from vipra_ros.model.policy import PolicyConfig
+from vipra_ros.progress import bar
 
 LICENCE = """The language model behind these weights is Llama 2. Whoever uses or passes them on is bound by the
 Llama 2 Community License Agreement and its Acceptable Use Policy (https://ai.meta.com/llama/license): keep this notice,
@@ -271,14 +272,23 @@ def main(
         import_vqgan(found_vq, dst)
     if words is not None:
         words.save(str(dst / "tokenizer.json"))
-    write(dst / "policy.safetensors", policy)
-    write(dst / "heads.safetensors", others)
     (dst / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
     (dst / "LICENCE.txt").write_text(LICENCE)
     sources = [p for p in (params, found_vq, found_text) if p]
+    # Written, read again and hashed; what was read is hashed too. Little files do not count.
+    megabytes = (2 * (size_of(policy) + size_of(others)) + sum(p.stat().st_size for p in sources)) / 1e6
+    with bar("importing, MB", round(megabytes)) as advance:
+
+        def count(size: int) -> None:
+            advance(size / 1e6)
+
+        write(dst / "policy.safetensors", policy, advance=count)
+        write(dst / "heads.safetensors", others, advance=count)
+        read = {p.name: sha256(p, count) for p in sources}
+        written = {p.name: sha256(p, count) for p in sorted(dst.iterdir())}
     manifest = {
-        "read": {p.name: sha256(p) for p in sources},
-        "written": {p.name: sha256(p) for p in sorted(dst.iterdir())},
+        "read": read,
+        "written": written,
         "action_head": "head.weight" in policy,
         "licence": "Llama 2 Community License, see LICENCE.txt",
     }

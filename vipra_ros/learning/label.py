@@ -26,6 +26,7 @@ from vipra_ros.learning.footage import rate_of
 from vipra_ros.learning.latent import load_latent
 from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.model.latent import LatentActions, to_frames
+from vipra_ros.progress import Pace, bar, duration
 
 STEPS = 14
 
@@ -136,29 +137,36 @@ def label(
     }
     _announce(out, head)
     shards = range(0, len(items), videos_per_shard)
-    began, frames = time.monotonic(), 0
-    for number, start in list(enumerate(shards))[rank::world]:
-        path = out / f"labels-{number:05d}.parquet"
-        if path.exists():
-            continue
-        table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
-        for episode in range(start, min(start + videos_per_shard, len(items))):
-            with reading:
-                codes, ahead = _video(items[episode], model, notes, rate, stride, every)
-            table["episode_index"].append(np.full(len(codes), episode))
-            table["frame_index"].append(np.arange(len(codes)) * every)
-            table["codes"].append(codes)
-            table["future_index"].append(ahead)
-            frames += len(codes)
-        columns = {k: pa.array(np.concatenate(v), pa.int64()) for k, v in table.items() if k != "codes"}
-        codes = np.concatenate(table["codes"])
-        offsets = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
-        columns["codes"] = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int8()))
-        beside = path.with_suffix(".tmp")
-        pq.write_table(pa.table({k: columns[k] for k in table}), beside, compression="zstd")
-        os.replace(beside, path)
-        speed = frames / max(1e-9, time.monotonic() - began)
-        print(f"[label] shard {number + 1}/{len(shards)}: {frames} frames, {speed:.0f}/s", file=sys.stderr, flush=True)
+    todo = [(n, start) for n, start in list(enumerate(shards))[rank::world]
+            if not (out / f"labels-{n:05d}.parquet").exists()]
+    total = sum(min(videos_per_shard, len(items) - start) for _, start in todo)
+    began, frames, videos, pace = time.monotonic(), 0, 0, Pace()
+    pace.left(began, 0.0)
+    with bar("labelling videos", total, show=rank == 0) as advance:
+        for number, start in todo:
+            path = out / f"labels-{number:05d}.parquet"
+            table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
+            for episode in range(start, min(start + videos_per_shard, len(items))):
+                with reading:
+                    codes, ahead = _video(items[episode], model, notes, rate, stride, every)
+                table["episode_index"].append(np.full(len(codes), episode))
+                table["frame_index"].append(np.arange(len(codes)) * every)
+                table["codes"].append(codes)
+                table["future_index"].append(ahead)
+                frames += len(codes)
+                videos += 1
+                advance()
+            columns = {k: pa.array(np.concatenate(v), pa.int64()) for k, v in table.items() if k != "codes"}
+            codes = np.concatenate(table["codes"])
+            offsets = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
+            columns["codes"] = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int8()))
+            beside = path.with_suffix(".tmp")
+            pq.write_table(pa.table({k: columns[k] for k in table}), beside, compression="zstd")
+            os.replace(beside, path)
+            speed = frames / max(1e-9, time.monotonic() - began)
+            left = pace.left(time.monotonic(), videos / total)
+            print(f"[label] shard {number + 1}/{len(shards)}: {frames} frames, {speed:.0f}/s"
+                  + (f", left {duration(left)}" if left else ""), file=sys.stderr, flush=True)
     print(f"labels: {frames} frames of {len(items)} videos labelled now -> {out}")
     return out
 

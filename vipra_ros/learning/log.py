@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
+from vipra_ros.progress import Pace, duration
 
 #: s between lines on a terminal and in a file.
 SHOWN_EVERY = (1.0, 15.0)
@@ -44,7 +45,8 @@ class Log:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
         self.rows = [row for row in rows if step and row["step"] <= step]
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self._shown = 0.0
+        # The pace is that of this start: the first row, in which much is done once, is its beginning.
+        self._shown, self._pace = 0.0, Pace()
 
     def write(self, kind: str, step: int, seconds: float, samples: int, figures: dict[str, float]) -> None:
         """One row; `kind` is train or eval."""
@@ -59,17 +61,21 @@ class Log:
             self.board.flush()  # what a kill would lose
         if kind == "eval":
             self.plot()
+        left = self._pace.left(seconds, figures["progress"]) if "progress" in figures else None
         now = time.monotonic()
         if kind == "eval" or now - self._shown > SHOWN_EVERY[not sys.stderr.isatty()]:
             self._shown = now
-            print(self._said(kind, step, seconds, figures), file=sys.stderr, flush=True)
+            print(self._said(kind, step, seconds, figures, left), file=sys.stderr, flush=True)
 
-    def _said(self, kind: str, step: int, seconds: float, figures: dict[str, float]) -> str:
-        """The row for a terminal: of training one line, the figures that fit into it; of an evaluation all."""
+    def _said(self, kind: str, step: int, seconds: float, figures: dict[str, float], left: float | None) -> str:
+        """The row for a terminal: of training one line, the figures that fit into it; of an evaluation all.
+
+        left: s to the end of the run, None unknown.
+        """
         minutes = f"{seconds / 60:.1f}"
         timed = self.end.endswith("min")  # the goal is a time, otherwise a step
         at = f"step {step}, {minutes}{self.end}" if timed else f"step {step}{self.end}, {minutes} min"
-        lines = [f"[{kind}] {at}"]
+        lines = [f"[{kind}] {at}" + (f", left {duration(left)}" if left is not None else "")]
         for k, v in figures.items():
             if k == "progress" or not isinstance(v, (int, float)):
                 continue

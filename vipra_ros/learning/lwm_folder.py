@@ -236,12 +236,13 @@ def load_imported(folder: str | Path, seed: int = 0) -> FlowPolicy:
     return policy.eval()
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's content, as 64 hex digits."""
+def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """Hash of a file's content, as 64 hex digits; `advance` is told the bytes of each block read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 

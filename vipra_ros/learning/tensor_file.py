@@ -27,8 +27,17 @@ class Planned:
     make: Callable[[], torch.Tensor]
 
 
-def write(path: Path, plan: dict[str, Planned], notes: dict[str, str] | None = None) -> None:
-    """Write `plan` to `path`, through a `.part` file beside it, so that a stopped import leaves no half file."""
+def size_of(plan: dict[str, Planned]) -> int:
+    """Bytes of all tensors."""
+    return sum(math.prod(item.shape) * item.dtype.itemsize for item in plan.values())
+
+
+def write(path: Path, plan: dict[str, Planned], notes: dict[str, str] | None = None,
+          advance: Callable[[int], None] = lambda count: None) -> None:
+    """Write `plan` to `path`, through a `.part` file beside it, so that a stopped import leaves no half file.
+
+    advance: told the bytes of each tensor once they are written.
+    """
     header: dict = {"__metadata__": {"format": "pt", **(notes or {})}}
     at = 0
     for name, item in plan.items():
@@ -45,4 +54,5 @@ def write(path: Path, plan: dict[str, Planned], notes: dict[str, str] | None = N
             if tuple(tensor.shape) != item.shape:
                 raise ValueError(f"{name} came as {tuple(tensor.shape)}, planned {item.shape}")
             file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+            advance(tensor.nbytes)
     part.replace(path)

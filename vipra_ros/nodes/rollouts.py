@@ -8,10 +8,11 @@ say, buttons say too (`trial_buttons.py`): those of `vipra console`.
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -311,29 +312,34 @@ class Rollouts:
         return name
 
 
-def run(plan: str, out: str, video: bool = False, report: bool = False, unblind: bool = False,
+def run(plan: str, out: str, video: bool = False, report: bool = False, unblind: bool = False, json: bool = False,
         say: Callable[[str], None] = print) -> int:
     """The command: do the trials that are left, then write the report; 1 when trials are still missing.
 
     Args:
         report: only write the report of what is there.
         unblind: name the policies though trials are missing.
+        json: print the report's figures as JSON, and all else on stderr.
     """
     read, folder = load_plan(plan), Path(out)
     _check(read)
-    if not report:
-        attended = sys.stdin.isatty()
-        if not attended and not read.simulated:
-            raise ConfigError("vipra rollouts on a robot needs a terminal: the operator's keys start and label trials")
-        with Terminal() if attended else nullcontext(Unattended()) as operator:
-            Rollouts(read, folder, operator, video).run()
-    journal = Journal(folder, read)
-    page = trial_page.write(read, journal, folder, unblind)
-    figures = trial_page.summary(read, journal, unblind)
-    for line in trial_page.lines(figures):
-        say(line)
-    say(f"report: {page}" + (f"; {figures['missing']} trials are left, the same command goes on"
-                             if figures["missing"] else ""))
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        if not report:
+            attended = sys.stdin.isatty()
+            if not attended and not read.simulated:
+                raise ConfigError("vipra rollouts on a robot needs a terminal: the operator's keys start and label "
+                                  "trials")
+            with Terminal() if attended else nullcontext(Unattended()) as operator:
+                Rollouts(read, folder, operator, video).run()
+        journal = Journal(folder, read)
+        page = trial_page.write(read, journal, folder, unblind)
+        figures = trial_page.summary(read, journal, unblind)
+        for line in trial_page.lines(figures):
+            say(line)
+        say(f"report: {page}" + (f"; {figures['missing']} trials are left, the same command goes on"
+                                 if figures["missing"] else ""))
+    if json:
+        print(json_module.dumps(figures, indent=1, ensure_ascii=False))
     return int(bool(figures["missing"]) and not report)
 
 

@@ -2,7 +2,10 @@
 
 Entities, all on the timeline `time` (s):
     camera/<name>                                 pictures
-    arm/measured, arm/commanded                   links as lines through the frames of the kinematics, base frame, m
+    arm/measured, arm/commanded                   lines through the frames of the kinematics, base frame, m
+    arm/<which>/link<N>                           the arm as a body: the capsules of the profile, once, in the frame of
+                                                  their link, and where that was; `which` also predicted: the rows of
+                                                  the newest chunk at the times they were due
     arm/path, arm/predicted                       way of the TCP so far; way that the newest chunk predicts
     joints/<joint>/measured, commanded, limits    rad
     joints/<joint>/predicted/<lane>               rows of the chunks where they were due; a chunk keeps to one lane,
@@ -21,14 +24,20 @@ import rerun as rr
 import rerun.blueprint as rrb
 
 from vipra_ros.control.kinematics import forward, frames
+from vipra_ros.control.profile import Capsule, RobotProfile
 from vipra_ros.view.sources import Chunk, Seen
 
 TIMELINE = "time"
 #: Hz at which the arm is drawn, and s of the way behind the TCP.
 ARM_RATE, TAIL = 30.0, 3.0
+#: Where the arm is looked at from, and to; m, base frame.
+EYE, LOOK_AT = (0.85, -0.85, 0.75), (0.25, 0.0, 0.42)
+SILENT = rrb.PlotLegend(visible=False)
 #: Most lanes of chunks that overlap.
 LANES = 6
 GREY, BLUE, ORANGE, RED, GREEN = (130, 130, 130), (51, 102, 204), (220, 122, 30), (200, 56, 90), (47, 158, 91)
+#: Colours of the bodies: what was is solid, what was asked for is seen through.
+BODIES = {"measured": (*BLUE, 255), "commanded": (*ORANGE, 90), "predicted": (*GREEN, 70)}
 
 
 def write(seen: Seen, path: str | Path) -> dict[str, int]:
@@ -46,6 +55,7 @@ def write(seen: Seen, path: str | Path) -> dict[str, int]:
     _joints(out, seen)
     _arm(out, seen)
     _chunks(out, seen)
+    _foreseen(out, seen)
     for what, (times, values) in seen.hand.items():
         out.scalars(f"hand/{what}", times, values)
     for name, (times, values) in seen.figures.items():
@@ -71,8 +81,12 @@ class _Out:
         if not known.any():
             return
         if colour is not None:
-            self._recording.log(entity, rr.SeriesLines(colors=colour, widths=1.0 if dashed else 1.6), static=True)
+            self.static(entity, rr.SeriesLines(colors=colour, widths=1.0 if dashed else 1.6))
         self.columns(entity, times[known], rr.Scalars.columns(scalars=np.asarray(values, float)[known]))
+
+    def static(self, entity: str, what) -> None:
+        """What holds at all times; no row."""
+        self._recording.log(entity, what, static=True, strict=True)
 
     def columns(self, entity: str, times: np.ndarray, columns) -> None:
         """Many rows at once."""
@@ -104,7 +118,7 @@ def _joints(out: _Out, seen: Seen) -> None:
 
 
 def _arm(out: _Out, seen: Seen) -> None:
-    """Links as lines from the base through every frame to the TCP, and the way behind the TCP."""
+    """Links as lines from the base through every frame to the TCP and as a body, and the way behind the TCP."""
     for what, colour, width in (("measured", BLUE, 0.012), ("commanded", ORANGE, 0.006)):
         if what not in seen.joints:
             continue
@@ -112,7 +126,9 @@ def _arm(out: _Out, seen: Seen) -> None:
         rows = _thinned(times, q)
         if not len(rows):
             continue
-        points = frames(seen.profile, q[rows])[..., :3, 3]
+        poses = frames(seen.profile, q[rows])
+        _body(out, seen.profile, what, times[rows], poses)
+        points = poses[..., :3, 3]
         links = np.concatenate([np.zeros((len(rows), 1, 3)), points], axis=1)
         out.columns(f"arm/{what}", times[rows], rr.LineStrips3D.columns(
             strips=list(links), colors=[colour] * len(rows), radii=[width] * len(rows)))
@@ -120,6 +136,28 @@ def _arm(out: _Out, seen: Seen) -> None:
             tails = [points[np.searchsorted(times[rows], times[i] - TAIL) : n + 1, -1] for n, i in enumerate(rows)]
             out.columns("arm/path", times[rows], rr.LineStrips3D.columns(
                 strips=tails, colors=[GREY] * len(rows), radii=[0.002] * len(rows)))
+
+
+def _body(out: _Out, profile: RobotProfile, what: str, times: np.ndarray, poses: np.ndarray) -> None:
+    """Every link that has capsules: these once, and its `poses` (N, 9, 4, 4) from the base."""
+    for link in sorted({c.link for c in profile.capsules}):
+        entity = f"arm/{what}/link{link}"
+        out.static(entity, _shape([c for c in profile.capsules if c.link == link], BODIES[what]))
+        if link:  # the base stays
+            pose = poses[:, link - 1]
+            out.columns(entity, times, rr.Transform3D.columns(translation=pose[:, :3, 3], mat3x3=pose[:, :3, :3]))
+
+
+def _shape(capsules: list[Capsule], colour: tuple[int, ...]) -> rr.Capsules3D:
+    """rerun's capsules begin at the origin and go along z; each is turned about the axis normal to z and its own."""
+    start = np.array([c.start for c in capsules])
+    along = np.array([c.end for c in capsules]) - start
+    lengths = np.linalg.norm(along, axis=1)
+    unit = np.divide(along, lengths[:, None], out=np.tile([0.0, 0.0, 1.0], (len(along), 1)), where=lengths[:, None] > 0)
+    turns = [rr.RotationAxisAngle([-y, x, 0.0] if x or y else [1.0, 0.0, 0.0], radians=np.arccos(np.clip(z, -1.0, 1.0)))
+             for x, y, z in unit]
+    return rr.Capsules3D(lengths=lengths, radii=[c.radius for c in capsules], translations=start,
+                         rotation_axis_angles=turns, colors=[colour] * len(capsules), fill_mode="solid")
 
 
 def _thinned(times: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -152,6 +190,17 @@ def _chunks(out: _Out, seen: Seen) -> None:
             order = np.argsort(times, kind="stable")
             for k, joint in enumerate(seen.profile.joint_names):
                 out.scalars(f"joints/{joint}/predicted/{lane}", times[order], q[order, k], GREEN)
+
+
+def _foreseen(out: _Out, seen: Seen) -> None:
+    """The body where the newest chunk wanted it: rows that were due after it came and before the next one did."""
+    known = sorted(((c, q) for c in seen.chunks if (q := _positions(seen, c)) is not None), key=lambda p: p[0].arrival)
+    until = [*(c.arrival for c, _ in known), np.inf][1:]
+    rows = [(t, row) for (c, q), end in zip(known, until, strict=True) for t, row in zip(c.due, q, strict=True)
+            if c.arrival <= t < end and np.isfinite(row).all()]
+    if rows:
+        times, q = (np.array(x) for x in zip(*rows, strict=True))
+        _body(out, seen.profile, "predicted", times, frames(seen.profile, q))
 
 
 def _positions(seen: Seen, chunk: Chunk) -> np.ndarray | None:
@@ -189,8 +238,9 @@ def _media(picture: bytes) -> str:
 
 def blueprint(seen: Seen) -> rrb.Blueprint:
     """How the viewer lays it out: pictures and arm above, joints beside limits, then figures and words."""
-    joints = [rrb.TimeSeriesView(origin=f"joints/{j}", name=j) for j in seen.profile.joint_names]
-    speeds = [rrb.TimeSeriesView(origin=f"speed/{j}", name=j) for j in seen.profile.joint_names]
+    # Legends would hide the curves of seven small plots; the colours are those of the arms.
+    joints, speeds = ([rrb.TimeSeriesView(origin=f"{kind}/{j}", name=j.rpartition("_")[2], plot_legend=SILENT)
+                       for j in seen.profile.joint_names] for kind in ("joints", "speed"))
     return rrb.Blueprint(
         rrb.Vertical(
             rrb.Horizontal(*_views(seen)),
@@ -205,6 +255,7 @@ def blueprint(seen: Seen) -> rrb.Blueprint:
 
 
 def _views(seen: Seen) -> Iterator:
-    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}: measured blue, commanded orange, predicted green")
+    yield rrb.Spatial3DView(origin="arm", name=f"{seen.profile.name}: measured blue, commanded orange, predicted green",
+                            eye_controls=rrb.EyeControls3D(position=EYE, look_target=LOOK_AT))
     for camera in seen.cameras:
         yield rrb.Spatial2DView(origin=f"camera/{camera}", name=camera)
