@@ -14,11 +14,12 @@ import pytest
 rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
 
+from builtin_interfaces.msg import Time  # noqa: E402
 from rclpy.clock import Clock  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float32  # noqa: E402
+from std_msgs.msg import Float32, Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
@@ -175,6 +176,9 @@ def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
         client.send(lambda t: PROFILE.home_q, action_size=5)
         client.wait(lambda: client.status.rejected == 2)
         assert "wrong shape" in client.status.last_rejection
+        client.send(lambda t: PROFILE.home_q, header=Header(stamp=Time(sec=-1)))
+        client.wait(lambda: client.status.rejected == 3)
+        assert "the observation is" in client.status.last_rejection
         for k in range(6):
             client.send(lambda t, k=k: PROFILE.home_q + 0.1 * (k * 5 * T + t) * np.eye(7)[6], gripper=-1.0)
             time.sleep(5 * T)

@@ -23,6 +23,7 @@ from vipra_ros.data.unpack import MOST_CHUNK, unlz4, unzstd
 from vipra_ros.view.sources import look
 
 from .conftest import examples, faults, spoil, watched
+from .test_messages import ours
 
 NAMES = load_profile("fr3").joint_names
 
@@ -36,6 +37,8 @@ def messages_of_an_episode():
             now, "front", b"\xff\xd8\xff" + bytes(40)), now
     yield "policy/instruction", messages.STRING, messages.string("push"), begin
     yield "executor/gripper_command", messages.FLOAT32, messages.float32(1.0), begin
+    yield "policy/chunk", messages.ACTION_CHUNK, ours(messages.ACTION_CHUNK), begin
+    yield "executor/status", messages.EXECUTOR_STATUS, ours(messages.EXECUTOR_STATUS), begin
 
 
 @pytest.fixture(scope="module", params=["plain", "zstd", "sqlite"])

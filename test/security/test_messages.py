@@ -12,7 +12,27 @@ from .conftest import examples, faults, spoil, watched
 
 TYPES = (messages.JOINT_STATE, messages.COMPRESSED_IMAGE, messages.CAMERA_INFO, messages.STRING, messages.FLOAT32,
          messages.ACTION_CHUNK, messages.EXECUTOR_STATUS, messages.POLICY_STATUS)
+
+
+def ours(kind):
+    """CDR of a message of this package with something in each of its fields."""
+    store = messages.typestore()
+
+    def value(node, inner):
+        if node.name == "NAME":
+            time = store.types["builtin_interfaces/msg/Time"](10**9, 5)
+            return store.types[inner](time, "base") if inner == "std_msgs/msg/Header" else time
+        if node.name == "BASE":
+            return {"string": "push", "bool": True}.get(inner[0], 1)
+        name = inner[0][1][0]
+        return ["a", "b"] if name == "string" else np.ones(16, name)
+
+    fields = store.fielddefs[kind][1]
+    return messages.serialize(store.types[kind](**{name: value(*field) for name, field in fields}), kind)
+
+
 WHOLE = [
+    *(ours(kind) for kind in (messages.ACTION_CHUNK, messages.EXECUTOR_STATUS, messages.POLICY_STATUS)),
     messages.joint_state(10**18, ("a", "joint 2", "é"), (1.0, 2.0, 3.0), (0.1, 0.2, 0.3), frame_id="base"),
     messages.compressed_image(10**18, "front", b"\xff\xd8\xff" + bytes(50)),
     messages.camera_info(10**18, "front", 64, 48, np.eye(3)),

@@ -145,7 +145,7 @@ class Validator:
         if chunk.action_space not in ACTION_SPACES or chunk.action_space != b.action_space:
             return Verdict(
                 Reason.ACTION_SPACE,
-                f"{chunk.action_space!r} came, this executor takes {b.action_space!r}; "
+                f"{str(chunk.action_space)[:40]!r} came, this executor takes {b.action_space!r}; "
                 f"set action_space or load another checkpoint",
             )
         width = (6 if b.action_space == "ee_delta" else JOINTS) + 1
@@ -159,7 +159,8 @@ class Validator:
         if names != expected and not (names == p.joint_names and not expected):
             return Verdict(
                 Reason.JOINT_NAMES,
-                f"{list(names)} came, {p.name} has {list(expected)} in this order; use a checkpoint of this robot",
+                f"{str(list(names))[:200]} came, {p.name} has {list(expected)} in this order; use a checkpoint of this "
+                f"robot",
             )
         if self._form is not None and self._same_holder(chunk) and self._shape_of(chunk) != self._form:
             return Verdict(
@@ -198,7 +199,7 @@ class Validator:
         if not self._same_holder(chunk):
             return Verdict(
                 Reason.LEASE,
-                f"{'/'.join(self._who(chunk))} came while {self.holder} is served; stop one of "
+                f"{'/'.join(self._who(chunk))[:80]} came while {self.holder[:80]} is served; stop one of "
                 f"them, the lease ends after {self.bounds.lease} s of silence",
             )
         if number <= self._last_id:

@@ -155,9 +155,8 @@ class ExecutorNode(Node):
 
     def _on_chunk(self, message: ActionChunkMessage) -> None:
         # The clocks' offset is measured at every arrival, so a jump of the ROS clock shows as an age.
-        age = (
-            self.get_clock().now() - Time.from_msg(message.header.stamp, self.get_clock().clock_type)
-        ).nanoseconds / 1e9
+        # In whole numbers: a Time refuses stamps before 1970, and what is only a bad chunk would be an error of ours.
+        age = (self.get_clock().now().nanoseconds - convert.nanoseconds(message.header.stamp)) / 1e9
         now = time.monotonic()
         age += self._stood(now)  # a clock that stands still makes no observation young
         verdict = self.core.offer(convert.chunk(message, now - age), now)
@@ -216,7 +215,7 @@ class ExecutorNode(Node):
         self.core.stop(time.monotonic())
         patience = time.monotonic() + self.core.limiter.stop_time() + 0.5
         while (
-            self.failure is None and self.core.machine.state is State.STOPPING and time.monotonic() < patience
+            self._thread.is_alive() and self.core.machine.state is State.STOPPING and time.monotonic() < patience
         ):
             time.sleep(0.01)
         self._running.clear()
@@ -288,10 +287,10 @@ class ExecutorNode(Node):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run until SIGINT or SIGTERM, or until the loop dies."""
-    _, failure = serve(args, "executor", ExecutorNode, lambda node: node.failure is not None)
+    """Run until SIGINT or SIGTERM, or until the loop or a callback dies."""
+    _, failure = serve(args, "executor", ExecutorNode)
     if failure is not None:
-        print(f"executor: the control loop ended: {type(failure).__name__}: {failure}", flush=True)
+        print(f"executor: ended: {type(failure).__name__}: {failure}", flush=True)
         raise SystemExit(1)
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import JointState
@@ -32,7 +31,7 @@ from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.nodes.quality import LATCHED
-from vipra_ros.nodes.run import serve, spin
+from vipra_ros.nodes.run import serve
 from vipra_ros.teleop.bus import BusError, Reading, ServoBus, latency_advice
 from vipra_ros.teleop.emulate import emulated
 from vipra_ros.teleop.follow import Follow, FollowSettings, Phase
@@ -217,17 +216,10 @@ class GelloNode(Node):
 
 def main(args: list[str] | None = None) -> None:
     """Run until SIGINT or SIGTERM."""
-    _, failure = serve(args, "gello", GelloNode, lambda node: node.failure is not None, _spin)
+    _, failure = serve(args, "gello", GelloNode)
     if failure is not None:
-        print(f"gello: a loop of the node ended: {type(failure).__name__}: {failure}", flush=True)
+        print(f"gello: ended: {type(failure).__name__}: {failure}", flush=True)
         raise SystemExit(1)
-
-
-def _spin(node: GelloNode, executor: SingleThreadedExecutor) -> None:
-    try:
-        spin(executor)
-    except Exception as error:  # a node that hears nothing any more must end
-        node.failure = error
 
 
 if __name__ == "__main__":

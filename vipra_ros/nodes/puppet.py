@@ -99,7 +99,7 @@ class Puppet(PolicyNode):
 
 def main(args: list[str] | None = None) -> None:
     """Publish until a signal."""
-    serve(args, "puppet", Puppet, lambda node: False)
+    serve(args, "puppet", Puppet)
 
 
 if __name__ == "__main__":

@@ -52,13 +52,19 @@ def spin(executor: SingleThreadedExecutor) -> None:
         pass
 
 
-def serve(args: list[str] | None, name: str, make: Callable[[], Any], over: Callable[[Any], bool],
-          hear: Callable[[Any, SingleThreadedExecutor], None] = lambda node, executor: spin(executor)) -> tuple:
-    """Run the node that `make` returns, as a context manager, until a signal or `over(node)`.
+def _hear(node: Any, executor: SingleThreadedExecutor) -> None:
+    try:
+        spin(executor)
+    except Exception as error:  # one that hears nothing any more, not even a stop, must end
+        node.failure = error
+
+
+def serve(args: list[str] | None, name: str, make: Callable[[], Any],
+          over: Callable[[Any], bool] = lambda node: False) -> tuple:
+    """Run the node that `make` returns, as a context manager, until a signal, `over(node)` or a callback that raises.
 
     Args:
         name: begins the line that a node which cannot be made leaves.
-        hear: (node, executor), what the thread of the callbacks does.
 
     Returns:
         The node, and its `failure` when it had ended.
@@ -75,10 +81,10 @@ def serve(args: list[str] | None, name: str, make: Callable[[], Any], over: Call
         raise SystemExit(1) from None
     executor = SingleThreadedExecutor()  # the multi-threaded one burns most of a core while chunks arrive
     executor.add_node(node)
-    spinner = threading.Thread(target=hear, args=(node, executor), name="ros", daemon=True)
+    spinner = threading.Thread(target=_hear, args=(node, executor), name="ros", daemon=True)
     with node:
         spinner.start()
-        while not ending.wait(PERIOD) and not over(node) and rclpy.ok():
+        while not ending.wait(PERIOD) and not over(node) and node.failure is None and rclpy.ok():
             pass
     failure = node.failure
     executor.shutdown(timeout_sec=1.0)
