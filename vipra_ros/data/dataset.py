@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from pyarrow.lib import ArrowException
 
 IMAGE_PREFIX = "observation.images."
 
@@ -56,6 +57,18 @@ class Dataset:
             raise DatasetError(
                 f"{self.path} is no data set (no meta/info.json); give the folder `convert` made"
             )
+        try:
+            self._read_meta(info)
+        except DatasetError:
+            raise
+        except Exception as error:  # others write data sets too, and what breaks in theirs has any type
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DatasetError(
+                f"{self.path}/meta is not that of a v3.0 data set ({text}); copy or convert it again"
+            ) from None
+        self._reader = None
+
+    def _read_meta(self, info: Path) -> None:
         self.info = json.loads(info.read_text(encoding="utf-8"))
         version = self.info.get("codebase_version")
         if version != "v3.0":
@@ -63,7 +76,14 @@ class Dataset:
                 f"{self.path} has format {version}, v3.0 is read; convert it with lerobot's own script"
             )
         self.fps = float(self.info["fps"])
+        if not (0 < self.fps < 1e6 and int(self.info["total_frames"]) >= 0):
+            raise ValueError(f"fps {self.fps:g}, total_frames {self.info['total_frames']}")
         self.features = self.info["features"]
+        for name, feature in self.features.items():
+            if not (isinstance(feature["dtype"], str) and type(feature["shape"]) is list and all(
+                type(n) is int and n > 0 for n in feature["shape"]
+            )):
+                raise ValueError(f"feature {name}: dtype {feature['dtype']}, shape {feature['shape']}")
         self._video_key = {
             k.removeprefix(IMAGE_PREFIX): k for k, f in self.features.items() if f["dtype"] == "video"
         }
@@ -71,8 +91,9 @@ class Dataset:
         self.tasks = self._read_tasks()
         self._table = self._read_episodes()
         self.episodes = [self._episode(row) for row in self._table]
+        if not all(e.length >= 0 and e.start >= 0 for e in self.episodes):
+            raise ValueError("an episode of negative length or start")
         self._starts = np.array([e.start for e in self.episodes], np.int64)
-        self._reader = None
 
     def __len__(self) -> int:
         return int(self.info["total_frames"])
@@ -94,12 +115,8 @@ class Dataset:
             known = ", ".join(k for k, f in self.features.items() if f["dtype"] != "video")
             raise DatasetError(f"{self.path} has no numeric column {column!r}; it has {known}")
         width = int(np.prod(feature["shape"]))
-        parts = []
-        for path in sorted((self.path / "data").glob("*/*.parquet")):
-            values = pq.read_table(path, columns=[column])[column].combine_chunks()
-            if width > 1 or hasattr(values.type, "value_type"):
-                values = values.flatten()
-            parts.append(values.to_numpy(zero_copy_only=False).astype(feature["dtype"]).reshape(-1, width))
+        parts = [self._column(path, column, width, feature["dtype"])
+                 for path in sorted((self.path / "data").glob("*/*.parquet"))]
         table = np.concatenate(parts) if parts else np.zeros((0, width), feature["dtype"])
         if len(table) != len(self):
             raise DatasetError(
@@ -107,6 +124,16 @@ class Dataset:
                 "the data set is cut: convert again"
             )
         return table
+
+    def _column(self, path: Path, column: str, width: int, dtype: str) -> np.ndarray:
+        try:
+            values = pq.read_table(path, columns=[column])[column].combine_chunks()
+            if width > 1 or hasattr(values.type, "value_type"):
+                values = values.flatten()
+            return values.to_numpy(zero_copy_only=False).astype(dtype).reshape(-1, width)
+        except (ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise DatasetError(f"{path}: column {column} cannot be read ({text}); copy or convert it again") from None
 
     def frames(
         self, camera: str, start: int = 0, stop: int | None = None
