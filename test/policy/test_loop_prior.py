@@ -10,6 +10,7 @@ from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.engine import load_engine
 from vipra_ros.policy.loop import PolicyLoop
 from vipra_ros.policy.plan import Plan, Timing
+from vipra_ros.policy.report import Phase
 
 WORDS = "reach above the red cube"
 
@@ -42,14 +43,14 @@ class Rig:
         self.count, self.thread = 0, threading.Thread(target=self.loop.run, daemon=True)
         self.thread.start()
 
-    def step(self, until, state=State.RUNNING, epoch=0):
+    def step(self, until, state=State.RUNNING, epoch=0, patience=60):
         self.said.clear()
         self.loop.executor(int(state), epoch, 0)
         while self.clock < until - 1e-9:
             self.clock += 1 / 15
             self.count += 1
             self.loop.image("front", self.clock, np.full((32, 32, 3), self.count, np.uint8), self.count)
-        for _ in range(60):  # the executor's word must stay fresh while a busy machine thinks
+        for _ in range(patience):  # the executor's word must stay fresh while a busy machine thinks
             self.loop.executor(int(state), epoch, 0)
             if self.said.wait(0.5):
                 return self.engine.asked[-1]
@@ -83,6 +84,31 @@ def test_the_running_chunk_is_the_prior_of_the_next(rig):
     rig.loop.instruct("push the blue cube")
     assert rig.step(3.4, epoch=1)[0].prior is None
     assert rig.step(4.0, epoch=1)[0].prior is not None
+
+
+@pytest.mark.parametrize("rig", ["none"], indirect=True)
+def test_a_broken_picture_is_lost_and_the_next_one_answered(rig):
+    rig.step(0.4)
+
+    def decode(picture):
+        if picture[0, 0, 0] in broken:
+            raise ValueError("7 bytes are no image; publish JPEG or PNG")
+        return picture[:16] if picture[0, 0, 0] == 33 else picture
+
+    rig.loop._decode, broken = decode, range(10, 16)
+    first = rig.loop.report().cameras["front"].lost
+    with pytest.raises(AssertionError):
+        rig.step(1.0, patience=3)  # its newest picture is number 15
+    report = rig.loop.report()
+    assert report.phase is Phase.WAITING and "camera front: 7 bytes are no image; publish JPEG or PNG" in report.reasons
+    assert report.cameras["front"].lost > first
+    observation, _ = rig.step(1.6)
+    assert observation.stamp == pytest.approx(1.6) and rig.loop.report().phase is Phase.RUNNING
+    before = rig.loop.report().cameras["front"].lost
+    # Number 33 has another size than the one before it, which is answered in its place.
+    assert rig.step(2.2)[0].stamp == pytest.approx(2.2 - 1 / 15)
+    assert rig.loop.report().cameras["front"].lost == before + 1
+    assert rig.step(2.6)[0].stamp == pytest.approx(2.6)
 
 
 @pytest.mark.parametrize("rig", ["none"], indirect=True)

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -76,6 +76,7 @@ class PolicyLoop:
         self._scheduler: Scheduler | None = None
         self._phase, self._reasons = Phase.LOADING, ()
         self._unanswered: tuple[str, ...] = ()
+        self._unreadable: tuple[str, ...] = ()
         self._task_id, self._instruction = 0, ""
         self._executor: tuple[int, int, int] | None = None  # state, epoch, queue
         self._executor_seen = self._published_at = -math.inf
@@ -194,6 +195,7 @@ class PolicyLoop:
             chosen, held = self._history.select(self._now()), self._holds()
             problems = (*chosen.reasons, *self._problems())
             if problems or held:
+                problems += self._unreadable if problems else ()
                 self._set(Phase.WAITING if problems else Phase.PAUSED, (*problems, *held))
                 self._wake.wait(0.05)
                 return
@@ -207,7 +209,9 @@ class PolicyLoop:
             vectors = self._joints.at(stamp, plan.joints, plan.period) if plan.joints else None
             task, words, epoch = self._task_id, self._instruction, self._epoch()
             prior = self._prior(stamp) if getattr(engine, "guided", False) else None
-        frames = {c: np.stack([self._decode(p) for p in pair]) for c, pair in pictures.items()}
+        frames = self._frames(pictures, chosen.frame_stamps)
+        if frames is None:
+            return
         began = time.monotonic()
         try:
             prediction = engine.infer(
@@ -249,6 +253,27 @@ class PolicyLoop:
                 policy_id=self.policy_id,
             )
         )
+
+    def _frames(self, pictures: dict[str, list], stamps: Mapping[str, tuple]) -> dict[str, np.ndarray] | None:
+        """The chosen pictures, (frames, H, W, 3) a camera; None when one is broken, which then counts as lost."""
+        frames = {}
+        for camera, pair in pictures.items():
+            for picture, stamp in zip(pair, stamps[camera]):
+                try:
+                    seen = self._decode(picture)
+                    if any(seen.shape != other.shape for other in frames.setdefault(camera, [])):
+                        raise ValueError(f"a picture of another size, {seen.shape[:2]} (h, w)")
+                    frames[camera].append(seen)
+                except ValueError as error:
+                    self._unreadable = (f"camera {camera}: {error}",)
+                    with self._wake:
+                        self._history.forget(camera, stamp)
+                        self._encoded[camera].pop(stamp, None)
+                        self._monitors[camera].lost += 1
+                    self._set(Phase.WAITING, self._unreadable)
+                    return None
+        self._unreadable = ()
+        return {camera: np.stack(pair) for camera, pair in frames.items()}
 
     def _prior(self, stamp: float) -> Prior | None:
         """What the arm is doing by the newest chunk, for the observation at `stamp`; None where it does nothing.

@@ -141,6 +141,12 @@ class FrameHistory:
             self._path += float(np.abs(joints - self._joints).max())
         self._joints = joints
 
+    def forget(self, camera: str, stamp: float) -> None:
+        """Drop one frame, which turned out to be unreadable."""
+        mine = self._cameras[camera]
+        kept = [(s, i) for s, i in zip(mine.stamps, mine.images) if s != stamp]
+        mine.stamps, mine.images = deque(s for s, _ in kept), deque(i for _, i in kept)
+
     def clear(self) -> None:
         """Forget all frames (after a clock jump or a scene reset)."""
         for name in self._cameras:
