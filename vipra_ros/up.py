@@ -29,6 +29,8 @@ GRACE = 2.0
 def end_with_parent(number: int) -> None:
     """Linux sends this process the signal `number` when its parent is gone, however the parent went."""
     PR_SET_PDEATHSIG = 1
+    if number == signal.SIGINT:  # a job in the background of a script inherits that it is ignored
+        signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 

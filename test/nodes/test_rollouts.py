@@ -92,8 +92,10 @@ class AtThePage:
 
 
 @pytest.fixture
-def console(unused_ros_domain):
-    """The node of `vipra console`, without a browser; what a click calls is `node.act`."""
+def console(unused_ros_domain, monkeypatch):
+    """The node of `vipra console`, without its page; what a click calls is `node.act`. A process has one page only."""
+    fastapi = pytest.importorskip("fastapi", reason="the console's server is not installed; pip install nicegui")
+    monkeypatch.setattr("vipra_ros.nodes.console.make_app", lambda *_: fastapi.FastAPI())
     sys.path.insert(0, __file__.rpartition("/")[0])
     from test_console_node import Rig
 
