@@ -95,7 +95,7 @@ class AtThePage:
 def console(unused_ros_domain, monkeypatch):
     """The node of `vipra console`, without its page; what a click calls is `node.act`. A process has one page only."""
     fastapi = pytest.importorskip("fastapi", reason="the console's server is not installed; pip install nicegui")
-    monkeypatch.setattr("vipra_ros.nodes.console.make_app", lambda *_: fastapi.FastAPI())
+    monkeypatch.setattr("vipra_ros.console.page.make_app", lambda *_: fastapi.FastAPI())
     sys.path.insert(0, __file__.rpartition("/")[0])
     from test_console_node import Rig
 

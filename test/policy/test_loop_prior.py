@@ -44,12 +44,13 @@ class Rig:
         self.thread.start()
 
     def step(self, until, state=State.RUNNING, epoch=0, patience=60):
-        self.said.clear()
-        self.loop.executor(int(state), epoch, 0)
-        while self.clock < until - 1e-9:
-            self.clock += 1 / 15
-            self.count += 1
-            self.loop.image("front", self.clock, np.full((32, 32, 3), self.count, np.uint8), self.count)
+        with self.loop._wake:  # else a quick loop answers a picture on the way
+            self.said.clear()
+            self.loop.executor(int(state), epoch, 0)
+            while self.clock < until - 1e-9:
+                self.clock += 1 / 15
+                self.count += 1
+                self.loop.image("front", self.clock, np.full((32, 32, 3), self.count, np.uint8), self.count)
         for _ in range(patience):  # the executor's word must stay fresh while a busy machine thinks
             self.loop.executor(int(state), epoch, 0)
             if self.said.wait(0.5):
@@ -93,7 +94,7 @@ def test_a_broken_picture_is_lost_and_the_next_one_answered(rig):
     def decode(picture):
         if picture[0, 0, 0] in broken:
             raise ValueError("7 bytes are no image; publish JPEG or PNG")
-        return picture[:16] if picture[0, 0, 0] == 33 else picture
+        return picture
 
     rig.loop._decode, broken = decode, range(10, 16)
     first = rig.loop.report().cameras["front"].lost
@@ -104,11 +105,10 @@ def test_a_broken_picture_is_lost_and_the_next_one_answered(rig):
     assert report.cameras["front"].lost > first
     observation, _ = rig.step(1.6)
     assert observation.stamp == pytest.approx(1.6) and rig.loop.report().phase is Phase.RUNNING
-    before = rig.loop.report().cameras["front"].lost
-    # Number 33 has another size than the one before it, which is answered in its place.
-    assert rig.step(2.2)[0].stamp == pytest.approx(2.2 - 1 / 15)
+    before, sizes = rig.loop.report().cameras["front"].lost, [np.zeros((32, 32, 3)), np.zeros((16, 32, 3))]
+    assert rig.loop._frames({"front": sizes}, {"front": (9.0, 9.1)}) is None
     assert rig.loop.report().cameras["front"].lost == before + 1
-    assert rig.step(2.6)[0].stamp == pytest.approx(2.6)
+    assert rig.loop._frames({"front": sizes[:1] * 2}, {"front": (9.0, 9.1)})["front"].shape == (2, 32, 32, 3)
 
 
 @pytest.mark.parametrize("rig", ["none"], indirect=True)
