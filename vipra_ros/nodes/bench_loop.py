@@ -28,7 +28,7 @@ from vipra_ros.msg import ActionChunk
 from vipra_ros.nodes.bench_control import spent_by
 from vipra_ros.nodes.convert import nanoseconds
 from vipra_ros.nodes.session import Session
-from vipra_ros.nodes.system import PATIENT, System
+from vipra_ros.nodes.system import System
 from vipra_ros.policy.shipped import resolve
 
 CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
@@ -37,8 +37,6 @@ WARM, SCENE = 4.0, 8.0
 #: ns; stamps so near are the same: the policy counts time in a float.
 NEAR = 1e5
 PERCENTILES = (50, 95, 99)
-PARAMETERS = PATIENT.split("/**/executor:")[1].join([f"/**/sim:\n  ros__parameters:\n    camera_rate: {CAMERA_RATE}\n"
-                                                     "/**/executor:", ""])
 
 
 class Ear:
@@ -120,7 +118,7 @@ def at_rate(checkpoint: Path, copy: Path, rate: float) -> Path:
 
 
 def _measure(checkpoint: Path, rate: float, seconds: float, engine: str) -> dict:
-    with System(checkpoint, parameters=PARAMETERS, camera_rate=str(CAMERA_RATE), engine=engine) as system:
+    with System(checkpoint, camera_rate=str(CAMERA_RATE), engine=engine) as system:
         ear, session = Ear(system.domain), Session(system.domain, system.check)
         try:
             session.wait_ready()

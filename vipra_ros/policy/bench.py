@@ -229,8 +229,9 @@ def main(
     about["machine"] = {**describe(kind, threads), "load_before": load[0], "load_after": load[1]}
     figures = report(times, work, machine, about)
     seen = observe(loaded, pictures(loaded, 1)[0])[0]
-    for row in (figures, *figures["engines"]):
+    for row in figures["engines"]:
         row["operations"] = count_operations(lambda e=engines[row["engine"]]: e.infer(seen, 0)).total()
+    figures["operations"] = next(r["operations"] for r in figures["engines"] if r["engine"] == figures["engine"])
     if kind == "cuda":
         figures["gpu_peak_gbytes"] = torch.cuda.max_memory_allocated() / 1e9
     if counts:
