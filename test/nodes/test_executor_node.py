@@ -16,7 +16,6 @@ pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make se
 
 from builtin_interfaces.msg import Time  # noqa: E402
 from rclpy.clock import Clock  # noqa: E402
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from std_msgs.msg import Float32, Header  # noqa: E402
@@ -28,6 +27,7 @@ from vipra_ros.control.chunk import RobotState  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.control.reference import Reference  # noqa: E402
 from vipra_ros.nodes.executor import ExecutorNode  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
 
 T = 1 / 15
 PROFILE = load_profile("fr3")
@@ -40,9 +40,7 @@ class Client:
     """Policy and operator in one: sends chunks, calls services, remembers what it hears."""
 
     def __init__(self, domain):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("client", context=self.context)
+        self.node = lone_node("client", domain)
         self.heard = {}
         for kind, topic, qos in (
             (JointState, "joint_states", 10),
@@ -56,16 +54,10 @@ class Client:
         self.chunks = self.node.create_publisher(ActionChunk, "policy/chunk", 1)
         self.callers = {}
         self.ids = 0
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def close(self):
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.context.shutdown()
-        self.thread.join(timeout=2.0)
+        self.spinner.close()
 
     @property
     def status(self):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -15,7 +14,6 @@ rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
 pytest.importorskip("dynamixel_sdk")
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from std_msgs.msg import Float32, String  # noqa: E402
@@ -24,6 +22,7 @@ from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
 from vipra_ros.config import share  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
 from vipra_ros.teleop.emulate import emulated  # noqa: E402
 from vipra_ros.teleop.gello import load_gello  # noqa: E402
 from vipra_ros.teleop.motions import motion  # noqa: E402
@@ -44,22 +43,14 @@ class Listener:
     """Remembers what it hears."""
 
     def __init__(self, domain):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("listener", context=self.context)
+        self.node = lone_node("listener", domain)
         self.heard = {topic: [] for _, topic, _ in TOPICS}
         for kind, topic, qos in TOPICS:
             self.node.create_subscription(kind, topic, self.heard[topic].append, qos)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def close(self):
-        self.executor.shutdown()
-        self.thread.join(timeout=2.0)
-        self.node.destroy_node()
-        self.context.shutdown()
+        self.spinner.close()
 
     @property
     def said(self):

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import cv2
@@ -14,13 +13,13 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy")
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image, JointState  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus  # noqa: E402
 
 from vipra_ros.control.profile import load_profile  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
 from vipra_ros.policy.checkpoint import folder_hash  # noqa: E402
 from vipra_ros.sim import scene  # noqa: E402
 
@@ -32,9 +31,7 @@ class World:
     """A camera, an arm and an executor's voice, each switched by an attribute."""
 
     def __init__(self, domain, raw=False):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("world", context=self.context)
+        self.node = lone_node("world", domain)
         self.raw, self.camera, self.frozen, self.moving = raw, True, False, False
         self.state, self.epoch, self.queue = ExecutorStatus.ARMED, 0, 0
         self.stamps, self.chunks, self.statuses = [], [], []
@@ -49,10 +46,7 @@ class World:
         self.node.create_subscription(PolicyStatus, "policy/status", self.statuses.append, LATCHED)
         self.node.create_timer(1 / 30, self.step)
         self.count, self.angle = 0, 0.0
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def step(self):
         self.count += 1
@@ -106,10 +100,7 @@ class World:
         return self.until(lambda: len(self.chunks) >= have + count and self.chunks[have : have + count], seconds)
 
     def close(self):
-        self.executor.shutdown()
-        self.thread.join(timeout=2.0)
-        self.node.destroy_node()
-        rclpy.try_shutdown(context=self.context)
+        self.spinner.close()
 
 
 def start(checkpoint, domain, *parameters):

@@ -17,7 +17,6 @@ import pytest
 rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, JointState  # noqa: E402
@@ -31,6 +30,7 @@ from vipra_ros.data.bags import EpisodeReader, find_bags  # noqa: E402
 from vipra_ros.data.episode import load_episode  # noqa: E402
 from vipra_ros.data.resample import Resampling  # noqa: E402
 from vipra_ros.nodes.recorder import RecorderNode, RecorderSettings  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ARM = [f"fr3_joint{i + 1}" for i in range(7)]
@@ -42,9 +42,7 @@ class Robot:
     """Two cameras at 30 Hz, joints at 60 Hz, latched words, hand and status; and an operator."""
 
     def __init__(self, domain):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = node = rclpy.create_node("robot", context=self.context)
+        self.node = node = lone_node("robot", domain)
         self.began, self.sent, self.status = time.monotonic(), {}, {}
         self.images = {c: node.create_publisher(CompressedImage, PICTURE.format(c), qos_profile_sensor_data)
                        for c in ("front", "wrist")}
@@ -67,10 +65,7 @@ class Robot:
                         for n in ("start", "success", "failure", "discard")}
         node.create_timer(1 / 30, self.see)
         node.create_timer(1 / 60, self.feel)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def on_status(self, message):
         self.status = json.loads(message.data)
@@ -114,10 +109,7 @@ class Robot:
         raise AssertionError(f"not in {seconds} s; last status: {self.status}")
 
     def close(self):
-        self.executor.shutdown()
-        self.thread.join(timeout=2.0)
-        self.node.destroy_node()
-        self.context.shutdown()
+        self.spinner.close()
 
 
 def start(domain, **parameters):

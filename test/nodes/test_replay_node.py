@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -13,7 +12,6 @@ rclpy = pytest.importorskip("rclpy")
 pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
 pytest.importorskip("vipra_ros.sim.world")
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
@@ -23,6 +21,7 @@ from vipra_ros.data.convert import convert  # noqa: E402
 from vipra_ros.data.dataset import Dataset  # noqa: E402
 from vipra_ros.data.episode import load_commands  # noqa: E402
 from vipra_ros.data.replay import load_replay  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
 from vipra_ros.sim import collect  # noqa: E402
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -39,19 +38,14 @@ class StandIn:
     """Says what an executor says, with an arm that is where it is told to be; remembers the chunks."""
 
     def __init__(self, domain, names, q):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node("executor", context=self.context)
+        self.node = lone_node("executor", domain)
         self.names, self.q, self.heard = list(names), np.array(q), []
         self.status = self.node.create_publisher(ExecutorStatus, "executor/status", LATCHED)
         self.joints = self.node.create_publisher(JointState, "joint_states", 10)
         self.commands = self.node.create_publisher(JointState, "executor/joint_command", 10)
         self.node.create_subscription(ActionChunk, "policy/chunk", self.on_chunk, 10)
         self.node.create_timer(0.02, self.say_joints)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def say(self, state):
         self.status.publish(ExecutorStatus(state=getattr(ExecutorStatus, state), state_text=state, epoch=4))
@@ -76,10 +70,7 @@ class StandIn:
         self.commands.publish(message)
 
     def close(self):
-        self.executor.shutdown()
-        self.node.destroy_node()
-        self.context.shutdown()
-        self.thread.join(timeout=2.0)
+        self.spinner.close()
 
 
 def start(domain, **parameters):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import cv2
@@ -14,7 +13,6 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy")
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import qos_profile_sensor_data  # noqa: E402
 from sensor_msgs.msg import CompressedImage  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
@@ -23,6 +21,7 @@ from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus  # noqa: E40
 from vipra_ros.config import ConfigError  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.nodes.quality import LATCHED  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError  # noqa: E402
 
 ARMS = ("left", "right")
@@ -38,9 +37,7 @@ class Watcher:
     """A camera, an operator, and ears on both arms."""
 
     def __init__(self, domain):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=domain)
-        self.node = node = rclpy.create_node("watcher", context=self.context)
+        self.node = node = lone_node("watcher", domain)
         self.images = node.create_publisher(
             CompressedImage, "camera/front/image_raw/compressed", qos_profile_sensor_data
         )
@@ -58,10 +55,7 @@ class Watcher:
                 self.calls[arm, word] = node.create_client(Trigger, f"{arm}/executor/{word}")
         node.create_subscription(PolicyStatus, "policy/status", lambda m: setattr(self, "policy", m), LATCHED)
         node.create_timer(1 / 30, self.picture)
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def picture(self):
         self.count += 1
@@ -89,9 +83,7 @@ class Watcher:
         return [self.status[a].state_text if a in self.status else "" for a in ARMS] == list(texts)
 
     def close(self):
-        self.executor.shutdown()
-        self.thread.join(2.0)
-        rclpy.try_shutdown(context=self.context)
+        self.spinner.close()
 
 
 @pytest.fixture

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections import deque
 from pathlib import Path
 
 import numpy as np
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, JointState
 from std_srvs.srv import Trigger
@@ -29,6 +25,7 @@ from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes.convert import chunk_message
 from vipra_ros.nodes.quality import COMMAND, LATCHED
+from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.nodes.system import System, processor_time
 from vipra_ros.policy.pictures import from_jpeg
 
@@ -54,9 +51,7 @@ class Driver:
     """Policy, operator and ears of the bench."""
 
     def __init__(self, domain: int):
-        self.context = rclpy.Context()
-        rclpy.init(args=[], context=self.context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = node = rclpy.create_node("bench_control", context=self.context)
+        self.node = node = lone_node("bench_control", domain)
         self.profile, self.ids, self.pictures = load_profile("fr3"), 0, dict.fromkeys(CAMERAS, 0)
         self.stamps: deque[float] = deque(maxlen=200_000)
         self.status: ExecutorStatus | None = None
@@ -67,9 +62,7 @@ class Driver:
                                      lambda m, c=camera: self._picture(c, m), qos_profile_sensor_data)
         self._chunks = node.create_publisher(ActionChunkMessage, "policy/chunk", COMMAND)
         self._arm = node.create_client(Trigger, "executor/arm")
-        self._spinner = SingleThreadedExecutor(context=self.context)
-        self._spinner.add_node(node)
-        threading.Thread(target=self._spinner.spin, daemon=True).start()
+        self._spinner = Spinner(node)
 
     def until(self, condition, seconds: float, what: str) -> None:
         """RuntimeError when `condition` does not come true."""
@@ -103,8 +96,7 @@ class Driver:
 
     def close(self) -> None:
         """End the node."""
-        self._spinner.shutdown()
-        rclpy.try_shutdown(context=self.context)
+        self._spinner.close()
 
     def _send(self, period: float) -> None:
         stamp = self.node.get_clock().now().nanoseconds - round(AHEAD * 1e9)

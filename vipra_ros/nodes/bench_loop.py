@@ -10,16 +10,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import time
 from collections import deque
 from pathlib import Path
 
 import numpy as np
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from safetensors.numpy import load_file, save_file
 from sensor_msgs.msg import CompressedImage
 
@@ -28,6 +24,7 @@ from vipra_ros.msg import ActionChunk
 from vipra_ros.nodes.bench_control import spent_by
 from vipra_ros.nodes.convert import nanoseconds
 from vipra_ros.nodes.session import Session
+from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.nodes.system import System
 from vipra_ros.policy.shipped import resolve
 
@@ -50,16 +47,12 @@ class Ear:
 
     def __init__(self, domain: int):
         self.drawn, self.pictures, self.chunks = (deque(maxlen=100_000) for _ in range(3))
-        self._context = rclpy.Context()
-        rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        node = rclpy.create_node("bench_loop", context=self._context)
+        node = lone_node("bench_loop", domain)
         for camera in CAMERAS:
             node.create_subscription(CompressedImage, f"camera/{camera}/image_raw/compressed", self._picture,
                                      qos_profile_sensor_data)
         node.create_subscription(ActionChunk, "policy/chunk", self._chunk, 10)
-        self._spinner = SingleThreadedExecutor(context=self._context)
-        self._spinner.add_node(node)
-        threading.Thread(target=self._spinner.spin, name="ear", daemon=True).start()
+        self._spinner = Spinner(node)
 
     def forget(self) -> None:
         """What was heard so far does not count."""
@@ -68,8 +61,7 @@ class Ear:
 
     def close(self) -> None:
         """Leave the ROS graph."""
-        self._spinner.shutdown()
-        rclpy.try_shutdown(context=self._context)
+        self._spinner.close()
 
     def both_ways(self) -> list[float]:
         """ms that a chunk and the picture it answers (the later camera's) travelled, where we had that picture."""

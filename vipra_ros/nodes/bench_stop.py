@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,14 +40,12 @@ class Stopper:
     """A policy and an operator for an executor in dry run, which is a process of its own."""
 
     def __init__(self, chunk_timeout: float):
-        import rclpy
-        from rclpy.executors import SingleThreadedExecutor
-        from rclpy.signals import SignalHandlerOptions
         from sensor_msgs.msg import JointState
         from std_srvs.srv import Trigger
 
         from vipra_ros.msg import ActionChunk as ActionChunkMessage
         from vipra_ros.msg import ExecutorStatus
+        from vipra_ros.nodes.spinner import Spinner, lone_node
 
         self.profile, domain = load_profile("fr3"), int(os.environ.get("ROS_DOMAIN_ID") or random.randint(1, 100))
         values = dict(dry_run="true", control_rate=RATE, chunk_timeout=chunk_timeout, start_ramp=0.0, start_speed=1.0,
@@ -58,19 +55,15 @@ class Stopper:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vipra_ros.cli", "node", "executor", "--ros-args", *given],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._rclpy, self._context, self._request = rclpy, rclpy.Context(), Trigger.Request
-        rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = rclpy.create_node("bench_stop", context=self._context)
+        self._request = Trigger.Request
+        self.node = lone_node("bench_stop", domain)
         self.log: list[tuple[float, np.ndarray, np.ndarray]] = []
         self.ids, self.state = 0, -1
         self.node.create_subscription(JointState, "executor/joint_command", self._heard, 200)
         self.node.create_subscription(ExecutorStatus, "executor/status", self._status, 10)
         self._chunks = self.node.create_publisher(ActionChunkMessage, "policy/chunk", 1)
         self._calls = {k: self.node.create_client(Trigger, f"executor/{k}") for k in ("arm", "stop", "home")}
-        self._spinner = SingleThreadedExecutor(context=self._context)
-        self._spinner.add_node(self.node)
-        self._thread = threading.Thread(target=self._spinner.spin, daemon=True)
-        self._thread.start()
+        self._spinner = Spinner(self.node)
         end = time.monotonic() + START
         while not (self.log and self._calls["stop"].service_is_ready() and self._chunks.get_subscription_count()):
             if time.monotonic() > end:
@@ -81,9 +74,7 @@ class Stopper:
 
     def close(self) -> None:
         """End both."""
-        self._spinner.shutdown()
-        self._thread.join(2.0)
-        self._rclpy.try_shutdown(context=self._context)
+        self._spinner.close()
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(5.0)

@@ -7,19 +7,17 @@ where the episode begins. On a real one the nodes of `vipra up replay` are start
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
 
 from vipra_ros import graph
 from vipra_ros.data.dataset import Dataset, DatasetError, EpisodeInfo
 from vipra_ros.nodes.replay import ReplayError, ReplayNode
-from vipra_ros.nodes.run import spin
 from vipra_ros.nodes.session import SERVICE_TIMEOUT, START_TIMEOUT, Session
+from vipra_ros.nodes.spinner import Spinner
 from vipra_ros.nodes.system import PATIENT, System
 
 #: The arm comes from home. The rows were within the limits when they were recorded and are due from the first on: a
@@ -86,10 +84,7 @@ def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
     arguments += ["-p", f"wait:={SERVICE_TIMEOUT}"]
     rclpy.init(args=arguments, domain_id=domain, signal_handler_options=rclpy.SignalHandlerOptions.NO)
     node = ReplayNode()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=spin, args=(executor,), name="replay", daemon=True)
-    spinner.start()
+    spinner = Spinner(node)
     result = {"episode": e.index, "source": e.source, "task": e.task_key, "seed": e.seed, "instruction": e.task,
               "recorded_success": e.success, "success": False, "commanded": None, "measured": None, "reason": ""}
     try:
@@ -106,10 +101,7 @@ def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
     except ReplayError as error:
         result["reason"] = str(error)
     finally:
-        executor.shutdown(timeout_sec=1.0)
-        spinner.join(timeout=2.0)
-        node.destroy_node()
-        rclpy.try_shutdown()
+        spinner.close()
     return result
 
 

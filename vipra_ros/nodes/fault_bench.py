@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
@@ -30,6 +27,7 @@ from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes.fault_camera import Camera, SimulatedClock
 from vipra_ros.nodes.puppet import CAMERA
 from vipra_ros.nodes.quality import LATCHED
+from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.sim.server import TableServer
 
 #: s a fault is watched, for things to come up, and that an arm may take to move again.
@@ -109,9 +107,7 @@ class Bench:
         self.environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1",
                             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "PYTHONUNBUFFERED": "1"}
         os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"  # of our own node too
-        self.context = rclpy.Context()
-        rclpy.init(args=[], context=self.context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = rclpy.create_node("faults", context=self.context)
+        self.node = lone_node("faults", domain)
         self.statuses: list[tuple[float, ExecutorStatus]] = []
         self.policies: list[tuple[float, PolicyStatus]] = []
         self.commands: list[tuple[float, np.ndarray, np.ndarray]] = []
@@ -121,10 +117,7 @@ class Bench:
         self.calls = {k: self.node.create_client(Trigger, f"executor/{k}") for k in ("arm", "stop", "recover")}
         self.simulated: SimulatedClock | None = None
         self.camera = Camera(self.node, CAMERA, lambda: self.simulated.now() if self.simulated else time.time())
-        self.spinner = SingleThreadedExecutor(context=self.context)
-        self.spinner.add_node(self.node)
-        self.thread = threading.Thread(target=self.spinner.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
         self.server: TableServer | None = None
         self.executor = self.policy = None
         self._children: list[subprocess.Popen] = []
@@ -144,9 +137,7 @@ class Bench:
             end(process)
         if self.server:
             self.server.__exit__(None, None, None)
-        self.spinner.shutdown()
-        self.thread.join(2.0)
-        rclpy.try_shutdown(context=self.context)
+        self.spinner.close()
 
     # --- processes -----------------------------------------------------------------------------------------
 

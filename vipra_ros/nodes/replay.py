@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.time import Time
@@ -34,7 +32,7 @@ from vipra_ros.msg import ExecutorStatus
 from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.nodes.quality import COMMAND, LATCHED
-from vipra_ros.nodes.run import spin
+from vipra_ros.nodes.spinner import Spinner
 
 STREAM = QoSProfile(depth=50)
 READY = (ExecutorStatus.ARMED, ExecutorStatus.RUNNING)
@@ -266,10 +264,7 @@ def main(args: list[str] | None = None) -> None:
         rclpy.logging.get_logger("replay").fatal(str(error))
         rclpy.try_shutdown()
         raise SystemExit(1) from None
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    spinner = threading.Thread(target=spin, args=(executor,), name="ros", daemon=True)
-    spinner.start()
+    spinner = Spinner(node)
     status = 0
     try:
         node.run()
@@ -278,10 +273,7 @@ def main(args: list[str] | None = None) -> None:
     except (ReplayError, EpisodeError) as error:
         rclpy.logging.get_logger("replay").fatal(str(error))
         status = 1
-    executor.shutdown(timeout_sec=1.0)
-    spinner.join(timeout=2.0)  # a thread inside rclpy while the interpreter ends would abort the process
-    node.destroy_node()
-    rclpy.try_shutdown()
+    spinner.close()
     raise SystemExit(status)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from vipra_ros.config import ConfigError
+from vipra_ros.nodes.spinner import Spinner
 
 #: s between two looks at whether it is over.
 PERIOD = 0.05
@@ -44,21 +44,6 @@ def give_way(by: int = 5) -> None:
         pass  # no such groups here
 
 
-def spin(executor: SingleThreadedExecutor) -> None:
-    """Serve `executor` until it ends."""
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        pass
-
-
-def _hear(node: Any, executor: SingleThreadedExecutor) -> None:
-    try:
-        spin(executor)
-    except Exception as error:  # one that hears nothing any more, not even a stop, must end
-        node.failure = error
-
-
 def serve(args: list[str] | None, name: str, make: Callable[[], Any],
           over: Callable[[Any], bool] = lambda node: False) -> tuple:
     """Run the node that `make` returns, as a context manager, until a signal, `over(node)` or a callback that raises.
@@ -79,16 +64,11 @@ def serve(args: list[str] | None, name: str, make: Callable[[], Any],
         print(f"{name}: {error}", flush=True)
         rclpy.try_shutdown()
         raise SystemExit(1) from None
-    executor = SingleThreadedExecutor()  # the multi-threaded one burns most of a core while chunks arrive
-    executor.add_node(node)
-    spinner = threading.Thread(target=_hear, args=(node, executor), name="ros", daemon=True)
     with node:
-        spinner.start()
-        while not ending.wait(PERIOD) and not over(node) and node.failure is None and rclpy.ok():
+        spinner = Spinner(node)
+        # One that hears nothing any more, not even a stop, must end.
+        while not ending.wait(PERIOD) and not over(node) and not (node.failure or spinner.failure) and rclpy.ok():
             pass
-    failure = node.failure
-    executor.shutdown(timeout_sec=1.0)
-    spinner.join(timeout=2.0)  # a thread left inside rclpy when the interpreter ends would abort the process
-    node.destroy_node()
-    rclpy.try_shutdown()
+    failure = node.failure or spinner.failure
+    spinner.close()
     return node, failure

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import String
@@ -24,6 +22,7 @@ from vipra_ros.learning import metrics
 from vipra_ros.learning.results import JERK_RATE, EpisodeRecord
 from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
 from vipra_ros.nodes.quality import LATCHED
+from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.nodes.system import SessionError
 from vipra_ros.sim import tasks
 from vipra_ros.srv import ResetScene
@@ -80,10 +79,7 @@ class Session:
         simulated: bool = True,
     ):
         self._alive, self._on_image, self._on_status, self._simulated = alive, on_image, on_status, simulated
-        self._context = rclpy.Context()
-        quiet = rclpy.SignalHandlerOptions.NO
-        rclpy.init(args=[], context=self._context, domain_id=domain, signal_handler_options=quiet)
-        self.node = node = rclpy.create_node("session", context=self._context)
+        self.node = node = lone_node("session", domain)
         self.executor_status: ExecutorStatus | None = None
         self.policy_status: PolicyStatus | None = None
         self.outcome: dict = {}
@@ -109,17 +105,11 @@ class Session:
             name: node.create_client(Trigger, f"executor/{name}") for name in ("arm", "stop", "home", "recover")
         }
         self._reset = node.create_client(ResetScene, "sim/reset")
-        self._spinner = SingleThreadedExecutor(context=self._context)
-        self._spinner.add_node(node)
-        self._thread = threading.Thread(target=self._spinner.spin, name="session", daemon=True)
-        self._thread.start()
+        self._spinner = Spinner(node)
 
     def close(self) -> None:
         """Leave the ROS graph."""
-        self._spinner.shutdown()
-        self._thread.join(timeout=2.0)
-        self.node.destroy_node()
-        rclpy.try_shutdown(context=self._context)
+        self._spinner.close()
 
     @property
     def now(self) -> float:
