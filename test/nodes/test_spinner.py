@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from std_msgs.msg import String  # noqa: E402
+from std_msgs.msg import String
 
-from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node
 
 #: Ends while messages arrive, again and again: with the context gone before the thread, most runs of this crash.
 ENDS = """

@@ -110,9 +110,6 @@ def label(
     Raises:
         ConfigError: no latent actions there, or `out` has labels of other ones or of another source.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     source, out = Path(source), Path(out)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
@@ -144,7 +141,6 @@ def label(
     pace.left(began, 0.0)
     with bar("labelling videos", total, show=rank == 0) as advance:
         for number, start in todo:
-            path = out / f"labels-{number:05d}.parquet"
             table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
             for episode in range(start, min(start + videos_per_shard, len(items))):
                 with reading:
@@ -156,13 +152,7 @@ def label(
                 frames += len(codes)
                 videos += 1
                 advance()
-            columns = {k: pa.array(np.concatenate(v), pa.int64()) for k, v in table.items() if k != "codes"}
-            codes = np.concatenate(table["codes"])
-            offsets = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
-            columns["codes"] = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int8()))
-            beside = path.with_suffix(".tmp")
-            pq.write_table(pa.table({k: columns[k] for k in table}), beside, compression="zstd")
-            os.replace(beside, path)
+            _write_shard(out / f"labels-{number:05d}.parquet", {k: np.concatenate(v) for k, v in table.items()})
             speed = frames / max(1e-9, time.monotonic() - began)
             left = pace.left(time.monotonic(), videos / total)
             print(f"[label] shard {number + 1}/{len(shards)}: {frames} frames, {speed:.0f}/s"
@@ -193,6 +183,20 @@ def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: i
     except (OSError, av.error.FFmpegError, IndexError) as error:
         print(f"[label] {item.path} is left out: {error}", file=sys.stderr)
         return np.zeros((0, STEPS * model.config.codes_per_step), np.int8), np.zeros(0, np.int64)
+
+
+def _write_shard(path: Path, table: dict[str, np.ndarray]) -> None:
+    """The labels of some videos, in whole or not at all: a shard that is there is not made again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    codes = table["codes"]
+    offsets = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int8()))
+    columns = {k: lists if k == "codes" else pa.array(v, pa.int64()) for k, v in table.items()}
+    beside = path.with_suffix(".tmp")
+    pq.write_table(pa.table(columns), beside, compression="zstd")
+    os.replace(beside, path)
 
 
 def _announce(out: Path, head: dict) -> None:

@@ -31,7 +31,7 @@ from vipra_ros.model.patch_vq import PatchVQ
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
 from vipra_ros.model.vqgan import VQGAN
-from vipra_ros.policy.text import BEGIN, END
+from vipra_ros.policy.text import BEGIN, END, open_tokenizer
 
 WEIGHTS = ("policy.safetensors", "heads.safetensors")
 #: Modules that come from the folder, and those that do where they fit.
@@ -187,6 +187,7 @@ class LWMFolder:
 
         Raises:
             ConfigError: there is none, or it is not the one the text table belongs to.
+            TokenizerError: the file is none.
         """
         own = self.path / "tokenizer.json"
         path = Path(given) if given else own
@@ -194,7 +195,7 @@ class LWMFolder:
             raise ConfigError(f"{self.stage}: {path}: no such file; " + (
                 "give LLaMA's tokenizer.json" if given else
                 "import again with --tokenizer FILE, or set tokenizer to LLaMA's tokenizer.json"))
-        found = _vocabulary(path)
+        found = open_tokenizer(path)
         table, size = self.config.text_vocab, found.get_vocab_size()
         if size > table:
             raise ConfigError(f"{self.stage}: {path} has {size} tokens, the text table of {self.path} {table}; give "
@@ -203,7 +204,7 @@ class LWMFolder:
             if found.token_to_id(mark) is None:
                 raise ConfigError(f"{self.stage}: {path} knows no {mark}; give LLaMA's tokenizer.json")
         if given and own.exists():
-            known = _vocabulary(own).get_vocab()
+            known = open_tokenizer(own).get_vocab()
             for text, number in found.get_vocab().items():
                 if known.get(text, number) != number:
                     raise ConfigError(f"{self.stage}: {path} numbers {text!r} {number}, that of {self.path} "
@@ -244,13 +245,6 @@ def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> s
             digest.update(block)
             advance(len(block))
     return digest.hexdigest()
-
-
-def _vocabulary(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ConfigError(f"{path}: not a tokenizer ({error}); give a tokenizer.json") from None
 
 
 def _json(path: Path) -> dict:

@@ -7,12 +7,8 @@ may sit at another machine. One line shows what is recorded; an ended episode le
 from __future__ import annotations
 
 import json
-import os
-import select
 import sys
-import termios
 import time
-import tty
 from collections import deque
 from collections.abc import Callable
 
@@ -24,10 +20,11 @@ from std_srvs.srv import Trigger
 
 from vipra_ros.data.reception import table
 from vipra_ros.nodes.quality import LATCHED
+from vipra_ros.nodes.terminal import QUIT, Terminal
 
 #: Key -> service of the recorder.
 COMMANDS = {"s": "start", "y": "success", "n": "failure", "d": "discard"}
-RELABEL, QUIT = "i", ("q", "\x03", "\x04")
+RELABEL = "i"
 #: s until a service that does not answer is given up.
 ANSWER_TIMEOUT = 5.0
 WIDTH = 79
@@ -115,46 +112,6 @@ class Keys:
         good = "good" if not last["flags"] else f"BAD, {len(last['flags'])} flags"
         self._say(f"{last['episode']}: {last['seconds']:.1f} s, {label}, {good}, {last['instruction']!r}")
         self._say(table(last["reception"], last["flags"], WIDTH, colour=sys.stdout.isatty()))
-
-
-class Terminal:
-    """Single keys in, a status line that stays below what is said."""
-
-    def __enter__(self) -> Terminal:
-        self._before = termios.tcgetattr(sys.stdin)
-        tty.setcbreak(sys.stdin)
-        self._shown = ""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
-        print(flush=True)
-
-    def say(self, text: str) -> None:
-        sys.stdout.write("\r\x1b[K" + text + "\n")
-        self._shown = ""
-
-    def show(self, line: str) -> None:
-        if line != self._shown:
-            self._shown = line
-            sys.stdout.write("\r\x1b[K" + line)
-            sys.stdout.flush()
-
-    def key(self, seconds: float) -> str:
-        """The next key, empty when none comes in time."""
-        if not select.select([sys.stdin], [], [], seconds)[0]:
-            return ""
-        return os.read(sys.stdin.fileno(), 1).decode("ascii", "ignore") or "\x04"
-
-    def ask(self, prompt: str) -> str:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
-        try:
-            sys.stdout.write("\r\x1b[K" + prompt)
-            sys.stdout.flush()
-            return sys.stdin.readline().strip()
-        finally:
-            tty.setcbreak(sys.stdin)
-            self._shown = ""
 
 
 def run(namespace: str = "") -> int:

@@ -33,9 +33,9 @@ from vipra_ros.learning.trials import (
     schedule,
 )
 from vipra_ros.msg import ExecutorStatus
-from vipra_ros.nodes.keys import QUIT, Terminal
 from vipra_ros.nodes.session import Session
 from vipra_ros.nodes.system import SessionError, System
+from vipra_ros.nodes.terminal import QUIT, Terminal, Unattended
 from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
 
 KEYS = {"y": SUCCESS, "n": FAILURE, "i": INVALID}
@@ -55,26 +55,6 @@ class RolloutError(RuntimeError):
 
 class Leave(Exception):
     """The operator wants to go on another time."""
-
-
-class Unattended:
-    """Stands for the terminal when there is none: lines out, no keys."""
-
-    def __enter__(self) -> Unattended:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-
-    def show(self, line: str) -> None:
-        pass
-
-    def key(self, seconds: float) -> str:
-        time.sleep(seconds)
-        return ""
 
 
 class Rollouts:
