@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vipra_ros.control import kinematics
+from vipra_ros.control.reference import Reference
 from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.sim import collect, scene, tasks
 from vipra_ros.sim.lane import Lane
@@ -40,6 +41,15 @@ def test_servos_follow_a_moving_reference(lane):
     lane.world.advance(Path(), 2.0)
     assert abs(lane.world.q[0] - Path().at(2.0)[0][0]) < 0.02
     assert lane.world.data.time == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_arm_at_rest_is_where_it_was_told_to_be(lane, seed):
+    """Its weight is carried, as the real controller carries it: no millimetres of sag for a policy to learn."""
+    q = np.array(scene.HOME) + np.random.default_rng(seed).uniform(-0.3, 0.3, 7)
+    lane.world.reset(tasks.sample_start("reach", 1), q)
+    lane.world.advance(Reference.rest(0.0, q), 2.0)
+    assert np.abs(lane.world.q - q).max() < 1e-4
 
 
 def test_same_seed_same_episode(lane):

@@ -28,6 +28,10 @@ class LockstepWorld(World):
 
     def __init__(self):
         sim = scene.build(MujocoSimulator())
+        # Before the model is compiled: MuJoCo counts then which bodies want it, and forgets those that want it later.
+        for body in sim.worldbody.iter("body"):
+            if body.get("name", "").startswith("robot0_"):
+                body.set("gravcomp", "1")
         with sim:
             sim.start()
             model = sim.model
@@ -41,9 +45,6 @@ class LockstepWorld(World):
         model.actuator_biasprm[self._servo, 1] = -np.array(scene.SERVO_KP)
         model.actuator_biasprm[self._servo, 2] = -np.array(scene.SERVO_KV)
         model.actuator_ctrllimited[self._servo] = 0
-        for body in range(model.nbody):
-            if model.body(body).name.startswith("robot0_"):
-                model.body_gravcomp[body] = 1.0
         self._hand_goal = 0.08
 
     def reset(self, start: tasks.Start, q: np.ndarray) -> None:
