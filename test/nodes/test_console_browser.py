@@ -6,7 +6,6 @@ VIPRA_CHROMIUM names one that is not on the path; SCREENSHOTS is a folder for pi
 import os
 import shutil
 import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +79,9 @@ class Page:
         self.page.evaluate("delete document.querySelector('.v-answer').dataset.kind")  # not the answer before
         self.click(command)
         self.page.locator(".v-answer[data-kind=bad]", has_text=text).wait_for(timeout=ANSWER)
+
+    def box(self, selector):
+        return self.page.locator(selector).bounding_box()
 
     def picture(self, name):
         if folder := os.environ.get("SCREENSHOTS"):
@@ -188,24 +190,20 @@ def test_the_space_bar_holds_and_never_stays_held(desk):
 
 @pytest.mark.slow
 def test_a_trial_is_answered_while_it_asks(desk, unused_ros_domain):
-    import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-
+    from vipra_ros.nodes.spinner import Spinner, lone_node
     from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
 
     card, question = desk.page.locator(".v-asked"), desk.page.locator(".v-asked b")
     assert not card.is_visible()
-    context = rclpy.Context()
-    rclpy.init(args=[], context=context, domain_id=unused_ros_domain)
-    node = rclpy.create_node("trials", context=context)
-    buttons, spinner = TrialButtons(node), SingleThreadedExecutor(context=context)
-    spinner.add_node(node)
-    thread = threading.Thread(target=spinner.spin, daemon=True)
-    thread.start()
+    node = lone_node("trials", unused_ros_domain)
+    buttons, spinner = TrialButtons(node), Spinner(node)
     try:
         buttons.tell(["trial 3 of 20: policy B"])
         with buttons.asking("how did it go?", *LABELS):
             question.filter(has_text="how did it go?").wait_for(timeout=ANSWER)
+            assert not desk.page.locator("[data-words]").is_visible(), "the words of a trial are the plan's"
+            stop, last = map(desk.box, (".v-stop", ".v-card:has([data-command=discard])"))
+            assert last["y"] + last["height"] <= stop["y"], "STOP lies over what is to be read"
             desk.refuses("trial_start", "Go: not asked for now; how did it go?")
             desk.click("trial_success")
             desk.answer("Success: trial 3 of 20: policy B")
@@ -215,8 +213,5 @@ def test_a_trial_is_answered_while_it_asks(desk, unused_ros_domain):
         desk.picture("console_trial")
         assert buttons.key() == ""
     finally:
-        spinner.shutdown()
-        thread.join(2.0)
-        node.destroy_node()
-        rclpy.try_shutdown(context=context)
+        spinner.close()
     card.wait_for(state="hidden", timeout=ANSWER)

@@ -89,7 +89,7 @@ class _View:
         _html('<div class="v-buttons"><button class="v-arm" data-command="arm">Arm</button>'
               '<button data-command="hold">Hold</button><button data-command="home">Home</button>'
               '<button data-command="recover">Recover</button></div>')
-        with ui.element("div").classes("v-card"):
+        with ui.element("div").classes("v-card") as self.instruction:
             _html("<h3>Instruction</h3>")
             _html('<div class="v-words"><input data-words maxlength="500" placeholder="lift the red cube" '
                   'aria-label="instruction"><button class="v-act" data-command="instruction">Give</button></div>')
@@ -132,6 +132,7 @@ class _View:
         self.words.set_content(f"{said}<b>{escape(told)}</b>" if told else said)
         trial = s.trial_lines()
         self.trial.set_visibility(bool(trial))
+        self.instruction.set_visibility(not trial)  # a trial has its own words; others would spoil it
         self.episode.set_visibility(not trial or bool(s.recorder_line()[0]))
         asked, answered = s.trial_question()
         self.trial.classes(remove="v-go v-label", add=f"v-{answered}" if answered else "")
