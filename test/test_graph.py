@@ -94,7 +94,8 @@ def test_systems(tmp_path):
     mine = tmp_path / "my.yaml"
     mine.touch()
     assert "emulate" not in by_name("teleop", gello_config=str(mine))["gello"].parameters
-    assert by_name("replay", bag="b")["replay"].parameters["bag"] == "b"
+    replay = by_name("replay", bag="b")["replay"]
+    assert replay.parameters["bag"] == "b" and replay.finishes, "with the last row all end, with the replay's status"
 
 
 def test_the_expert_has_the_port_that_gello_opens_and_ends_the_system():

@@ -155,7 +155,7 @@ SYSTEMS: dict[str, tuple[str, tuple[Argument, ...], tuple[str, ...]]] = {
 #: The system has no meaning without these: when one ends, all end.
 REQUIRED = ("executor", "sim")
 #: They have one job: when it is done, all end.
-FINISHING = ("demonstrator",)
+FINISHING = ("demonstrator", "replay")
 
 
 def arguments(system: str) -> tuple[Argument, ...]:
