@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -193,8 +195,12 @@ def parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     common = dict(formatter_class=argparse.RawDescriptionHelpFormatter, parents=[debug])
 
+    # As wide as the terminal, as argparse writes the options; a line the terminal breaks hides where a name begins.
+    width = max(50, shutil.get_terminal_size().columns - 2)
+
     def listing(commands: Sequence[Command]) -> str:
-        return "\n".join(f"  {c.name:15} {c.doc}" for c in commands)
+        return "\n".join(textwrap.fill(c.doc, width, initial_indent=f"  {c.name:15} ", subsequent_indent=" " * 18)
+                         for c in commands)
 
     groups = "\n\n".join(f"{group}:\n" + listing([c for c in COMMANDS if c.group == group])
                          for group in dict.fromkeys(c.group for c in COMMANDS))
