@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from std_msgs.msg import String  # noqa: E402
+from std_msgs.msg import String
 
-from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
+from vipra_ros.nodes.spinner import Spinner, lone_node
 
 #: Ends while messages arrive, again and again: with the context gone before the thread, most runs of this crash.
 ENDS = """
@@ -26,6 +26,24 @@ for _ in range(30):
     time.sleep(0.05)
     spinner.close()
 """
+
+
+#: As the replay of several episodes does: one node after the other in the context that rclpy keeps itself.
+AGAIN = """
+import sys
+import rclpy
+from vipra_ros.nodes.spinner import Spinner
+for name in ("first", "second"):
+    rclpy.init(args=[], domain_id=int(sys.argv[1]))
+    Spinner(rclpy.create_node(name)).close()
+assert not rclpy.ok()
+"""
+
+
+def test_another_may_begin_after_it(unused_ros_domain):
+    done = subprocess.run([sys.executable, "-c", AGAIN, str(unused_ros_domain)], capture_output=True, text=True,
+                          timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_it_ends_in_the_middle_of_its_work(unused_ros_domain):
