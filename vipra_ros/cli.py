@@ -99,9 +99,9 @@ GELLO = (
     arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)"),
 )
 COMMANDS = (
-    Command("demo", "Run", "A trained policy does a task it is told in words, on the simulated arm.",
+    Command("demo", "Run", "A trained policy does three tasks it is told in words, on the simulated arm.",
             "vipra demo --task push --seed 7",
-            (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="task (%(default)s)"),
+            (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="the first of the three (%(default)s)"),
              arg("--seed", type=int, default=1005, help="random start of the scene (%(default)s)"),
              arg("--out", default="out/demo", metavar="DIR", help="for video, plot (%(default)s)")), _demo),
     Command("demo-teleop", "Run", "Emulated GELLO to simulated arm, bags, data set and replay, in one go.",
