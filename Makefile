@@ -19,7 +19,7 @@ help:  ## show the targets
 setup:  ## .venv with pinned requirements and ROS 2, messages built (fast when nothing changed)
 	@PYTHON="$(PYTHON)" .ci/setup
 
-demo: setup  ## a trained policy finishes a task it is told in words, on the simulated Franka
+demo: setup  ## a trained policy does three tasks it is told in words, on the simulated Franka
 	@$(VENV)/vipra demo $(ARGS)
 
 demo-teleop: setup  ## emulated GELLO -> simulated arm -> bags -> data set -> replay, in one go

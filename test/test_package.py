@@ -1,6 +1,7 @@
 """The rules of the house: who may import what, and what the package promises before anything runs."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -121,10 +122,13 @@ try:
 finally:
     print("LOADED", [m for m in {HEAVY!r} if m in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 0 and "LOADED []" in done.stdout, done.stdout + done.stderr
+    listed, words = done.stdout.partition("LOADED")[0], " ".join(done.stdout.split())
+    assert max(map(len, listed.splitlines())) <= 80  # as wide as the terminal
     for command in cli.COMMANDS:
-        assert re.search(rf"^  {command.name} ", done.stdout, re.MULTILINE) and command.doc in done.stdout
+        assert re.search(rf"^  {command.name} ", listed, re.MULTILINE) and command.doc in words
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda c: c.name)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,9 +99,9 @@ GELLO = (
     arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)"),
 )
 COMMANDS = (
-    Command("demo", "Run", "A trained policy does a task it is told in words, on the simulated arm.",
+    Command("demo", "Run", "A trained policy does three tasks it is told in words, on the simulated arm.",
             "vipra demo --task push --seed 7",
-            (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="task (%(default)s)"),
+            (CHECKPOINT, arg("--task", default="reach", choices=TASKS, help="the first of the three (%(default)s)"),
              arg("--seed", type=int, default=1005, help="random start of the scene (%(default)s)"),
              arg("--out", default="out/demo", metavar="DIR", help="for video, plot (%(default)s)")), _demo),
     Command("demo-teleop", "Run", "Emulated GELLO to simulated arm, bags, data set and replay, in one go.",
@@ -193,8 +195,12 @@ def parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     common = dict(formatter_class=argparse.RawDescriptionHelpFormatter, parents=[debug])
 
+    # As wide as the terminal, as argparse writes the options; a line the terminal breaks hides where a name begins.
+    width = max(50, shutil.get_terminal_size().columns - 2)
+
     def listing(commands: Sequence[Command]) -> str:
-        return "\n".join(f"  {c.name:15} {c.doc}" for c in commands)
+        return "\n".join(textwrap.fill(c.doc, width, initial_indent=f"  {c.name:15} ", subsequent_indent=" " * 18)
+                         for c in commands)
 
     groups = "\n\n".join(f"{group}:\n" + listing([c for c in COMMANDS if c.group == group])
                          for group in dict.fromkeys(c.group for c in COMMANDS))

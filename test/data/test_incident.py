@@ -145,7 +145,8 @@ def test_the_writer_keeps_the_newest_and_touches_nothing_else(tmp_path):
     writer, said = run_writer(flown, tmp_path, incident_keep=2)
     left = sorted(p.name for p in tmp_path.iterdir() if p.name != ".partial")
     assert left == ["episode", "incident-20200103-000000-000", writer.written[0].name]
-    assert "vipra incident" in said[0] and json.dumps(incident_show.read(writer.written[0]).meta)
+    assert said[0].startswith("fault: robot error: joint_reflex") and "vipra incident" in said[0]
+    assert json.dumps(incident_show.read(writer.written[0]).meta)
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_more(tmp_path):

@@ -195,7 +195,7 @@ def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
     finally:
         output = finish(process)
     assert process.returncode == 0, output
-    assert "Traceback" not in output
+    assert "Traceback" not in output and "a virtual arm follows, once executor/arm is called" in output
 
 
 def test_it_is_called_from_another_terminal(client, unused_ros_domain):

@@ -28,6 +28,24 @@ for _ in range(30):
 """
 
 
+#: As the replay of several episodes does: one node after the other in the context that rclpy keeps itself.
+AGAIN = """
+import sys
+import rclpy
+from vipra_ros.nodes.spinner import Spinner
+for name in ("first", "second"):
+    rclpy.init(args=[], domain_id=int(sys.argv[1]))
+    Spinner(rclpy.create_node(name)).close()
+assert not rclpy.ok()
+"""
+
+
+def test_another_may_begin_after_it(unused_ros_domain):
+    done = subprocess.run([sys.executable, "-c", AGAIN, str(unused_ros_domain)], capture_output=True, text=True,
+                          timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_it_ends_in_the_middle_of_its_work(unused_ros_domain):
     done = subprocess.run([sys.executable, "-c", ENDS, str(unused_ros_domain)], capture_output=True, text=True,
                           timeout=120)

@@ -17,6 +17,9 @@ def test_the_second_is_refused_and_told_who_has_it():
     first = Claim(HOST)
     with pytest.raises(Claimed, match=f"process {os.getpid()} of this machine drives the arm at {HOST}; end it"):
         Claim(HOST)
+    for _ in range(100):  # one that tries for half a minute is told by whom it is kept out, at the end too
+        with pytest.raises(Claimed, match=f"process {os.getpid()} "):
+            Claim(HOST)
     Claim(HOST + "b").release()  # another arm
     first.release()
     Claim(HOST).release()

@@ -164,10 +164,13 @@ class IncidentWriter:
     def _write(self, moment: float) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = write(self.flight.copy(), self.folder, self.profile, moment, settings=self.settings,
+            flight = self.flight.copy()
+            path = write(flight, self.folder, self.profile, moment, settings=self.settings,
                          robot=self._robot, clock_ns=self._clock())
             self.written.append(path)
-            self._say(f"the last seconds before the fault are in {path}; look with: vipra incident {path}")
+            # The one line about a fault that a terminal shows.
+            why = "; ".join(map(str, flight.faults)) or "recovered already"
+            self._say(f"fault: {why}; the last seconds before it are in {path}; look with: vipra incident {path}")
             kept = sorted(p for p in self.folder.glob(f"{PREFIX}*") if p.is_dir())
             for old in kept[: -self.settings.incident_keep]:
                 shutil.rmtree(old, ignore_errors=True)

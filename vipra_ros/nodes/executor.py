@@ -129,6 +129,8 @@ class ExecutorNode(Node):
                 self.profile, settings, sink, PreviewHand(), dry_run=True, name=f"{name}, dry run", flight=flight
             )
             self.arm.core = self.core
+            asked = "" if self.settings.arm_on_start else ", once executor/arm is called"
+            self.get_logger().info(f"dry run: nothing goes to {connection.host}, a virtual arm follows{asked}")
             return
         if settings.sink == "trajectory":
             s = self.settings

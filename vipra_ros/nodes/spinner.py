@@ -44,7 +44,9 @@ class Spinner:
         self._executor.shutdown(timeout_sec=1.0)
         self._thread.join(PATIENCE)
         self._node.destroy_node()
-        rclpy.try_shutdown(context=self._node.context)
+        # rclpy forgets its own context only when asked for it without a name; else the next rclpy.init() is refused.
+        context = self._node.context
+        rclpy.try_shutdown(context=None if context is rclpy.get_default_context() else context)
 
     def _spin(self) -> None:
         try:

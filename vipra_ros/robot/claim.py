@@ -29,23 +29,28 @@ class Claim:
         self._socket, name = socket.socket(socket.AF_UNIX), f"\0vipra_ros/arm/{host}"
         try:
             self._socket.bind(name)
-            self._socket.listen(1)
+            # Whoever asks for the owner stays in this queue, as nobody accepts: a process that tries for 30 s leaves
+            # 60. When it is full, the kernel names nobody.
+            self._socket.listen(socket.SOMAXCONN)
         except OSError:
             self._socket.close()
             owner = _owner(name)
-            raise Claimed(f"process {owner} of this machine drives the arm at {host}; end it first") from None
+            raise Claimed(f"{owner} of this machine drives the arm at {host}; end it first") from None
 
     def release(self) -> None:
         """Give the arm back."""
         self._socket.close()
 
 
-def _owner(name: str) -> int | str:
+def _owner(name: str) -> str:
     """Process that listens at `name` (SO_PEERCRED: pid, uid, gid)."""
     with socket.socket(socket.AF_UNIX) as asking:
         try:
             asking.settimeout(0.2)
             asking.connect(name)
-            return struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            pid = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            return f"process {pid}"
+        except ConnectionRefusedError:
+            return "a process (just ended)"
         except OSError:
-            return "(just ended)"
+            return "another process"
