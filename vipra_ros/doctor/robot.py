@@ -79,7 +79,8 @@ def handshake(host: str, port: int = network.FCI_PORT, patience: float = PATIENC
         except (TimeoutError, ConnectionResetError) as error:
             raise Occupied(str(error)) from None
         if _HEADER.unpack_from(answer)[:2] != (_CONNECT, 1):
-            raise Stranger(f"what listens there is no control unit, it answers {answer[:12].decode('ascii', 'backslashreplace')!r}")
+            said = answer[:12].decode("ascii", "backslashreplace")
+            raise Stranger(f"what listens there is no control unit, it answers {said!r}")
         return _REQUEST.unpack_from(answer, _HEADER.size)
 
 
