@@ -240,9 +240,9 @@ def main(
     figures = report(times, work, machine, about)
     seen = observe(loaded, pictures(loaded, 1)[0])[0]
     for row in figures["engines"]:
-        row["weights"], row["trunk_mbytes"] = timed[row["engine"]][1], engines[row["engine"]].trunk_bytes / 1e6
+        row["weights"], row["trunk_mbytes"] = timed[row["engine"]][1], engines[row["engine"]].trunk_bytes / 1e6 or None
         row["operations"] = count_operations(lambda e=engines[row["engine"]]: e.infer(seen, 0)).total()
-    figures["operations"] = next(r["operations"] for r in figures["engines"] if r["engine"] == figures["engine"])
+    figures |= next(row for row in figures["engines"] if row["engine"] == figures["engine"])
     if kind == "cuda":
         figures["gpu_peak_gbytes"] = torch.cuda.max_memory_allocated() / 1e9
     if counts or in_8_bits:
