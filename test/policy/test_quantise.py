@@ -211,6 +211,7 @@ def test_the_bench_lists_time_size_and_error(micro_checkpoint, tmp_path, capsys,
     for row in list(errors.values())[1:]:
         rad = row["rad"]
         assert 0 < rad["p50"] <= rad["p95"] <= rad["max"] < 0.01 and row["executed_rad"]["max"] <= rad["max"]
+        assert rad["p95"] <= row["chunk_max_rad"]["p95"] <= row["chunk_max_rad"]["max"] == rad["max"]
     assert errors["float32", "int8"]["rad"]["mean"] < errors["float32", "fp8"]["rad"]["mean"]
     assert errors["bfloat16", "full"]["trunk_mbytes"] == 0.5 * errors["float32", "full"]["trunk_mbytes"]
     assert "mrad, n = 3" in capsys.readouterr().out

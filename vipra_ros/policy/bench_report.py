@@ -75,12 +75,12 @@ def show(figures: dict) -> None:
 def _weight_errors(console: Console, figures: dict) -> None:
     rows = figures["weight_errors"]
     title = f"difference of the chunk to float32 with full weights, mrad, n = {rows[0]['n']}"
-    columns = ("times", "MB", "mean", "p50", "p95", "max", "executed: p95", "max")
+    columns = ("times", "MB", "mean", "p50", "p95", "max", "a chunk's max: p50", "p95")
     table = Table("weights", *columns, title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
-        numbers = [*row["rad"].values(), row["executed_rad"]["p95"], row["executed_rad"]["max"]]
+        numbers = [*row["rad"].values(), row["chunk_max_rad"]["p50"], row["chunk_max_rad"]["p95"]]
         table.add_row(row["weights"], row["activations"], f"{row['trunk_mbytes']:.1f}",
                       *(f"{1e3 * v:.2f}" for v in numbers))
     console.print(table, f"Frames: {figures['error_frames']}.")

@@ -45,7 +45,9 @@ def weight_errors(
     """Difference of the chunk to the one of float32 with full weights, from the same codes and noise.
 
     Over all joints and steps of the chunk, in the unit of the action columns (rad); grippers are left out.
-    `executed_rad`: over the rows that are executed only. `trunk_mbytes`: of the layers' matrices with their scales.
+    `executed_rad`: over the rows that are executed only. `chunk_max_rad`: of the largest difference in each chunk, for
+    where the policy is of two minds a hair decides, and one chunk of many is another one. `trunk_mbytes`: of the
+    layers' matrices with their scales.
 
     load: dtype -> the checkpoint with weights outside of the quantiser in that type; one at a time is held.
     """
@@ -62,6 +64,7 @@ def weight_errors(
             rows.append({
                 "activations": dtype, "weights": name, "engine": kind, "n": len(observations),
                 "trunk_mbytes": engine.trunk_bytes / 1e6, "rad": _spread(away), "executed_rad": _spread(executed),
+                "chunk_max_rad": _spread(away.max((1, 2))),
             })  # fmt: skip
             del engine
         del loaded
