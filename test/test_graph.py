@@ -35,7 +35,7 @@ def test_simulation_starts_the_sim_and_gives_its_address_to_the_executor():
 
 
 def test_what_computes_where_and_in_how_many_steps_is_the_policys():
-    given = {"engine": "static", "device": "cuda:1", "euler_steps": "5"}
+    given = {"engine": "static", "device": "cuda:1", "euler_steps": "5", "weights": "fp8_dynamic"}
     parameters = by_name("policy", **given)["policy"].parameters
     assert {k: parameters[k] for k in given} == {**given, "euler_steps": 5}
     with pytest.raises(ConfigError, match="device = 'gpu': write auto, cpu"):

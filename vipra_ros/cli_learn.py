@@ -9,6 +9,7 @@ from vipra_ros.command import (
     ENGINES,
     EULER_STEPS,
     TASKS,
+    WEIGHTS,
     Command,
     arg,
     room,
@@ -65,7 +66,7 @@ def _eval(a: argparse.Namespace) -> None:
     folder = room("policy.shipped:resolve")(a.checkpoint)
     room("learning.evaluate:main")(folder, a.task, a.episodes, a.seed, json_path=a.json,
                                     video=a.video, ros=a.ros, engine=a.engine, device=a.device,
-                                    euler_steps=a.euler_steps)
+                                    euler_steps=a.euler_steps, weights=a.weights)
 
 
 TRAINING = (
@@ -147,5 +148,5 @@ LEARNING = (
              arg("--video", metavar="DIR", help="write one video per episode here"),
              arg("--ros", action="store_true", help="through the running nodes"),
              arg("--engine", default="auto", choices=ENGINES, help="what computes (%(default)s)"),
-             DEVICE, EULER_STEPS), _eval),
+             DEVICE, EULER_STEPS, WEIGHTS), _eval),
 )

@@ -1,6 +1,6 @@
 """Commands that export, serve and time a policy; `cli.py` has the table they stand in."""
 
-from vipra_ros.command import DEVICE, ENGINES, EULER_STEPS, Command, arg, to
+from vipra_ros.command import DEVICE, ENGINES, EULER_STEPS, WEIGHTS, Command, arg, to
 
 POLICY = (
     Command("import-lwm", "Learn", "Bring LWM's or ViPRA's published JAX weights: safetensors, VQGAN and tokenizer.",
@@ -31,7 +31,7 @@ POLICY = (
              arg("--tls-key", default="", metavar="PEM", help="its key"),
              arg("--engine", default="torch", choices=ENGINES,
                  help="what computes; torch alone answers several robots in one pass (%(default)s)"),
-             DEVICE, EULER_STEPS,
+             DEVICE, EULER_STEPS, WEIGHTS,
              arg("--threads", type=int, default=0, help="of torch; 0: as torch chooses"),
              arg("--most-mb", type=float, default=8.0, metavar="MIB", help="largest request (%(default)s)"),
              arg("--http-port", type=int, metavar="PORT", help="of the HTTP routes /step, /step_bytes, /reset; 0: any"),
@@ -63,8 +63,11 @@ POLICY = (
              EULER_STEPS,
              arg("--steps", default="", metavar="N,N",
                  help="time and error of chunks with so many Euler steps, e.g. 4,5,10"),
-             arg("--dataset", default="", metavar="DIR", help="data set whose frames show that error"),
-             arg("--observations", type=int, default=20, metavar="N", help="for that error (%(default)s)"),
+             arg("--weights", default="", metavar="A,B",
+                 help="time and error of chunks with the trunk's matrices so, beside full: of int8, fp8, int8_dynamic, "
+                      "fp8_dynamic"),
+             arg("--dataset", default="", metavar="DIR", help="data set whose frames show these errors"),
+             arg("--observations", type=int, default=20, metavar="N", help="for these errors (%(default)s)"),
              arg("--json", dest="json_path", default="", metavar="FILE", help="write the figures here"),
              arg("--plot", dest="plot_path", default="", metavar="FILE", help="write a PNG here")),
             to("policy.bench:main")),

@@ -64,4 +64,7 @@ DEVICE = arg("--device", default="auto", metavar="DEVICE",
              help="where: auto (a GPU where torch sees one), cpu, cuda, or cuda:1 (%(default)s)")
 EULER_STEPS = arg("--euler-steps", type=int, default=0, metavar="N",
                   help="of a chunk, fewer are faster; 0: the checkpoint's own (%(default)s)")
+WEIGHTS = arg("--weights", default="full", metavar="NAME",
+              help="of the trunk's matrices: full, int8, fp8, int8_dynamic, fp8_dynamic; engines torch and static "
+                   "(%(default)s)")
 CHECKPOINT = arg("--checkpoint", default="models/tiny", metavar="DIR", help="the policy (%(default)s)")

@@ -17,6 +17,7 @@ from vipra_ros.config import ConfigError, share
 from vipra_ros.policy import shipped
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
 from vipra_ros.policy.device import check_device
+from vipra_ros.policy.weights import WEIGHTS
 
 #: Where Fast DDS 3 and 2 look for a profile.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -109,6 +110,8 @@ _POLICY = (
              node="policy"),
     Argument("euler_steps", "", "Euler steps of a chunk, fewer are faster; 0: as many as the checkpoint says", int,
              node="policy"),
+    Argument("weights", "", "of the trunk's matrices: as in the checkpoint, or in 8 bits; of engines torch and static",
+             choices=WEIGHTS, node="policy"),
     Argument("server", "", "of engine:=remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS",
              node="policy"),
     Argument("server_config", "", "YAML file on a server that does not say what it serves", node="policy"),

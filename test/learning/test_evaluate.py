@@ -142,6 +142,8 @@ def test_fewer_euler_steps_and_the_device_are_told(micro_checkpoint, monkeypatch
     monkeypatch.setattr(stepped_lane.FastLane, "episode", episode)
     said = evaluate.main(micro_checkpoint, "reach", 1, latency=0.1, quiet=True, engine="torch", euler_steps=3)
     assert said["euler_steps"] == 3 and said["device"] == asked[0].device and asked[0].steps == 3
+    said = evaluate.main(micro_checkpoint, "reach", 1, latency=0.1, quiet=True, engine="torch", weights="int8")
+    assert said["weights"] == "int8" and asked[1].trunk_bytes < 0.3 * asked[0].trunk_bytes
     with pytest.raises(ConfigError, match="device = 'gpu'"):
         evaluate.main(micro_checkpoint, "reach", 1, device="gpu")
     with pytest.raises(ConfigError, match="device = 'cuda:99'"):

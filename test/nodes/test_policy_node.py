@@ -271,14 +271,14 @@ def test_engine_device_and_euler_steps_are_the_parameters(micro_checkpoint, unus
     import torch
 
     away = f"cuda:{torch.cuda.device_count()}"
-    told = ("engine:=static", "device:=cpu", "euler_steps:=3"), ("device:=" + away, "engine:=torch")
+    told = ("engine:=static", "device:=cpu", "euler_steps:=3", "weights:=int8"), ("device:=" + away, "engine:=torch")
     for parameters in told:
         world = World(unused_ros_domain + 1)
         process = start(micro_checkpoint, unused_ros_domain + 1, *parameters, 'instruction:="go"')
         try:
             if parameters is told[0]:
                 world.fresh(1, seconds=120.0)
-                assert world.statuses[-1].engine == "static cpu"
+                assert world.statuses[-1].engine == "static int8 cpu"
             else:
                 reasons = world.status("FAULT", f"device = '{away}'", 120.0).reasons
                 assert "'cpu'" in reasons[0] and not world.chunks
@@ -292,7 +292,7 @@ def test_what_a_server_decides_is_not_set_here():
     from vipra_ros.config import ConfigError
     from vipra_ros.nodes.policy_settings import PolicySettings
 
-    for name, value in (("rtc", "guided"), ("device", "cuda"), ("euler_steps", 4)):
+    for name, value in (("rtc", "guided"), ("device", "cuda"), ("euler_steps", 4), ("weights", "int8")):
         with pytest.raises(ConfigError, match=f"{name} = .* with engine = 'remote', where the server computes"):
             PolicySettings(engine="remote", **{name: value})
 

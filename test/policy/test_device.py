@@ -5,6 +5,7 @@ places is found out by watching every operation.
 """
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from vipra_ros.policy.observation import Observation
 from vipra_ros.policy.prior import Prior
 from vipra_ros.policy.rtc import GuidedSampler, TrainedSampler
 from vipra_ros.policy.static import StaticSampler
+from vipra_ros.policy.weights import WEIGHTS
 
 BASE = PolicyConfig(
     backbone=BackboneConfig(width=48, layers=2, heads=2, ffn=64, attention="sdpa"), text_vocab=32, codebook_size=16,
@@ -66,6 +68,8 @@ def samplers():
             for config in CONFIGS:
                 if CONFIGS[config].decoder == decoder:
                     yield pytest.param(made, config, False, id=f"{name}-{config}")
+    for weights in WEIGHTS[1:]:
+        yield pytest.param(partial(StaticSampler, weights=weights), "causal", False, id=f"static-{weights}")
     for made in (GuidedSampler, lambda policy, steps: TrainedSampler(policy, steps, 4)):
         yield pytest.param(made, "all options", True)
 
@@ -90,9 +94,10 @@ def test_what_is_captured_asks_for_no_value(prefix_of):
     for name in ("causal", "all options"):
         policy = make_policy(CONFIGS[name]).eval().requires_grad_(False).to("meta")
         moved = {k: v.to("meta") for k, v in vars(prefix_of(policy.config, 1, False)).items()}
-        sampler = StaticSampler(policy, 3)
-        bucket = sampler._make(16, Prefix(**moved))
-        assert sampler._chunk(bucket, 0).shape == bucket.noise.shape
+        for weights in WEIGHTS:
+            sampler = StaticSampler(policy, 3, weights=weights)
+            bucket = sampler._make(16, Prefix(**moved))
+            assert sampler._chunk(bucket, 0).shape == bucket.noise.shape
 
 
 def test_what_watches_the_places_sees_two_of_them():
@@ -238,10 +243,12 @@ def test_engines_say_what_they_are(micro_checkpoint):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("kind", ["eager", "torch", "static"])
-def test_a_gpu_answers_as_the_processor(kind, micro_checkpoint):
+@pytest.mark.parametrize("kind, weights", [*((k, "full") for k in ("eager", "torch", "static")),
+                                           *(("static", w) for w in WEIGHTS[1:])])
+def test_a_gpu_answers_as_the_processor(kind, weights, micro_checkpoint):
     last = f"cuda:{torch.cuda.device_count() - 1}"
-    ours, theirs = open_engine(micro_checkpoint, kind, last), open_engine(micro_checkpoint, "torch", "cpu")
+    ours = open_engine(micro_checkpoint, kind, last, weights=weights)
+    theirs = open_engine(micro_checkpoint, "torch", "cpu", weights=weights)
     ours.warm_up()
     for seed, words in enumerate(["reach", "reach above the red cube", "reach above the red cube"]):
         size = ours.checkpoint.config.image_size

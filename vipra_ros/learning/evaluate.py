@@ -20,6 +20,7 @@ from vipra_ros.policy.deployment import mode_of_folder
 from vipra_ros.policy.device import check_device
 from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
+from vipra_ros.policy.weights import check_weights
 from vipra_ros.sim import tasks
 
 
@@ -40,6 +41,7 @@ def main(
     engine: str = "auto",
     device: str = "auto",
     euler_steps: int = 0,
+    weights: str = "full",
 ) -> dict:
     """Evaluate `checkpoint` on `episodes` starts of each task, seeds from `seed` on.
 
@@ -53,13 +55,14 @@ def main(
         margin: rows still queued when the next chunk is to arrive.
         workers: processes of the fast lane.
         seconds: limit of an episode; the task's own when None.
-        engine, device, euler_steps: what computes, where, and in how many steps (`policy.engine.open_engine`).
+        engine, device, euler_steps, weights: what computes, where, in how many steps, with the trunk's matrices in how
+            many bits (`policy.engine.open_engine`).
 
     Returns:
         The figures of `results.summarise`; for "all" the total, with one entry per task under "tasks".
 
     Raises:
-        ConfigError: unknown task, mode or checkpoint; no such device.
+        ConfigError: unknown task, mode or checkpoint; no such device or weights.
     """
     if task != "all" and task not in tasks.TASKS:
         raise ConfigError(f"task {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}, all")
@@ -72,9 +75,10 @@ def main(
     folder = resolve(checkpoint)
     mode = mode or mode_of_folder(folder) or MODES[0]
     check_device(device)
+    check_weights(weights, engine)
     about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "device": device,
-             "euler_steps": euler_steps, "machine": machine()}
-    computes = {"engine": engine, "device": device, "euler_steps": euler_steps}
+             "euler_steps": euler_steps, "weights": weights, "machine": machine()}
+    computes = {"engine": engine, "device": device, "euler_steps": euler_steps, "weights": weights}
     if ros:
         from vipra_ros.nodes.evaluation import evaluate as through_ros
 

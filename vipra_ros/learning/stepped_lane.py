@@ -43,6 +43,7 @@ class Job:
     engine: str = "auto"
     device: str = "cpu"
     euler_steps: int = 0
+    weights: str = "full"
 
 
 class Decider:
@@ -96,7 +97,9 @@ class FastLane:
         from vipra_ros.sim.lane import Lane
 
         self.job = job
-        self.checkpoint, self.engine = load(job.checkpoint, job.threads, job.engine, job.device, job.euler_steps)
+        self.checkpoint, self.engine = load(
+            job.checkpoint, job.threads, job.engine, job.device, job.euler_steps, job.weights
+        )
         c = self.checkpoint.config
         self.period, self._execute = 1.0 / c.rate, c.execute_steps
         self.lane = Lane(
@@ -167,8 +170,9 @@ class FastLane:
 
 
 def load(
-    checkpoint: str | Path, threads: int = 0, engine: str = "auto", device: str = "cpu", euler_steps: int = 0
-):
+    checkpoint: str | Path, threads: int = 0, engine: str = "auto", device: str = "cpu", euler_steps: int = 0,
+    weights: str = "full",
+):  # fmt: skip
     """(Checkpoint, warm engine). `threads` of torch; 0 leaves its choice. The others: policy.engine.open_engine."""
     import torch
 
@@ -176,7 +180,7 @@ def load(
 
     if threads:
         torch.set_num_threads(threads)
-    made = open_engine(resolve(checkpoint), engine, device, threads, euler_steps)
+    made = open_engine(resolve(checkpoint), engine, device, threads, euler_steps, weights=weights)
     made.warm_up()
     return made.checkpoint, made
 

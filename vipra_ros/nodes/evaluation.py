@@ -23,6 +23,7 @@ def evaluate(
     engine: str = "auto",
     device: str = "auto",
     euler_steps: int = 0,
+    weights: str = "full",
 ) -> tuple[list[EpisodeRecord], dict]:
     """Run `todo` (task, seed) through the nodes in real time; the records, and what else the JSON says."""
     from vipra_ros.learning.stepped_lane import write_video
@@ -52,7 +53,8 @@ def evaluate(
 
     if video:
         Path(video).mkdir(parents=True, exist_ok=True)
-    with System(folder, mode=mode, engine=engine, device=device, euler_steps=str(euler_steps)) as system:
+    computes = {"engine": engine, "device": device, "euler_steps": str(euler_steps), "weights": weights}
+    with System(folder, mode=mode, **computes) as system:
         session = Session(system.domain, system.check, keep if video else None)
         try:
             session.wait_ready()

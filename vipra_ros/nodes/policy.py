@@ -132,8 +132,9 @@ class PolicyNode(Node):
         from vipra_ros.policy.engine import open_engine  # torch takes seconds: the node already tells its state
 
         s = self.settings
-        engine = open_engine(self.folder, s.engine, s.device, s.threads or _threads(), s.euler_steps, s.rtc)
-        self._engine_text = " ".join([engine.name, *([s.rtc] if s.rtc != "none" else []), engine.device])
+        engine = open_engine(self.folder, s.engine, s.device, s.threads or _threads(), s.euler_steps, s.rtc, s.weights)
+        said = [word for word, usual in ((s.rtc, "none"), (s.weights, "full")) if word != usual]
+        self._engine_text = " ".join([engine.name, *said, engine.device])
         return engine
 
     def _connect(self) -> object:

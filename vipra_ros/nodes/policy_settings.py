@@ -8,6 +8,7 @@ from vipra_ros.config import ConfigError, param
 from vipra_ros.policy.device import check_device
 from vipra_ros.policy.observation import HistorySettings
 from vipra_ros.policy.scheduler import MODES
+from vipra_ros.policy.weights import WEIGHTS, check_weights
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class PolicySettings:
                         "second GPU")
     euler_steps: int = param(0, doc="Euler steps of a chunk, fewer are faster; 0: as many as the checkpoint says",
                              low=0, high=1000)
+    weights: str = param("full", doc="of the trunk's matrices: full, as in the checkpoint, or 8 bits; dynamic: "
+                         "activations in 8 bits, too; of engines torch and static", choices=WEIGHTS)
     server: str = param("", doc="of engine remote: ws://HOST:PORT of `vipra serve` or of an openpi server, wss for TLS")
     server_config: str = param("", doc="YAML file on a server that does not say what it serves")
     token_file: str = param("", doc="file with the token that the server asks for")
@@ -62,7 +65,9 @@ class PolicySettings:
         check_device(self.device)
         if self.engine == "remote":
             for name, value, here in (("rtc", self.rtc, "none"), ("device", self.device, "auto"),
-                                      ("euler_steps", self.euler_steps, 0)):
+                                      ("euler_steps", self.euler_steps, 0), ("weights", self.weights, "full")):
                 if value != here:
                     raise ConfigError(f"policy: {name} = {value!r} with engine = 'remote', where the server computes: "
                                       f"set {name} to {here!r}, or choose engine 'torch'")
+            return
+        check_weights(self.weights, self.engine, self.rtc)

@@ -24,6 +24,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.machine import processor
 from vipra_ros.policy.bench_report import plot, show
 from vipra_ros.policy.bench_steps import observations_of, parse_steps, step_errors
+from vipra_ros.policy.bench_weights import DTYPES, labels, parse_weights, weight_errors
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointConfig
 from vipra_ros.policy.device import choose_device
 from vipra_ros.policy.engine import load_engine
@@ -34,6 +35,7 @@ from vipra_ros.policy.pictures import from_jpeg, to_jpeg
 from vipra_ros.policy.random_policy import INSTRUCTION, random_checkpoint
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.policy.torch_engine import TorchEngine
+from vipra_ros.policy.weights import ENGINES_OF_8_BITS
 
 #: Chunks of an engine before its turn ends, inferences before counting begins, size of a camera picture (h, w).
 TURN, WARM, PICTURE = 10, 5, (480, 640)
@@ -45,7 +47,6 @@ DEFAULT = {
     ("flow", "cpu"): ["eager", "torch", "fused"], ("flow", "cuda"): ["eager", "torch", "static"],
     ("discrete", "cpu"): ["eager", "torch"], ("discrete", "cuda"): ["eager", "torch"],
 }  # fmt: skip
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Watch:
@@ -191,7 +192,8 @@ def describe(device: str, threads: int) -> dict:
 
 def main(
     checkpoint: str, engine: str, count: int, device: str, preset: str, random: bool, decoder: str, dtype: str,
-    threads: int, euler_steps: int, steps: str, dataset: str, observations: int, json_path: str, plot_path: str,
+    threads: int, euler_steps: int, steps: str, weights: str, dataset: str, observations: int, json_path: str,
+    plot_path: str,
 ) -> None:  # fmt: skip
     """Measure, print, and write the figures."""
     if (preset or decoder != "flow") and not random:
@@ -204,16 +206,24 @@ def main(
     if kind == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(threads)
-    if random:
-        loaded = random_checkpoint(preset or "tiny", device, DTYPES[dtype], decoder=decoder)
-    else:
-        loaded = Checkpoint.load(resolve(checkpoint), device)
-        loaded.policy.to(DTYPES[dtype])
-    c, load = loaded.config, [os.getloadavg()[0]]
-    counts, names = parse_steps(steps, c.decoder), engine.split(",") if engine else DEFAULT[c.decoder, kind]
+
+    def opened(numbers: torch.dtype) -> Checkpoint:
+        if random:
+            return random_checkpoint(preset or "tiny", device, numbers, decoder=decoder)
+        found = Checkpoint.load(resolve(checkpoint), device)
+        found.policy.to(numbers)
+        return found
+
+    loaded, load = opened(DTYPES[dtype]), [os.getloadavg()[0]]
+    c, names = loaded.config, engine.split(",") if engine else DEFAULT[loaded.config.decoder, kind]
+    counts, in_8_bits = parse_steps(steps, c.decoder), parse_weights(weights, names)
+    timed = labels(names, in_8_bits)
     # What is folded once need not lie on the card twice, where nobody else computes with it.
-    release = {"release": True} if names == ["static"] and random and not counts and c.decoder == "flow" else {}
-    engines = {name: load_engine(loaded, name, threads, euler_steps, **release) for name in names}
+    release = {"release": True} if list(timed) == ["static"] and random and not counts and c.decoder == "flow" else {}
+    engines = {
+        label: load_engine(loaded, name, threads, euler_steps, weights=numbers, **release)
+        for label, (name, numbers) in timed.items()
+    }
     before = measure(device, DTYPES[dtype], threads)
     times = time_engines(engines, count, device)
     after = measure(device, DTYPES[dtype], threads)
@@ -230,15 +240,21 @@ def main(
     figures = report(times, work, machine, about)
     seen = observe(loaded, pictures(loaded, 1)[0])[0]
     for row in figures["engines"]:
+        row["weights"], row["trunk_mbytes"] = timed[row["engine"]][1], engines[row["engine"]].trunk_bytes / 1e6 or None
         row["operations"] = count_operations(lambda e=engines[row["engine"]]: e.infer(seen, 0)).total()
-    figures["operations"] = next(r["operations"] for r in figures["engines"] if r["engine"] == figures["engine"])
+    figures |= next(row for row in figures["engines"] if row["engine"] == figures["engine"])
     if kind == "cuda":
         figures["gpu_peak_gbytes"] = torch.cuda.max_memory_allocated() / 1e9
-    if counts:
+    if counts or in_8_bits:
         seen = (observations_of(loaded, dataset, observations) if dataset else
                 [observe(loaded, jpegs)[0] for jpegs in pictures(loaded, observations)])  # fmt: skip
-        figures["steps"] = step_errors(loaded, figures["engine"], counts, seen, threads)
-        figures["steps_frames"] = dataset or "made up"
+        figures["error_frames"] = dataset or "made up"
+    if counts:
+        figures["steps"] = step_errors(loaded, timed[figures["engine"]][0], counts, seen, threads)
+    if in_8_bits and not random:  # random weights answer with noise, and an error in it says nothing
+        able = next(name for name, _ in timed.values() if name in ENGINES_OF_8_BITS)
+        engines.clear()
+        figures["weight_errors"] = weight_errors(opened, able, in_8_bits, seen, threads, euler_steps)
     show(figures)
     for path in filter(None, (json_path, plot_path)):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

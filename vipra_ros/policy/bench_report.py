@@ -67,7 +67,23 @@ def show(figures: dict) -> None:
         for row in figures["steps"]:
             numbers = [row[f"to_{k}_rad"][what] for k in (10, 100) for what in ("mean", "p95", "max")]
             errors.add_row(str(row["steps"]), str(row["n"]), f"{row['p50_ms']:.1f}", *(f"{v:.4f}" for v in numbers))
-        console.print(errors, f"Frames: {figures['steps_frames']}.")
+        console.print(errors, f"Frames: {figures['error_frames']}.")
+    if "weight_errors" in figures:
+        _weight_errors(console, figures)
+
+
+def _weight_errors(console: Console, figures: dict) -> None:
+    rows = figures["weight_errors"]
+    title = f"difference of the chunk to float32 with full weights, mrad, n = {rows[0]['n']}"
+    columns = ("times", "MB", "mean", "p50", "p95", "max", "a chunk's max: p50", "p95")
+    table = Table("weights", *columns, title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        numbers = [*row["rad"].values(), row["chunk_max_rad"]["p50"], row["chunk_max_rad"]["p95"]]
+        table.add_row(row["weights"], row["activations"], f"{row['trunk_mbytes']:.1f}",
+                      *(f"{1e3 * v:.2f}" for v in numbers))
+    console.print(table, f"Frames: {figures['error_frames']}.")
 
 
 def plot(figures: dict, totals: dict[str, list[float]], path: str) -> None:

@@ -18,6 +18,7 @@ from vipra_ros.policy.rtc import GuidedSampler, TrainedSampler
 from vipra_ros.policy.sampler import NaiveSampler
 from vipra_ros.policy.static import StaticSampler
 from vipra_ros.policy.torch_engine import TorchEngine
+from vipra_ros.policy.weights import check_weights
 
 #: auto: fused on a CPU where onnxruntime is installed, else torch. torch: the lean sampler. onnx: onnxruntime with
 #: exported graphs, tensorrt: those by its TensorRT provider. fused: onnxruntime on a CPU, graphs made at the start.
@@ -56,16 +57,21 @@ def open_engine(
     threads: int = 0,
     euler_steps: int = 0,
     rtc: str = "none",
+    weights: str = "full",
 ) -> Engine:
     """A checkpoint's folder, loaded to the device that the engine computes on (`device.py`); not yet warmed up.
 
+    weights: as of `load_engine`; where they are kept in 8 bits, the checkpoint's own layers are dropped.
+
     Raises:
-        ConfigError: the device is not here, or not for this engine.
+        ConfigError: the device is not here, or not for this engine; weights that are not, or not for this engine.
         CheckpointError: as `Checkpoint.load` and `load_engine`.
     """
+    check_weights(weights, kind, rtc)
     place = choose_device(device, [kind])
     if kind not in GRAPHS:
-        return load_engine(Checkpoint.load(folder, place), kind, threads, euler_steps, rtc)
+        options = {} if weights == "full" else {"release": True}
+        return load_engine(Checkpoint.load(folder, place), kind, threads, euler_steps, rtc, weights, **options)
     checkpoint = Checkpoint.load(folder)  # the graphs bring weights of their own to the GPU
     if torch.cuda.is_available():
         checkpoint.vq.to(place)
@@ -78,6 +84,7 @@ def load_engine(
     threads: int = 0,
     euler_steps: int = 0,
     rtc: str = "none",
+    weights: str = "full",
     **options: object,
 ) -> Engine:
     """An engine by name. threads: torch threads 0 leaves them, euler_steps: 0 takes the checkpoint's.
@@ -86,16 +93,22 @@ def load_engine(
 
     rtc: how the prior of an observation enters the answer (`rtc.py`): "guided", any flow policy; "trained", one
         that was trained with committed_steps.
+    weights: what the trunk's matrices are kept in (`weights.WEIGHTS`), of engines torch and static.
     options: of `onnx_engine.OnnxEngine` (graphs, precision, device) or of the sampler (`static.StaticSampler`: capture,
         release).
 
     Raises:
         CheckpointError: no such engine, not for this checkpoint or device, or not installed.
+        ConfigError: no such weights, or not for this engine.
     """
     config = checkpoint.config
     _check(config, kind, euler_steps, rtc)
+    check_weights(weights, kind, rtc)
+    if weights != "full":
+        options["weights"] = weights
     if kind == "auto":
-        kind = "fused" if rtc == "none" and config.decoder == "flow" and _fuses(checkpoint) else "torch"
+        plain = rtc == "none" and weights == "full"
+        kind = "fused" if plain and config.decoder == "flow" and _fuses(checkpoint) else "torch"
     try:
         if kind == "fused":
             from vipra_ros.policy.fused import FusedEngine as make

@@ -103,8 +103,11 @@ class LeanGenerator(LeanTrunk):
     """Discrete chunks of a policy whose weights no longer change."""
 
     @torch.inference_mode()
-    def __init__(self, policy: DiscretePolicy, steps: int = 0, temperature: float = 0.0):
-        super().__init__(policy)
+    def __init__(
+        self, policy: DiscretePolicy, steps: int = 0, temperature: float = 0.0, release: bool = False,
+        weights: str = "full",
+    ):  # fmt: skip
+        super().__init__(policy, release, weights)
         self.policy, self.temperature = policy, temperature
         self.head_weight = policy.action_head.weight * policy.trunk.norm.weight
 

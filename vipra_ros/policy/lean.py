@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vipra_ros.model import flow
 from vipra_ros.model.policy import ActingPolicy, FlowPolicy, Prefix
+from vipra_ros.policy.quantise import keep, linear
 
 
 class LeanTrunk:
@@ -25,8 +26,11 @@ class LeanTrunk:
     batches = True
 
     @torch.no_grad()  # not inference_mode: rtc.py goes backwards through these weights
-    def __init__(self, policy: ActingPolicy, release: bool = False):
-        """release: drop the policy's own layers as they are folded; it can then be sampled from here only."""
+    def __init__(self, policy: ActingPolicy, release: bool = False, weights: str = "full"):
+        """release: drop the policy's own layers as they are folded; it can then be sampled from here only.
+
+        weights: what the layers' matrices are kept in (`weights.WEIGHTS`); tables and heads stay as they are.
+        """
         trunk, c = policy.trunk, policy.config
         self.heads, self.eps = c.backbone.heads, c.backbone.norm_eps
         self.layers = []
@@ -35,10 +39,16 @@ class LeanTrunk:
             before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
             qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before
             gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * after
-            self.layers.append((qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))
+            matrices = qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight
+            self.layers.append(tuple(keep(matrix, weights) for matrix in matrices))
             if release:
                 trunk.layers[i] = torch.nn.Identity()
-                del layer, attention, mlp
+                del layer, attention, mlp, matrices
+
+    @property
+    def trunk_bytes(self) -> int:
+        """Bytes of the layers' matrices with their scales."""
+        return sum(matrix.nbytes for layer in self.layers for matrix in layer)
 
     def prefill(
         self, x: Tensor, cosine: Tensor, sine: Tensor, allowed: Tensor, length: int, last: bool = False
@@ -73,7 +83,7 @@ class LeanTrunk:
 
     def _qkv(self, x: Tensor, weight: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b, n, d = x.shape
-        products = F.linear(F.rms_norm(x, (d,), eps=self.eps), weight).view(b, n, 3 * self.heads, d // self.heads)
+        products = linear(F.rms_norm(x, (d,), eps=self.eps), weight).view(b, n, 3 * self.heads, d // self.heads)
         products = products.transpose(1, 2)
         turned = products[:, : 2 * self.heads]
         first, second = turned.chunk(2, dim=-1)
@@ -82,9 +92,9 @@ class LeanTrunk:
 
     def _rest(self, x: Tensor, attended: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         _, out, gate_up, down = weights
-        x = x + F.linear(attended.transpose(1, 2).flatten(2), out)
-        gate, up = F.linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, down)
+        x = x + linear(attended.transpose(1, 2).flatten(2), out)
+        gate, up = linear(F.rms_norm(x, x.shape[-1:], eps=self.eps), gate_up).chunk(2, dim=-1)
+        return x + linear(F.silu(gate) * up, down)
 
     @staticmethod
     def _safe(allowed: Tensor) -> Tensor:
@@ -97,8 +107,8 @@ class LeanSampler(LeanTrunk):
     """Samples chunks of a flow-matching policy."""
 
     @torch.no_grad()
-    def __init__(self, policy: FlowPolicy, steps: int, release: bool = False):
-        super().__init__(policy, release)
+    def __init__(self, policy: FlowPolicy, steps: int, release: bool = False, weights: str = "full"):
+        super().__init__(policy, release, weights)
         c = policy.config
         self.policy, self.steps, self.dtype = policy, steps, policy.head.weight.dtype
         self.head_weight = policy.head.weight * policy.trunk.norm.weight

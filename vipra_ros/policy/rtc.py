@@ -99,8 +99,8 @@ class TrainedSampler(LeanSampler):
     guided = True
 
     @torch.no_grad()
-    def __init__(self, policy: FlowPolicy, steps: int, most: int):
-        super().__init__(policy, steps)
+    def __init__(self, policy: FlowPolicy, steps: int, most: int, release: bool = False, weights: str = "full"):
+        super().__init__(policy, steps, release, weights)
         self.most, mix = most, policy.action_mix
         half = policy.config.backbone.width // 2
         features = flow.time_features(mix.weight.new_tensor(flow.CLEAN), half, policy.config.time_band)

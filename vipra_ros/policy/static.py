@@ -47,6 +47,7 @@ class StaticSampler(LeanSampler):
     Args:
         capture: into CUDA graphs; None: where there is CUDA.
         release: drop the policy's own copies of the weights that were folded, which a large network cannot afford.
+        weights: as of `LeanTrunk`.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class StaticSampler(LeanSampler):
         buckets: tuple[int, ...] = BUCKETS,
         capture: bool | None = None,
         release: bool = False,
+        weights: str = "full",
     ):
-        super().__init__(policy, steps, release)
+        super().__init__(policy, steps, release, weights)
         self.buckets = tuple(sorted(buckets))
         self.device = policy.head.weight.device
         self.capture = self.device.type == "cuda" if capture is None else capture

@@ -60,6 +60,11 @@ class TorchEngine:
             self.infer(Observation(0.0, dict.fromkeys(c.cameras, frames), "warm up", joints), seed=0)
 
     @property
+    def trunk_bytes(self) -> int:
+        """Bytes of the trunk's matrices that a pass reads; 0 of a sampler that does not say."""
+        return getattr(self._sample, "trunk_bytes", 0)
+
+    @property
     def batches(self) -> bool:
         """Whether `infer_many` answers several observations in one pass over the network."""
         return getattr(self._sample, "batches", False)

@@ -245,6 +245,7 @@ def main(
     engine: str,
     device: str,
     euler_steps: int,
+    weights: str,
     threads: int,
     most_mb: float,
     http_port: int | None,
@@ -259,7 +260,7 @@ def main(
     from vipra_ros.policy.engine import open_engine
     from vipra_ros.policy.shipped import resolve
 
-    made = open_engine(resolve(checkpoint), engine, device, threads, euler_steps)
+    made = open_engine(resolve(checkpoint), engine, device, threads, euler_steps, weights=weights)
     if (batch or 1) > 1 and not made.batches:
         raise ConfigError(f"--batch {batch} with --engine {made.name}, which takes one observation at a time: choose "
                           "--engine torch, or leave --batch out")
