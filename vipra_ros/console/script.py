@@ -53,7 +53,7 @@ body, .nicegui-content { background: #11181f; color: #e8eef2; margin: 0; padding
   padding: 0 12px; border-radius: 8px; border: 1px solid #40505e; background: #0e151b; color: #fff; }
 .v-words button { width: auto; padding: 0 18px; }
 .v-line { font-size: 14px; color: var(--dim); line-height: 1.3; overflow-wrap: anywhere; margin-top: 4px; }
-.v-line:empty { display: none; } .v-asked { white-space: pre-line; min-height: 76px; }
+.v-line:empty { display: none; } .v-asked { white-space: pre-line; min-height: 60px; }
 .v-asked b { display: block; color: #e8eef2; font-size: 17px; }
 .v-trial button { opacity: .35; }
 .v-go [data-command=trial_start], .v-label button:not([data-command=trial_start]) { opacity: 1; }
