@@ -17,7 +17,7 @@ from vipra_ros.sim import tasks
 REST = 1.0
 FPS = 15.0
 #: s from a picture to the action, p50: what two free cores take, and from where on misses are the computer's.
-USUAL, SLOW = 0.11, 0.17
+USUAL, SLOW = 0.05, 0.17
 
 
 def run(checkpoint: str | Path, task: str = "push", seed: int = 1005, out: str | Path = "out/demo") -> int:
