@@ -1,7 +1,6 @@
 """The executor as a process of its own, its arm behind a joint trajectory controller: here one of a few lines."""
 
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,28 +12,26 @@ pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make se
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.time import Time  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from test_executor_node import PATIENT, PROFILE, Client, T, finish, start  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from vipra_ros.msg import ExecutorStatus  # noqa: E402
 
+from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
+
 
 class Controller:
     """Plays the newest trajectory through cubic pieces between its points, and publishes joint states at 100 Hz."""
 
-    def __init__(self, context):
-        self.node = rclpy.create_node("joint_trajectory_controller", context=context)
+    def __init__(self, domain):
+        self.node = lone_node("joint_trajectory_controller", domain)
         self.q, self.dq = np.array(PROFILE.home_q), np.zeros(7)
         self.path, self.log, self.trajectories = [], [], []
         self.node.create_subscription(JointTrajectory, "/arm/joint_trajectory", self.take, 1)
         self.states = self.node.create_publisher(JointState, "joint_states", 10)
         self.node.create_timer(0.01, self.step)
-        self.executor = SingleThreadedExecutor(context=context)
-        self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
-        self.thread.start()
+        self.spinner = Spinner(self.node)
 
     def now(self):
         return self.node.get_clock().now().nanoseconds * 1e-9
@@ -65,14 +62,12 @@ class Controller:
         self.log.append(self.q)
 
     def close(self):
-        self.executor.shutdown()
-        self.thread.join(2.0)
-        self.node.destroy_node()
+        self.spinner.close()
 
 
 def test_chunks_reach_a_controller_and_its_end_is_a_fault(unused_ros_domain, tmp_path):
     client = Client(unused_ros_domain)
-    controller = Controller(client.context)
+    controller = Controller(unused_ros_domain)
     process = start(unused_ros_domain, sink="trajectory", trajectory_topic="/arm/joint_trajectory",
                     arm_on_start="true", incident_folder=str(tmp_path), **PATIENT)
     try:
