@@ -198,19 +198,21 @@ def test_a_trial_is_answered_while_it_asks(desk, unused_ros_domain):
     node = lone_node("trials", unused_ros_domain)
     buttons, spinner = TrialButtons(node), Spinner(node)
     try:
-        buttons.tell(["trial 3 of 20: policy B"])
+        buttons.tell(["trial 3 of 20: policy B, task push, block 2",
+                      "  the policy is told: move the red cube to the yellow area", "  lay out: red cube on mark 2"])
         with buttons.asking("how did it go?", *LABELS):
             question.filter(has_text="how did it go?").wait_for(timeout=ANSWER)
             assert not desk.page.locator("[data-words]").is_visible(), "the words of a trial are the plan's"
             stop, last = map(desk.box, (".v-stop", ".v-card:has([data-command=discard])"))
             assert last["y"] + last["height"] <= stop["y"], "STOP lies over what is to be read"
+            desk.page.wait_for_selector(".v-answer:not([data-kind])", state="attached", timeout=ANSWER)
+            desk.picture("console_trial")
             desk.refuses("trial_start", "Go: not asked for now; how did it go?")
             desk.click("trial_success")
             desk.answer("Success: trial 3 of 20: policy B")
             assert buttons.key() == "y"
         question.wait_for(state="detached", timeout=ANSWER)
         desk.refuses("trial_failure", "Failure: not asked for now")
-        desk.picture("console_trial")
         assert buttons.key() == ""
     finally:
         spinner.close()
