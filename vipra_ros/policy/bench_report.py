@@ -28,16 +28,17 @@ def show(figures: dict) -> None:
         f"{where}, {machine['processors']} processors, {machine['threads']} used, load "
         f"{machine['load_before']:.1f} to {machine['load_after']:.1f}"
     )
-    columns = ("p50", "p95", "p99", "min", "CPU", *(STAGES[name] for name in shown), "/floor")
+    columns = ("p50", "p95", "p99", "CPU", *(STAGES[name] for name in shown), "/floor")
     table = Table("engine", *columns, title="a chunk, ms", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for row in sorted(figures["engines"], key=lambda r: r["p50_ms"]):
         stages = [row["stages"].get(name, {}).get("p50_ms") for name in shown]
         table.add_row(
             row["engine"],
-            *(f"{row[k]:.1f}" for k in ("p50_ms", "p95_ms", "p99_ms", "min_ms", "cpu_p50_ms")),
-            *("-" if v is None else f"{v:.1f}" for v in stages),
+            *(_ms(row[k]) for k in ("p50_ms", "p95_ms", "p99_ms", "cpu_p50_ms")),
+            *("-" if v is None else _ms(v) for v in stages),
             f"{row['ratio_to_floor']:.1f}",
         )
     console.print(table)
@@ -70,6 +71,10 @@ def show(figures: dict) -> None:
         console.print(errors, f"Frames: {figures['error_frames']}.")
     if "weight_errors" in figures:
         _weight_errors(console, figures)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
 def _weight_errors(console: Console, figures: dict) -> None:
