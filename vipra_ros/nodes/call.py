@@ -12,16 +12,16 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from std_srvs.srv import Trigger
 
+from vipra_ros.nodes.spinner import lone_node
+
 #: s until an executor is found, and until it answers; recovering takes about one.
 FINDING, PATIENCE = 5.0, 6.0
 
 
 def call(name: str, namespace: str = "") -> int:
     """Ask the executor (of `namespace`) for `name`, print what it says, and return the exit status."""
-    context = rclpy.Context()
-    rclpy.init(args=[], context=context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
-    node = rclpy.create_node("call", context=context, namespace=namespace)
-    executor = SingleThreadedExecutor(context=context)
+    node = lone_node("call", namespace=namespace)
+    executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     try:
         client = node.create_client(Trigger, f"executor/{name}")
@@ -44,4 +44,4 @@ def call(name: str, namespace: str = "") -> int:
     finally:
         executor.shutdown()
         node.destroy_node()
-        rclpy.try_shutdown(context=context)
+        rclpy.try_shutdown(context=node.context)

@@ -15,6 +15,7 @@ from rclpy.qos import QoSCompatibility, ReliabilityPolicy, qos_check_compatible,
 from sensor_msgs.msg import CompressedImage, Image
 
 from vipra_ros.doctor.cameras import Sample
+from vipra_ros.nodes.spinner import lone_node
 
 COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
 #: s in which publishers must have been found.
@@ -71,10 +72,8 @@ def _shape(message: CompressedImage | Image | None) -> tuple[int, int]:
 
 def listen(topics: Sequence[str], seconds: float) -> list[Sample]:
     """What was heard of each topic in `seconds` s, in a ROS context of its own."""
-    context = rclpy.Context()
-    rclpy.init(args=[], context=context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
-    node = rclpy.create_node("doctor", context=context)
-    executor = SingleThreadedExecutor(context=context)
+    node = lone_node("doctor")
+    executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     try:
         names = [node.resolve_topic_name(t) for t in topics]
@@ -89,4 +88,4 @@ def listen(topics: Sequence[str], seconds: float) -> list[Sample]:
     finally:
         executor.shutdown()
         node.destroy_node()
-        rclpy.try_shutdown(context=context)
+        rclpy.try_shutdown(context=node.context)

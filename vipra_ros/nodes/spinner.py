@@ -16,11 +16,11 @@ from rclpy.signals import SignalHandlerOptions
 PATIENCE = 2.0
 
 
-def lone_node(name: str, domain: int | None = None) -> Node:
+def lone_node(name: str, domain: int | None = None, namespace: str | None = None) -> Node:
     """A node in a context of its own, in which signals are the caller's; every other node of the process goes on."""
     context = rclpy.Context()
     rclpy.init(args=[], context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-    return rclpy.create_node(name, context=context)
+    return rclpy.create_node(name, context=context, namespace=namespace)
 
 
 class Spinner:
