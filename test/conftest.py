@@ -104,6 +104,28 @@ def two_arm_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def discrete_folder(micro_checkpoint, tmp_path_factory):
+    """The checkpoint of toy size with a discrete decoder (not trained) that stays near where it is."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from vipra_ros.model.discrete import make_policy
+    from vipra_ros.policy.checkpoint import Checkpoint
+
+    made = Checkpoint.load(micro_checkpoint)
+    config = dataclasses.replace(made.config.policy, decoder="discrete", action_bins=15)
+    torch.manual_seed(0)
+    policy = make_policy(config)
+    policy.fit(np.random.default_rng(0).normal(size=(200, 8)))
+    described = dataclasses.replace(made.config, policy=config, variant="ViPRA-AR")
+    folder = tmp_path_factory.mktemp("ar") / "ar"
+    Checkpoint(described, policy, made.vq, made.statistics, made.tokenizer).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def unused_ros_domain():
     """ROS_DOMAIN_ID (also set in the environment) by which this test run meets no other ROS system."""
     # 0 is everybody's default; above 101 the ports leave the range that Linux keeps free of ephemeral ones.

@@ -66,7 +66,9 @@ def _eval(a: argparse.Namespace) -> None:
     folder = room("policy.shipped:resolve")(a.checkpoint)
     room("learning.evaluate:main")(folder, a.task, a.episodes, a.seed, json_path=a.json,
                                     video=a.video, ros=a.ros, engine=a.engine, device=a.device,
-                                    euler_steps=a.euler_steps, weights=a.weights)
+                                    euler_steps=a.euler_steps, weights=a.weights,
+                                    latency=None if a.latency_ms is None else a.latency_ms / 1e3,
+                                    workers=a.workers, together=a.together)
 
 
 TRAINING = (
@@ -147,6 +149,11 @@ LEARNING = (
              arg("--json", metavar="FILE", help="write the figures here"),
              arg("--video", metavar="DIR", help="write one video per episode here"),
              arg("--ros", action="store_true", help="through the running nodes"),
+             arg("--latency-ms", type=float, metavar="MS",
+                 help="charged per chunk where time is simulated (what this machine needs)"),
+             arg("--workers", type=int, default=1, metavar="N", help="processes, without --ros (%(default)s)"),
+             arg("--together", type=int, default=0, metavar="N",
+                 help="episodes that one steps at a time, their chunks one batch (8 of a discrete policy, else 1)"),
              arg("--engine", default="auto", choices=ENGINES, help="what computes (%(default)s)"),
              DEVICE, EULER_STEPS, WEIGHTS), _eval),
 )

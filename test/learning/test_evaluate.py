@@ -85,6 +85,22 @@ def test_the_same_seed_gives_the_same_episode(micro_checkpoint):
     assert np.array_equal(a.commanded, b.commanded) and a.row() == b.row()
 
 
+@pytest.mark.parametrize("decoder", ["flow", "discrete"])
+def test_episodes_stepped_together_are_those_stepped_alone(micro_checkpoint, discrete_folder, decoder):
+    folder = str(discrete_folder if decoder == "discrete" else micro_checkpoint)
+    job = stepped_lane.Job(folder, "async", 1, 0.1, seconds=0.8, engine="torch", together=3)
+    starts = [("reach", 3), ("push", 4)]  # fewer than lanes
+    lane = stepped_lane.FastLane(job)
+    asked = []
+    answer = lane.engine.infer_many
+    lane.engine.infer_many = lambda observations, seeds: asked.append(len(observations)) or answer(observations, seeds)
+    both = lane.episodes(starts)
+    assert [(r.task, r.seed) for r in both] == starts and set(asked) == {2}
+    for record, start in zip(both, starts):
+        alone = lane.episode(*start)
+        assert np.abs(record.commanded - alone.commanded).max() < 1e-4 and record.chunks == alone.chunks
+
+
 def test_sync_mode_rests_while_the_policy_thinks(micro_checkpoint):
     lane = stepped_lane.FastLane(stepped_lane.Job(str(micro_checkpoint), "sync", 1, 0.2, seconds=2.0))
     record = lane.episode("reach", 3)
@@ -94,6 +110,10 @@ def test_sync_mode_rests_while_the_policy_thinks(micro_checkpoint):
 def test_unknown_names_are_refused(micro_checkpoint):
     with pytest.raises(ConfigError, match="task 'juggle' is unknown; choose one of reach, push, lift, all"):
         evaluate.main(micro_checkpoint, "juggle")
+    with pytest.raises(ConfigError, match="workers = 0: give at least 1"):
+        evaluate.main(micro_checkpoint, "push", workers=0)
+    with pytest.raises(ConfigError, match="latency = -0.1 s"):
+        evaluate.main(micro_checkpoint, "push", latency=-0.1)
     with pytest.raises(ConfigError, match="no folder and none of the shipped models"):
         evaluate.main("models/none-such", "push")
 
@@ -135,11 +155,11 @@ def test_summary_and_tables_fit_80_columns(capsys):
 def test_fewer_euler_steps_and_the_device_are_told(micro_checkpoint, monkeypatch):
     asked = []
 
-    def episode(self, task, seed):
+    def episodes(self, starts):
         asked.append(self.engine)
-        return record("red", None)
+        return [record("red", None) for _ in starts]
 
-    monkeypatch.setattr(stepped_lane.FastLane, "episode", episode)
+    monkeypatch.setattr(stepped_lane.FastLane, "episodes", episodes)
     said = evaluate.main(micro_checkpoint, "reach", 1, latency=0.1, quiet=True, engine="torch", euler_steps=3)
     assert said["euler_steps"] == 3 and said["device"] == asked[0].device and asked[0].steps == 3
     said = evaluate.main(micro_checkpoint, "reach", 1, latency=0.1, quiet=True, engine="torch", weights="int8")

@@ -1,14 +1,9 @@
 """What several tests of samplers begin with."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 import torch
 
-from vipra_ros.model.discrete import make_policy
 from vipra_ros.model.policy import Prefix
-from vipra_ros.policy.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +23,3 @@ def prefix_of():
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def discrete_folder(micro_checkpoint, tmp_path_factory):
-    """The checkpoint of toy size with a discrete decoder (not trained) that stays near where it is."""
-    made = Checkpoint.load(micro_checkpoint)
-    config = dataclasses.replace(made.config.policy, decoder="discrete", action_bins=15)
-    torch.manual_seed(0)
-    policy = make_policy(config)
-    policy.fit(np.random.default_rng(0).normal(size=(200, 8)))
-    described = dataclasses.replace(made.config, policy=config, variant="ViPRA-AR")
-    folder = tmp_path_factory.mktemp("ar") / "ar"
-    Checkpoint(described, policy, made.vq, made.statistics, made.tokenizer).save(folder)
-    return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
@@ -22,6 +23,9 @@ from vipra_ros.policy.scheduler import MODES
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.policy.weights import check_weights
 from vipra_ros.sim import tasks
+
+#: Episodes at once of a discrete policy: a pass of one token costs little more for eight.
+TOGETHER = 8
 
 
 def main(
@@ -42,6 +46,7 @@ def main(
     device: str = "auto",
     euler_steps: int = 0,
     weights: str = "full",
+    together: int = 0,
 ) -> dict:
     """Evaluate `checkpoint` on `episodes` starts of each task, seeds from `seed` on.
 
@@ -54,6 +59,8 @@ def main(
         latency: s charged per chunk in the fast lane; None measures this machine's.
         margin: rows still queued when the next chunk is to arrive.
         workers: processes of the fast lane.
+        together: episodes that such a process steps at the same time, their chunks answered as one batch (to rounding
+            what they are alone); 0: 8 of a discrete policy, whose chunks are over a hundred passes each, else 1.
         seconds: limit of an episode; the task's own when None.
         engine, device, euler_steps, weights: what computes, where, in how many steps, with the trunk's matrices in how
             many bits (`policy.engine.open_engine`).
@@ -68,8 +75,11 @@ def main(
         raise ConfigError(f"task {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}, all")
     if mode and mode not in MODES:
         raise ConfigError(f"mode {mode!r}: choose one of {', '.join(MODES)}")
-    if episodes < 1:
-        raise ConfigError(f"episodes = {episodes}: give at least 1")
+    for name, count, least in (("episodes", episodes, 1), ("workers", workers, 1), ("together", together, 0)):
+        if count < least:
+            raise ConfigError(f"{name} = {count}: give at least {least}")
+    if latency is not None and not 0.0 <= latency < 10.0:
+        raise ConfigError(f"latency = {latency} s: give 0 to 10, or nothing to measure this machine's")
     wanted = list(tasks.TASKS) if task == "all" else [task]
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
@@ -85,7 +95,8 @@ def main(
         records, extra = through_ros(folder, todo, mode, video, seconds, None if quiet else _progress, **computes)
         about |= extra
     else:
-        records, extra = _fast(folder, todo, mode, latency, margin, video, workers, seconds, quiet, computes)
+        records, extra = _fast(folder, todo, mode, latency, margin, video, workers, together, seconds,
+                               quiet, computes)
         about |= extra
     parts = [results.summarise(t, [r for r in records if r.task == t], tasks.COLOURS, **about) for t in wanted]
     result = parts[0]
@@ -113,6 +124,7 @@ def _fast(
     margin: int,
     video: str | Path | None,
     workers: int,
+    together: int,
     seconds: float | None,
     quiet: bool,
     computes: dict,
@@ -123,14 +135,18 @@ def _fast(
     charged = measured if latency is None else latency
     if video:
         Path(video).mkdir(parents=True, exist_ok=True)
-    job = Job(str(folder), mode, margin, charged, str(video) if video else None, threads, seconds, **computes)
+    together = together or (TOGETHER if checkpoint.config.policy.decoder == "discrete" else 1)
+    together = min(together, -(-len(todo) // workers))
+    job = Job(str(folder), mode, margin, charged, str(video) if video else None, threads, seconds, **computes,
+              together=together)
+    parts = [todo[i : i + together] for i in range(0, len(todo), together)]
     if workers > 1:
         # spawn: a forked child would share torch's threads and the GL context
         with multiprocessing.get_context("spawn").Pool(workers, _begin, (job,)) as pool:
-            records = list(_watched(pool.imap(_work, todo), len(todo), quiet))
+            records = list(_watched(chain.from_iterable(pool.imap(_work, parts)), len(todo), quiet))
     else:
         lane = FastLane(job)
-        records = list(_watched((lane.episode(*item) for item in todo), len(todo), quiet))
+        records = list(_watched(chain.from_iterable(map(lane.episodes, parts)), len(todo), quiet))
     return records, {
         "lane": "in-process",
         "device": loaded.device,
@@ -149,8 +165,8 @@ def _begin(job: Job) -> None:
     _lane = FastLane(job)
 
 
-def _work(item: tuple[str, int]) -> EpisodeRecord:
-    return _lane.episode(*item)
+def _work(part: list[tuple[str, int]]) -> list[EpisodeRecord]:
+    return _lane.episodes(part)
 
 
 def _watched(records: Iterable[EpisodeRecord], total: int, quiet: bool) -> Iterator[EpisodeRecord]:

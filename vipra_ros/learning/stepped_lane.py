@@ -1,4 +1,4 @@
-"""Single episodes of a checkpoint in simulation time: rendered frames, the real engine, the executor's core, physics.
+"""Episodes of a checkpoint in simulation time: rendered frames, the real engine, the executor's core, physics.
 
 Thinking is charged: a chunk arrives one latency after its observation, and the next observation is taken when the
 running node would take it.
@@ -17,6 +17,7 @@ import numpy as np
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.learning import metrics
 from vipra_ros.learning.results import EpisodeRecord
+from vipra_ros.policy.observation import Observation
 from vipra_ros.policy.scheduler import replan_steps
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
@@ -44,6 +45,8 @@ class Job:
     device: str = "cpu"
     euler_steps: int = 0
     weights: str = "full"
+    #: Episodes at once.
+    together: int = 1
 
 
 class Decider:
@@ -60,21 +63,24 @@ class Decider:
         self._vectors.append(np.append(view.state.q, opening))
 
     def __call__(self, view) -> ActionChunk:
-        from vipra_ros.policy.observation import Observation
+        """Asks the engine and waits for it."""
+        return self.answer(view, self._engine.infer(*self.question(view)).actions)
 
+    def question(self, view) -> tuple[Observation, int]:
+        """What the engine is asked at this frame, and the seed of its noise."""
         c = self._config
         n = max(c.proprio_steps, int(c.relative_actions))
         frames = {}
         for camera in c.cameras:
             seen = [image for _, image in view.frames[camera]]
             frames[camera] = np.stack([seen[max(0, len(seen) - 1 - c.frame_stride)], seen[-1]])
-        joints = None
-        if n:
-            joints = np.stack(([self._vectors[0]] * n + self._vectors)[-n:])
-        observation = Observation(
-            stamp=view.time, frames=frames, instruction=view.start.goal.instruction, joints=joints
-        )
-        rows = np.asarray(self._engine.infer(observation, seed=self._seed + len(self.made)).actions, float)
+        joints = np.stack(([self._vectors[0]] * n + self._vectors)[-n:]) if n else None
+        instruction = view.start.goal.instruction
+        return Observation(view.time, frames, instruction, joints), self._seed + len(self.made)
+
+    def answer(self, view, actions: np.ndarray) -> ActionChunk:
+        """The chunk with these rows (h, a) that answers the question of `view`."""
+        c, rows = self._config, np.asarray(actions, float)
         self.made.append((view.time, rows))
         return ActionChunk(
             stamp=view.time,
@@ -90,7 +96,7 @@ class Decider:
 
 
 class FastLane:
-    """Runs single episodes of one checkpoint in simulation time."""
+    """Runs episodes of one checkpoint in simulation time, `job.together` at once: their chunks are one batch."""
 
     def __init__(self, job: Job):
         from vipra_ros.control.executor import ExecutorSettings
@@ -101,15 +107,18 @@ class FastLane:
             job.checkpoint, job.threads, job.engine, job.device, job.euler_steps, job.weights
         )
         c = self.checkpoint.config
-        self.period, self._execute = 1.0 / c.rate, c.execute_steps
-        self.lane = Lane(
-            ExecutorSettings(mode=job.mode, action_space=c.action_space),
-            fps=c.rate,
-            cameras=c.cameras,
-            size=c.image_size,
-            jpeg=95,  # the policy sees what a camera topic carries
-        )
-        self.checkpoint.check(self.lane.profile)
+        self.period = 1.0 / c.rate
+        self.lanes = [
+            Lane(
+                ExecutorSettings(mode=job.mode, action_space=c.action_space),
+                fps=c.rate,
+                cameras=c.cameras,
+                size=c.image_size,
+                jpeg=95,  # the policy sees what a camera topic carries
+            )
+            for _ in range(job.together)
+        ]
+        self.checkpoint.check(self.lanes[0].profile)
         if job.mode == "async":
             self.replan = replan_steps(c.execute_steps, job.latency, self.period, job.margin)
         else:  # the arm rests while the policy thinks, then runs the whole chunk
@@ -117,40 +126,58 @@ class FastLane:
 
     def episode(self, task: str, seed: int) -> EpisodeRecord:
         """One start, one record."""
-        start = tasks.sample_start(task, seed)
-        decider = Decider(self.engine, self.checkpoint.config, self.checkpoint.hash, 1000 * seed)
-        pictures: list[np.ndarray] = []
+        return self.episodes([(task, seed)])[0]
 
-        def on_frame(view) -> None:
-            decider.frame(view)
-            if self.job.video:
-                pictures.append(next(iter(view.frames.values()))[-1][1])
+    def episodes(self, starts: Sequence[tuple[str, int]]) -> list[EpisodeRecord]:
+        """Records of these (task, seed), at most `job.together`, in their order; they decide at the same time."""
+        runs = [_Run(self, lane, *start) for lane, start in zip(self.lanes, starts, strict=False)]
+        while waiting := [run for run in runs if run.view is not None]:
+            asked = [run.decider.question(run.view) for run in waiting]
+            for run, said in zip(waiting, self.engine.infer_many(*zip(*asked))):
+                run.go_on(said.actions)
+        return [run.record() for run in runs]
 
-        outcome = self.lane.run(
-            start,
-            decider,
-            seconds=self.job.seconds,
-            replan=self.replan,
-            latency=self.job.latency,
-            on_frame=on_frame,
-        )
-        if self.job.video:
-            write_video(
-                Path(self.job.video) / f"{task}-{seed:06d}.mp4",
-                pictures,
-                self.lane.fps,
-                f"{start.goal.instruction}: {'done' if outcome.success else 'not done'}",
-            )
-        arrival = math.ceil(self.job.latency / TICK - 1e-9) * TICK
+
+class _Run:
+    """One episode under way: `view` is what it waits at for a chunk, None once it is over."""
+
+    def __init__(self, fast: FastLane, lane, task: str, seed: int):
+        self.fast, self.lane = fast, lane
+        self.start, self.seed = tasks.sample_start(task, seed), seed
+        self.decider = Decider(fast.engine, fast.checkpoint.config, fast.checkpoint.hash, 1000 * seed)
+        self.pictures: list[np.ndarray] = []
+        self._steps = lane.steps(self.start, seconds=fast.job.seconds, replan=fast.replan, latency=fast.job.latency,
+                                 on_frame=self._frame)
+        self.view = next(self._steps)
+
+    def _frame(self, view) -> None:
+        self.decider.frame(view)
+        if self.fast.job.video:
+            self.pictures.append(next(iter(view.frames.values()))[-1][1])
+
+    def go_on(self, actions: np.ndarray) -> None:
+        """With these rows to the next decision or to the end."""
+        try:
+            self.view = self._steps.send(self.decider.answer(self.view, actions))
+        except StopIteration as over:
+            self.view, self.outcome = None, over.value
+
+    def record(self) -> EpisodeRecord:
+        """How it went; writes its video."""
+        job, c, outcome, goal = self.fast.job, self.fast.checkpoint.config, self.outcome, self.start.goal
+        if job.video:
+            caption = f"{goal.instruction}: {'done' if outcome.success else 'not done'}"
+            write_video(Path(job.video) / f"{goal.task}-{self.seed:06d}.mp4", self.pictures, self.lane.fps, caption)
+        arrival = math.ceil(job.latency / TICK - 1e-9) * TICK
         accepted = [
             (t, t + arrival, rows)
-            for (t, rows), verdict in zip(decider.made, outcome.verdicts)
+            for (t, rows), verdict in zip(self.decider.made, outcome.verdicts)
             if verdict == "accepted"
         ]
-        status, goal = outcome.status, start.goal
+        status, period = outcome.status, self.fast.period
         return EpisodeRecord(
-            task=task,
-            seed=seed,
+            task=goal.task,
+            seed=self.seed,
             instruction=goal.instruction,
             colour=goal.colour,
             zone=goal.zone,
@@ -161,10 +188,10 @@ class FastLane:
             chunks=status.accepted + status.rejected,
             rejected=status.rejected,
             limited=status.limited,
-            rows=metrics.rows_executed(accepted, self._execute, self.period, outcome.seconds),
+            rows=metrics.rows_executed(accepted, c.execute_steps, period, outcome.seconds),
             stopped="; ".join(status.reasons) if status.state_text in ("HOLD", "FAULT") else "",
             latencies=[arrival] * len(accepted),
-            boundaries=metrics.boundary_steps(accepted, self.period).tolist(),
+            boundaries=metrics.boundary_steps(accepted, period).tolist(),
             commanded=outcome.commanded,
         )
 
@@ -187,8 +214,6 @@ def load(
 
 def measure_latency(checkpoint, engine, count: int = TIMED) -> float:
     """95th percentile of an inference on this machine, s, rounded up to a pass of the executor."""
-    from vipra_ros.policy.observation import Observation
-
     c, rng = checkpoint.config, np.random.default_rng(0)
     spent = []
     for i in range(count):

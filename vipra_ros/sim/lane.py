@@ -7,7 +7,7 @@ arrives `latency` seconds after its observation, while the arm moves on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -116,17 +116,27 @@ class Lane:
         """Joint position for a tool pose, near `q0`."""
         return kinematics.ik(self.profile, pose, q0)
 
-    def run(self, start: tasks.Start, decide: Decide, *, q0: np.ndarray | None = None, seconds: float | None = None,
-            replan: int = 7, latency: float | Callable[[], float] = 0.0,
-            on_frame: Callable[[Scene], None] | None = None,
-            on_tick: Callable[[float, RobotState, np.ndarray, np.ndarray, float], None] | None = None,
-            stop_on_success: bool = True, rest: float = 0.0) -> Outcome:
-        """One episode from `start`.
+    def run(self, start: tasks.Start, decide: Decide, **how) -> Outcome:
+        """One episode from `start`; decide: observation -> chunk, called every `replan` frames; how: as of `steps`."""
+        under_way = self.steps(start, **how)
+        try:
+            view = next(under_way)
+            while True:
+                view = under_way.send(decide(view))
+        except StopIteration as over:
+            return over.value
+
+    def steps(self, start: tasks.Start, *, q0: np.ndarray | None = None, seconds: float | None = None,
+              replan: int = 7, latency: float | Callable[[], float] = 0.0,
+              on_frame: Callable[[Scene], None] | None = None,
+              on_tick: Callable[[float, RobotState, np.ndarray, np.ndarray, float], None] | None = None,
+              stop_on_success: bool = True, rest: float = 0.0) -> Generator[Scene, ActionChunk, Outcome]:
+        """One episode from `start` that stands still at every decision: gives what is seen, is sent the chunk.
 
         Args:
-            decide: observation -> chunk; called every `replan` frames.
             q0: starting joints, rad; the home pose when None.
             seconds: limit; the task's own when None.
+            replan: frames from one decision to the next.
             latency: s charged between an observation and the arrival of its chunk; a callable is asked for each
                 chunk, once it has been decided.
             on_frame: sees every frame; on_tick: (time, state, q_d, dq_d, opening) at every executor pass.
@@ -154,7 +164,7 @@ class Lane:
             if on_frame:
                 on_frame(view)
             if frame % replan == 0:
-                chunk = decide(view)
+                chunk = yield view
                 outcome.decisions += 1
                 charged = latency() if callable(latency) else latency
                 arriving.append((now + charged, replace(chunk, stamp=now, chunk_id=outcome.decisions)))
