@@ -2,8 +2,8 @@
 
 The plan is a list of steps; rows share what they have in common (episodes, quantiser, latent actions, pre-training: the
 seeds of a row are those of fine-tuning). A finished step leaves OUT/done/NAME.json and is not done again; a training
-that was interrupted goes on. A step that was done with other settings is refused. `demos` counts demonstrations per
-task, `minutes` those of fine-tuning.
+that was interrupted goes on. Processes started on the same folder share the steps (`worklist.py`). `demos` counts
+demonstrations per task, `minutes` those of fine-tuning.
 """
 
 from __future__ import annotations
@@ -12,39 +12,17 @@ import dataclasses
 import json
 import os
 import textwrap
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vipra_ros.config import ConfigError
 from vipra_ros.learning import presets, results
 from vipra_ros.learning.table_plan import Reproduction, Row
 from vipra_ros.learning.tables import plot, rows_of
-from vipra_ros.machine import machine
+from vipra_ros.learning.worklist import Step, Worklist
 
 #: Entries of a training's configuration that do not change what comes out of it.
 FREE = ("threads", "log_every", "save_seconds")
-
-
-@dataclass
-class Step:
-    """One entry of the plan. expected: minutes, None when it trains by steps; settings: what the result depends on."""
-
-    name: str
-    expected: float | None
-    settings: Any
-    work: Callable[[], None]
-    #: Of a training: its configuration.
-    made_of: type | None = None
-
-    def done_with(self, kept: Any) -> bool:
-        """Whether `kept`, the settings of a finished step, are these; keys that came later stood at their defaults."""
-        now = json.loads(json.dumps(self.settings))
-        if self.made_of is not None:
-            kept = [presets.completed(self.made_of, kept[0], now[0]), *kept[1:]]
-        return kept == now
 
 
 class Plan:
@@ -52,7 +30,8 @@ class Plan:
 
     def __init__(self, config: Reproduction, table: int, out: str | Path):
         self.config, self.table, self.out = config, table, Path(out)
-        self.steps: dict[str, Step] = {}
+        self.work = Worklist(self.out / "done")
+        self.steps = self.work.steps
         #: (row, seed) -> name of its evaluation
         self.evaluations: list[tuple[Row, int, str]] = []
         rows = config.rows(table)
@@ -69,16 +48,11 @@ class Plan:
 
     # --- making the plan --------------------------------------------------------------------------------------
 
-    def _add(self, name: str, expected: float | None, settings: Any, work: Callable[[], None],
-             made_of: type | None = None) -> str:
-        self.steps.setdefault(name, Step(name, expected, settings, work, made_of))
-        return name
-
     def _episodes(self, name: str, count: int, seed: int, body: str = "robot") -> None:
         c = self.config
         minutes = count * len(c.tasks) * c.collect_seconds / 60
-        self._add(name, minutes, [list(c.tasks), count, seed, *([body] if body != "robot" else [])],
-                  lambda: collect(self.out / name, c.tasks, count, seed, body))
+        self.work.add(Step(name, minutes, [list(c.tasks), count, seed, *([body] if body != "robot" else [])],
+                           lambda: collect(self.out / name, c.tasks, count, seed, body)))
 
     def _train(self, name: str, job: str, changes: dict, *sources: str) -> str:
         """A training: the preset, then `changes` of the variant and row, then the user's overrides."""
@@ -87,8 +61,9 @@ class Plan:
         values = dataclasses.asdict(config)
         values["loop"] = {k: v for k, v in values["loop"].items() if k not in FREE}
         values.pop("vq", None)  # a path, which may be written in other ways; the quantiser is a step of its own
-        return self._add(name, config.loop.minutes or None, [values, sources],
-                         lambda: self._run(name, job, overrides, sources), _class(job))
+        needs = {*sources, *(["vq"] if "vq" in overrides else [])} & set(self.steps)
+        return self.work.add(Step(name, config.loop.minutes or None, [values, sources],
+                                  lambda: self._run(name, job, overrides, sources), tuple(needs), _class(job)))
 
     def _row(self, row: Row, seed: int) -> None:
         c = self.config
@@ -100,10 +75,11 @@ class Plan:
         else:
             start, changes = "", changes | {"vq": str(self.out / "vq")}
         name = f"{row.name}-{row.demos}-{seed}"
-        self._train(f"finetune-{name}", "finetune", changes, "demos", *([start] if start else []))
+        trained = self._train(f"finetune-{name}", "finetune", changes, "demos", *([start] if start else []))
         count = c.episodes * len(c.tasks)
-        self._add(f"eval-{name}", count * c.eval_seconds / 60, [list(c.tasks), c.episodes, c.eval_seed, c.latency],
-                  lambda: self._evaluate(name))
+        settings = [list(c.tasks), c.episodes, c.eval_seed, c.latency]
+        self.work.add(Step(f"eval-{name}", count * c.eval_seconds / 60, settings, lambda: self._evaluate(name),
+                           (trained,)))
         self.evaluations.append((row, seed, name))
 
     def _pretraining(self, row: Row, known: dict) -> str:
@@ -117,8 +93,9 @@ class Plan:
         text = "-".join(filter(None, (said.get(k, lambda v, k=k: f"{k}{v}")(v) for k, v in sorted(shape.items()))))
         merged = self._merged(row.videos)
         minutes = c.videos * len(c.tasks) * c.label_seconds / c.label_every / 60
-        labels = self._add(f"labels-{latent}", minutes, [latent, *([c.label_every] if c.label_every > 1 else [])],
-                           lambda: self._label(latent, merged))
+        labels = self.work.add(Step(
+            f"labels-{latent}", minutes, [latent, *([c.label_every] if c.label_every > 1 else [])],
+            lambda: self._label(latent, merged), tuple({latent, merged} & set(self.steps))))
         # Whatever the first row of that shape is called.
         changes = shape | {"variant": "ViPRA", "vq": str(self.out / "vq")}
         return self._train(f"pretrain-{latent.removeprefix('latent-')}-{text}", "pretrain", changes, merged, labels)
@@ -130,7 +107,8 @@ class Plan:
         """The name of one data set with these videos."""
         if which != "both":
             return self._videos(which)[0]
-        return self._add("both", 0.01 * self.config.videos, [self.config.other_videos], self._merge)
+        needs = tuple({"videos", "other"} & set(self.steps))
+        return self.work.add(Step("both", 0.01 * self.config.videos, [self.config.other_videos], self._merge, needs))
 
     def _other(self) -> None:
         """Videos of another body, unless the user has some."""
@@ -196,8 +174,9 @@ class Plan:
         """The list of steps, what is done, and the hours that are left; 80 columns."""
         c, lines, left, unknown = self.config, [], 0.0, False
         for step in self.steps.values():
-            done = self._marker(step).exists()
-            said = "done" if done else "by steps" if step.expected is None else f"{step.expected:.0f} min"
+            done = self.work.done(step.name)
+            said = "by steps" if step.expected is None else f"{step.expected:.0f} min"
+            said = "done" if done else "under way" if self.work.under_way(step.name) else said
             left += 0.0 if done or step.expected is None else step.expected
             unknown |= not done and step.expected is None
             lines.append(f"{said:>9}  {step.name}")
@@ -207,36 +186,21 @@ class Plan:
             f"{c.episodes} starts to evaluate. finetune- and eval-VARIANT-DEMOS-SEED:", 80)
         return "\n".join([head, *lines, f"expected: {left / 60:.1f} hours{more} for {len(self.evaluations)} policies"])
 
-    def _marker(self, step: Step) -> Path:
-        return self.out / "done" / f"{step.name}.json"
-
     def run(self, write: Callable[[list[dict]], None]) -> list[dict]:
         """Do what is not done; `write` gets the rows so far after every evaluation. Returns all rows.
 
         Raises:
             ConfigError: a step was done with other settings.
         """
-        for step in self.steps.values():
-            marker = self._marker(step)
-            if marker.exists():
-                if not step.done_with(json.loads(marker.read_text())["settings"]):
-                    raise ConfigError(f"{marker}: {step.name} was done with other settings; give another folder")
-            else:
-                print(f"[reproduce] {step.name}", flush=True)
-                began = time.monotonic()
-                step.work()
-                results.write_json({"settings": step.settings, "minutes": (time.monotonic() - began) / 60,
-                                    "machine": machine()}, marker)
-            if step.name.startswith("eval-"):
-                write(self.rows())
+        self.work.run(lambda step: write(self.rows()) if step.name.startswith("eval-") else None)
         return self.rows()
 
     def rows(self) -> list[dict]:
         """The rows of every policy that is evaluated."""
         made = []
         for row, seed, name in self.evaluations:
-            path, marker = self.out / f"eval-{name}.json", self.out / "done" / f"eval-{name}.json"
-            if marker.exists():
+            path = self.out / f"eval-{name}.json"
+            if self.work.done(f"eval-{name}"):
                 trained = self.out / f"finetune-{name}"
                 more = self._probe(row) if self.table == 3 else {}
                 made += rows_of(json.loads(path.read_text())["tasks"], row.name, row.demos, seed, trained, more)

@@ -1,0 +1,29 @@
+"""Five steps for the tests of worklists, in a module that a spawned process can import."""
+
+import os
+import time
+from pathlib import Path
+
+from vipra_ros.learning import worklist
+from vipra_ros.learning.worklist import Step, Worklist
+
+NEEDS = {"videos": (), "demos": (), "latent": ("videos",), "labels": ("latent", "videos"),
+         "policy": ("labels", "demos")}
+
+
+def note(folder: Path, name: str, seconds: float) -> None:
+    time.sleep(seconds)
+    with open(folder / "log", "a") as log:
+        log.write(f"{name} {os.getpid()}\n")
+
+
+def listed(folder: Path, seconds: float = 0.0) -> Worklist:
+    work = Worklist(folder / "done")
+    for name in reversed(NEEDS):  # wanted in an order in which they cannot be done
+        work.add(Step(name, None, [name], lambda name=name: note(folder, name, seconds), NEEDS[name]))
+    return work
+
+
+def do(folder: Path, seconds: float) -> None:
+    worklist.PAUSE = 0.05
+    listed(folder, seconds).run(lambda step: None)

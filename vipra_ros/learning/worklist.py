@@ -1,0 +1,130 @@
+"""Steps that build on each other, each done once, by one process or by several that share a folder.
+
+A finished step leaves FOLDER/NAME.json with the settings it was done with. One under way holds a lock on
+FOLDER/NAME.lock, which ends with its process, however that ends: another then takes the step over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning import presets, results
+from vipra_ros.machine import machine
+
+#: s, between two looks at what other processes have finished.
+PAUSE = 2.0
+
+
+@dataclass
+class Step:
+    """One entry of a list.
+
+    Attributes:
+        expected: minutes, None when it trains by steps.
+        settings: what the result depends on.
+        needs: names of the steps it builds on.
+        made_of: of a training, the class of its configuration.
+    """
+
+    name: str
+    expected: float | None
+    settings: Any
+    work: Callable[[], None]
+    needs: tuple[str, ...] = ()
+    made_of: type | None = None
+
+    def done_with(self, kept: Any) -> bool:
+        """Whether `kept`, the settings of a finished step, are these; keys that came later stood at their defaults."""
+        now = json.loads(json.dumps(self.settings))
+        if self.made_of is not None:
+            kept = [presets.completed(self.made_of, kept[0], now[0]), *kept[1:]]
+        return kept == now
+
+
+class Worklist:
+    """Steps by name in the order they are wanted in, and the folder that knows which of them are done."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.steps: dict[str, Step] = {}
+
+    def add(self, step: Step) -> str:
+        """Its name; a step of that name that is there already stays."""
+        return self.steps.setdefault(step.name, step).name
+
+    def done(self, name: str) -> bool:
+        """Whether this step is finished."""
+        return self._marker(name).exists()
+
+    def under_way(self, name: str) -> bool:
+        """Whether a process is at it now."""
+        if not (self.folder / f"{name}.lock").exists():
+            return False
+        with self._held(name) as mine:
+            return not mine
+
+    def run(self, after: Callable[[Step], None]) -> None:
+        """Do what is not done, the first possible step first, until all are, here or elsewhere; `after` each done here.
+
+        Raises:
+            ConfigError: a step was done with other settings.
+        """
+        for step in self.steps.values():
+            self._check(step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        said = ""
+        while left := [step for step in self.steps.values() if not self.done(step.name)]:
+            if (step := self._one(step for step in left if all(map(self.done, step.needs)))) is not None:
+                after(step)
+                continue
+            names = ", ".join(step.name for step in left if self.under_way(step.name))
+            if names and names != said:
+                print(f"[reproduce] waiting for another process: {names}", flush=True)
+            said = names
+            time.sleep(PAUSE)
+
+    def _one(self, steps: Iterable[Step]) -> Step | None:
+        """Does the first of these that no other process is at."""
+        for step in steps:
+            with self._held(step.name) as mine:
+                if not mine or self.done(step.name):
+                    continue
+                print(f"[reproduce] {step.name}", flush=True)
+                began = time.monotonic()
+                step.work()
+                minutes = (time.monotonic() - began) / 60
+                results.write_json({"settings": step.settings, "minutes": minutes, "machine": machine()},
+                                   self._marker(step.name))
+                return step
+        return None
+
+    def _check(self, step: Step) -> None:
+        marker = self._marker(step.name)
+        if marker.exists() and not step.done_with(json.loads(marker.read_text())["settings"]):
+            raise ConfigError(f"{marker}: {step.name} was done with other settings; give another folder")
+
+    def _marker(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Iterator[bool]:
+        """Whether the step is this process's for the length of a `with`."""
+        file = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(file)  # and the lock with it
