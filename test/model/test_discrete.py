@@ -104,3 +104,14 @@ def test_a_token_sees_none_after_it_and_no_padding(config):
         assert not torch.allclose(plain[:, i + 1], changed[:, i + 1], atol=1e-3)
     actions = torch.randn(1, 2, 3)
     assert torch.allclose(policy.loss(prefix, actions), policy.loss(observations(config, 1, 3), actions), atol=1e-5)
+
+
+def test_ordered_bins_begin_alike_where_they_are_near():
+    policy = network(dataclasses.replace(BASE, action_bins=200, action_order=True))
+    for table in (policy.action.weight, policy.action_head.weight):
+        rows = torch.nn.functional.normalize(table.detach()[:200], dim=-1)
+        alike = rows @ rows.T
+        near, far = alike.diagonal(1), alike.diagonal(60)
+        assert near.min() > 0.9 > far.abs().mean() and table.detach()[:200].std() == pytest.approx(0.02, rel=0.01)
+    plain = network(dataclasses.replace(BASE, action_bins=200)).action.weight.detach()[:200]
+    assert torch.nn.functional.cosine_similarity(plain[:-1], plain[1:]).abs().mean() < 0.5

@@ -12,6 +12,8 @@ Letters in shapes as in `policy.py`; k is a column, n = h a tokens.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,8 @@ class DiscretePolicy(ActingPolicy):
         self.register_buffer("edges", torch.zeros(c.action_dim - 1, c.action_bins + 1))
         for module in (self.action, self.action_head):
             nn.init.normal_(module.weight, std=0.02)
+            if c.action_order:
+                module.weight.data[: c.action_bins] = ordered_rows(c.action_bins, d)
 
     # --- bins -----------------------------------------------------------------------------------------------
 
@@ -124,6 +128,15 @@ class DiscretePolicy(ActingPolicy):
         of_hand = F.cross_entropy(hand.flatten(0, 1), (ids[..., -1] - self.config.action_bins).flatten(),
                                   reduction="none")
         return (of_joints.view(b, -1).sum(1) + of_hand.view(b, -1).sum(1)) / (h * a)
+
+
+def ordered_rows(count: int, width: int) -> Tensor:
+    """Vectors (count, width) of std 0.02 to begin with, the more alike the nearer: cosines of the place, slow ones
+    strongest. Thousands of bins that know nothing of each other want more demonstrations than there are."""
+    waves = torch.arange(1, min(32, width) + 1)
+    place = (torch.arange(count) + 0.5) / count
+    rows = torch.cos(math.pi * place[:, None] * waves) / waves.sqrt() @ torch.randn(len(waves), width)
+    return 0.02 * rows / rows.std()
 
 
 def make_policy(config: PolicyConfig) -> FlowPolicy | DiscretePolicy:

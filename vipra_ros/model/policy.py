@@ -30,7 +30,7 @@ DECODERS = ("flow", "discrete")
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Architecture of the policy. Fields from `vision_table_width` to `action_position` go beyond the paper and are off
+    """Architecture of the policy. Fields from `vision_table_width` to `action_order` go beyond the paper and are off
     in `paper`."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig, metadata={"doc": "size of the trunk"})
@@ -53,6 +53,7 @@ class PolicyConfig:
     bidirectional_actions: bool = param(False, doc="the steps of a chunk see each other both ways")
     time_band: str = param("paper", doc="frequencies of the time features", choices=("paper", "wide"))
     action_position: bool = param(False, doc="of decoder discrete: add a learned vector per action dimension")
+    action_order: bool = param(False, doc="of decoder discrete: neighbouring bins begin with vectors that are alike")
     decoder: str = param("flow", doc="flow: continuous chunks; discrete: a token per action dimension and step",
                          choices=DECODERS)
     action_bins: int = param(2047, doc="of decoder discrete: quantile bins of a joint column", low=2, high=1 << 20)

@@ -29,7 +29,7 @@ from vipra_ros.policy.checkpoint import NOTICE, read_notice
 
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
 OF_ACTIONS = ("action_dim", "horizon", "proprio_steps", "bidirectional_actions", "time_band", "decoder", "action_bins",
-              "action_position")
+              "action_position", "action_order")
 
 
 @dataclass(frozen=True, kw_only=True)
