@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import pretrain, reproduce
+from vipra_ros.learning import presets, pretrain, reproduce
 from vipra_ros.learning.loop import Interrupted
 from vipra_ros.policy.checkpoint import Checkpoint
 
@@ -125,3 +125,18 @@ def test_the_shipped_plan_names_its_hours(tmp_path, capsys):
     assert max(map(len, lines)) <= 80
     assert sum("  pretrain-" in line for line in lines) == 5 and sum("  finetune-" in line for line in lines) == 15
     assert "15 policies" in lines[-1] and not (tmp_path / "out").exists()
+
+
+def test_trainings_by_steps_have_hours_too_and_the_tables_of_a_plan_share_what_they_can(tmp_path, capsys):
+    short = presets.share("config", "learning", "short", "reproduce.yaml")
+    read = presets.read(reproduce.Reproduction, short, "reproduce", {})
+    plans = [reproduce.Plan(read, table, tmp_path) for table in (1, 2, 3)]
+    steps = plans[0].steps
+    assert steps["finetune-vipra_ar-25-0"].expected == pytest.approx(400 * 3.0 / 60)
+    assert steps["pretrain-robot-14steps"].expected == pytest.approx(2344 * 1.1 / 60)
+    assert plans[0].describe().splitlines()[-1] == "expected: 9.7 hours for 15 policies"
+    for plan in plans[1:]:
+        assert all(step.settings == steps[name].settings for name, step in plan.steps.items() if name in steps)
+        assert {"demos", "videos", "pretrain-robot-future-14steps", "eval-vipra_fm-25-0"} <= plan.steps.keys()
+    with pytest.raises(ConfigError, match="step_seconds of evaluation"):
+        presets.read(reproduce.Reproduction, short, "reproduce", {"step_seconds": {"evaluation": 1.0}})

@@ -35,7 +35,7 @@ class Plan:
         #: (row, seed) -> name of its evaluation
         self.evaluations: list[tuple[Row, int, str]] = []
         rows = config.rows(table)
-        most = max(row.demos for row in config.rows(table))
+        most = config.most_demos
         # One episode more per task than is trained on: fine-tuning holds one out.
         self._episodes("demos", most + max(1, round(0.1 * most)), config.demo_seed)
         self._episodes("videos", config.videos, config.video_seed)
@@ -62,8 +62,11 @@ class Plan:
         values["loop"] = {k: v for k, v in values["loop"].items() if k not in FREE}
         values.pop("vq", None)  # a path, which may be written in other ways; the quantiser is a step of its own
         needs = {*sources, *(["vq"] if "vq" in overrides else [])} & set(self.steps)
-        return self.work.add(Step(name, config.loop.minutes or None, [values, sources],
-                                  lambda: self._run(name, job, overrides, sources), tuple(needs), _class(job)))
+        discrete = values.get("policy", {}).get("decoder") == "discrete"
+        pace = self.config.step_seconds.get("discrete" if discrete else job)
+        expected = config.loop.minutes or (pace and config.loop.steps * pace / 60)
+        return self.work.add(Step(name, expected, [values, sources], lambda: self._run(name, job, overrides, sources),
+                                  tuple(needs), _class(job)))
 
     def _row(self, row: Row, seed: int) -> None:
         c = self.config

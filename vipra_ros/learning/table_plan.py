@@ -34,6 +34,8 @@ class Reproduction:
     presets: dict[str, str] = field(metadata={"doc": "preset or YAML of vq, latent, pretrain, finetune"})
     tables: dict[str, list] = field(metadata={"doc": "number of the table: its rows"})
     overrides: dict[str, dict] = field(default_factory=dict, metadata={"doc": "dotted keys on top, by job"})
+    step_seconds: dict[str, float] = field(default_factory=dict, metadata={
+        "doc": "expected work per training step, s, by job, and `discrete`: of such a fine-tuning; for the plan"})
     tasks: tuple[str, ...] = param(("reach", "push", "lift"), doc="tasks of the simulated table")
     videos: int = param(1000, doc="episodes without labels, per task", low=2)
     label_every: int = param(1, doc="label one frame of them in so many", low=1)
@@ -52,6 +54,8 @@ class Reproduction:
     def __post_init__(self) -> None:
         if missing := [job for job in JOBS if job not in self.presets]:
             raise ConfigError(f"reproduce: presets has no {missing[0]}; name a preset or a YAML file for it")
+        if other := self.step_seconds.keys() - {*JOBS, "discrete"}:
+            raise ConfigError(f"reproduce: step_seconds of {min(other)}; name {', '.join(JOBS)} or discrete")
         used = {"demo_seed": 1000, "video_seed": self.videos, "other_seed": self.videos, "eval_seed": self.episodes}
         spans = sorted((getattr(self, name), name, count) for name, count in used.items())
         for (first, name, count), (second, other, _) in zip(spans, spans[1:]):
@@ -69,3 +73,8 @@ class Reproduction:
             raise ConfigError(f"reproduce: no table {table}; there are {', '.join(map(str, self.tables))}")
         return [build(Row, r, source=f"reproduce: table {table}") for k, v in self.tables.items()
                 if str(k) == str(table) for r in v]
+
+    @property
+    def most_demos(self) -> int:
+        """Demonstrations per task of the row with the most, of all tables: they share them."""
+        return max(row.demos for table in self.tables for row in self.rows(table))
