@@ -189,6 +189,7 @@ def test_the_arguments_a_user_expects_are_there_and_described():
     names = {a.name for a in graph.arguments("policy")}
     assert names >= {"robot", "checkpoint", "instruction", "rate", "dry_run", "namespace", "use_sim_time",
                      "params_file", "log_level"}
+    assert all(len(line) <= 80 for system in graph.SYSTEMS for line in graph.describe(system).splitlines())
     text = graph.describe("policy")
     for a in graph.arguments("policy"):
         assert a.doc and f"'{a.name}'" in text

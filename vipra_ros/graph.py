@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -278,12 +279,14 @@ def environment(executable: str, simulated: bool) -> dict[str, str]:
 
 
 def describe(system: str) -> str:
-    """The launch arguments of `system` for people to read, in the form of `ros2 launch --show-args`."""
+    """The launch arguments of `system` for people to read, in the form of `ros2 launch --show-args`; 80 columns."""
     rows = arguments(system)
     lines = [f"{system}: {SYSTEMS[system][0]}", "", "Arguments (pass as name:=value):"]
     for a in rows:
         choices = f" One of: {', '.join(a.choices)}." if a.choices else ""
-        lines += ["", f"    '{a.name}':", f"        {a.doc}.{choices}", f"        (default: '{a.default}')"]
+        said = textwrap.fill(f"{a.doc}.{choices}", 80, initial_indent=" " * 8, subsequent_indent=" " * 8,
+                             break_on_hyphens=False)
+        lines += ["", f"    '{a.name}':", said, f"        (default: '{a.default}')"]
     return "\n".join(lines)
 
 
