@@ -1,6 +1,7 @@
 """Shared by the rooms: a complete checkpoint of toy size, and a ROS graph of one's own."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,21 @@ def discrete_folder(micro_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ar") / "ar"
     Checkpoint(described, policy, made.vq, made.statistics, made.tokenizer).save(folder)
     return folder
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    """Address of a Ray cluster of two processors on this machine, whose workers find this source tree.
+
+    Skips the test where the optional extra `ray` is not installed.
+    """
+    ray = pytest.importorskip("ray")
+    root = str(Path(__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def _train_latent(a: argparse.Namespace) -> None:
 
 
 def _label(a: argparse.Namespace) -> None:
-    room("learning.label:label")(a.dataset, a.latent, a.out, a.camera, a.stride, a.every)
+    room("learning.label:label")(a.dataset, a.latent, a.out, a.camera, a.stride, a.every, ray=a.ray)
 
 
 def _train_pretrain(a: argparse.Namespace) -> None:
@@ -104,7 +104,9 @@ LEARNING = (
              arg("--stride", type=int, default=0, metavar="N",
                  help="frames between steps; default: the time step of the training"),
              arg("--every", type=int, default=1, metavar="N",
-                 help="label one frame in N, where pre-training may begin (%(default)s)")), _label),
+                 help="label one frame in N, where pre-training may begin (%(default)s)"),
+             arg("--ray", default="", metavar="ADDRESS", help="work on this Ray cluster (auto, HOST:PORT, local)")),
+            _label),
     Command("train pretrain", "Learn", "Train the trunk on videos and their latent actions, without robot actions.",
             "vipra train pretrain out/videos out/labels out/pretrain --set vq=out/vq",
             (TRAINING[0], arg("labels", metavar="LABELS", help="latent actions of DATASET, as vipra label makes them"),

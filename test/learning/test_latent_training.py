@@ -1,6 +1,7 @@
 """Stage 1 from video files to a checkpoint and labels, at toy size: a bright square that moves left or right."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -169,6 +170,30 @@ def test_labels_stream_as_windows_say(trained):
         for every in (2, 5, 30):
             assert np.array_equal(label.codes_of(model, iter(frames), stride, batch=4, every=every), got[::every])
             assert np.array_equal(label.future(23, stride, every=every), ahead[::every])
+
+
+def test_a_cluster_labels_the_same_and_a_lost_shard_is_made_by_the_next_run(
+    videos, trained, tmp_path, ray_cluster, monkeypatch, capsys,
+):  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    label.label(videos, trained, one, videos_per_shard=4)
+    shard = label._shard
+
+    def deadly(work, number):
+        if number == 0:
+            os._exit(9)
+        return shard(work, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label, "_shard", deadly)
+        with pytest.raises(ConfigError, match="1 of 2 shards are missing, the first is shard 1: Ray: .*goes on with"):
+            label.label(videos, trained, two, videos_per_shard=4, ray=ray_cluster)
+    assert [p.name for p in two.glob("*.parquet")] == ["labels-00001.parquet"]
+    capsys.readouterr()
+    label.label(videos, trained, two, videos_per_shard=4, ray=ray_cluster)
+    assert f"labels: {4 * LENGTH} frames of 4 videos labelled now" in capsys.readouterr().out
+    for path in sorted(one.glob("*.parquet")):
+        assert pq.read_table(path).equals(pq.read_table(two / path.name))
 
 
 def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):

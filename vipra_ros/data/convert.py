@@ -102,7 +102,11 @@ def _results(
     if ray:
         from vipra_ros.data import cluster
 
-        yield from cluster.results(jobs, settings, ray)
+        there = [(bag.resolve(), folder.resolve(), settings) for bag, folder in jobs]
+        for (bag, folder), (_, result) in zip(jobs, cluster.results(convert_episode, there, ray)):
+            if isinstance(result, cluster.Lost):
+                result = blank(bag) | {"seconds": 0.0, "rss_mb": 0.0, "reason": str(result)}
+            yield bag, (folder, result | {"bag": str(bag)})
         return
     if workers == 1:
         for bag, folder in jobs:

@@ -3,7 +3,8 @@
 For frame t: codes of the 14 transitions of t, t+1, .., t+14 and the index of frame t+14, both with the last frame
 repeated at a video's end. Frames are decoded once and pass the image encoder once; only the spatio-temporal blocks see
 a frame in every window it is part of. A shard is some videos, written beside and renamed: a killed run goes on at the
-first missing one. Of n processes that a launcher starts (RANK, WORLD_SIZE) each takes every n-th shard.
+first missing one. Of n processes that a launcher starts (RANK, WORLD_SIZE) each takes every n-th shard; on a Ray
+cluster a shard is a job.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,25 @@ def future(count: int, stride: int = 1, steps: int = STEPS, every: int = 1) -> n
     return np.minimum(np.arange(0, count, every) + steps * stride, count - 1)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a shard is made of; a process on another machine needs no more."""
+
+    source: Path
+    latent: Path
+    out: Path
+    camera: str
+    stride: int
+    every: int
+    videos_per_shard: int
+    #: Of the latent actions, `label` has seen them: another machine must not find others there.
+    latent_hash: str
+
+    def path(self, number: int) -> Path:
+        """Of a shard."""
+        return self.out / f"labels-{number:05d}.parquet"
+
+
 def label(
     source: str | Path,
     latent: str | Path,
@@ -97,6 +119,7 @@ def label(
     videos_per_shard: int = 50,
     rank: int | None = None,
     world: int | None = None,
+    ray: str = "",
 ) -> Path:
     """Label a data set or a folder of videos; returns `out` with labels-00000.parquet, ... and labels.json.
 
@@ -106,20 +129,17 @@ def label(
         every: label one frame in so many; pre-training then begins at those only.
         stride: frames between steps; 0 takes the step in time the latent actions were trained at.
         rank, world: this process and their number; default: as the launcher says (RANK, WORLD_SIZE), else 0 of 1.
+        ray: address of a Ray cluster that does the work instead, a shard at a time, on its GPUs if it has any.
 
     Raises:
-        ConfigError: no latent actions there, or `out` has labels of other ones or of another source.
+        ConfigError: no latent actions there, `out` has labels of other ones or of another source, or a shard is lost.
     """
-    source, out = Path(source), Path(out)
+    source, latent, out = Path(source), Path(latent), Path(out)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
     model, notes = load_latent(latent)
-    model.to(own_device())
-    # As precise as in training; the choice of the nearest code is float32.
-    reading = precision.autocast(own_device(), notes["training"]["loop"]["bf16"])
     is_set = (source / "meta" / "info.json").exists()
     items = find_videos([source], (camera,))
-    rate = Dataset(source).fps if is_set else 0.0
     head = {
         "steps": STEPS,
         "codes_per_step": model.config.codes_per_step,
@@ -133,32 +153,72 @@ def label(
         "videos_per_shard": videos_per_shard,
     }
     _announce(out, head)
-    shards = range(0, len(items), videos_per_shard)
-    todo = [(n, start) for n, start in list(enumerate(shards))[rank::world]
-            if not (out / f"labels-{n:05d}.parquet").exists()]
-    total = sum(min(videos_per_shard, len(items) - start) for _, start in todo)
-    began, frames, videos, pace = time.monotonic(), 0, 0, Pace()
+    work = _Work(*(p.resolve() for p in (source, latent, out)), camera, stride, every, videos_per_shard, notes["hash"])
+    shards = -(-len(items) // videos_per_shard)
+    todo = [n for n in range(shards)[rank::world] if not work.path(n).exists()]
+    began, frames, videos, lost, pace = time.monotonic(), 0, 0, [], Pace()
+    total = sum(min(videos_per_shard, len(items) - n * videos_per_shard) for n in todo)
     pace.left(began, 0.0)
     with bar("labelling videos", total, show=rank == 0) as advance:
-        for number, start in todo:
-            table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
-            for episode in range(start, min(start + videos_per_shard, len(items))):
-                with reading:
-                    codes, ahead = _video(items[episode], model, notes, rate, stride, every)
-                table["episode_index"].append(np.full(len(codes), episode))
-                table["frame_index"].append(np.arange(len(codes)) * every)
-                table["codes"].append(codes)
-                table["future_index"].append(ahead)
-                frames += len(codes)
-                videos += 1
-                advance()
-            _write_shard(out / f"labels-{number:05d}.parquet", {k: np.concatenate(v) for k, v in table.items()})
+        if ray:
+            from vipra_ros.data import cluster
+
+            made = cluster.results(_shard, ((work, n) for n in todo), ray, gpu=True)
+        else:
+            made = (((work, n), _shard(work, n, advance)) for n in todo)
+        for (_, number), result in made:
+            if isinstance(result, Exception):
+                lost.append(f"shard {number + 1}: {result}")
+                print(f"[label] {lost[-1]}", file=sys.stderr, flush=True)
+                continue
+            frames, videos = frames + result[0], videos + result[1]
+            if ray:
+                advance(result[1])
             speed = frames / max(1e-9, time.monotonic() - began)
             left = pace.left(time.monotonic(), videos / total)
-            print(f"[label] shard {number + 1}/{len(shards)}: {frames} frames, {speed:.0f}/s"
+            print(f"[label] shard {number + 1}/{shards}: {frames} frames, {speed:.0f}/s"
                   + (f", left {duration(left)}" if left else ""), file=sys.stderr, flush=True)
-    print(f"labels: {frames} frames of {len(items)} videos labelled now -> {out}")
+    print(f"labels: {frames} frames of {videos} videos labelled now -> {out}")
+    if lost:
+        raise ConfigError(f"{len(lost)} of {len(todo)} shards are missing, the first is {lost[0]}; run the same "
+                          "command again, it goes on with them")
     return out
+
+
+@lru_cache(1)
+def _reader(work: _Work) -> tuple[LatentActions, dict, list[Item], float]:
+    """What a process reads once: the model where it computes, its notes, the videos, their rate in a data set or 0.
+
+    Raises:
+        ConfigError: these are not the latent actions the work is about.
+    """
+    model, notes = load_latent(work.latent)
+    if notes["hash"] != work.latent_hash:
+        raise ConfigError(f"{work.latent} changed while it was used; delete {work.out} and label again")
+    model.to(own_device())
+    is_set = (work.source / "meta" / "info.json").exists()
+    return model, notes, find_videos([work.source], (work.camera,)), Dataset(work.source).fps if is_set else 0.0
+
+
+def _shard(work: _Work, number: int, advance: Callable[[], None] = lambda: None) -> tuple[int, int]:
+    """Labels some videos and writes them; (labelled frames, videos). advance: called after each."""
+    model, notes, items, rate = _reader(work)
+    # As precise as in training; the choice of the nearest code is float32.
+    reading = precision.autocast(own_device(), notes["training"]["loop"]["bf16"])
+    start = number * work.videos_per_shard
+    table = {"episode_index": [], "frame_index": [], "codes": [], "future_index": []}
+    episodes = range(start, min(start + work.videos_per_shard, len(items)))
+    for episode in episodes:
+        with reading:
+            codes, ahead = _video(items[episode], model, notes, rate, work.stride, work.every)
+        table["episode_index"].append(np.full(len(codes), episode))
+        table["frame_index"].append(np.arange(len(codes)) * work.every)
+        table["codes"].append(codes)
+        table["future_index"].append(ahead)
+        advance()
+    whole = {k: np.concatenate(v) for k, v in table.items()}
+    _write_shard(work.path(number), whole)
+    return len(whole["codes"]), len(episodes)
 
 
 def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: int,
