@@ -3,13 +3,14 @@
 import json
 import math
 import sys
+import time
 
 import pytest
 import torch
 
 from vipra_ros.config import ConfigError
 from vipra_ros.learning.log import Log
-from vipra_ros.learning.loop import Interrupted, LoopConfig, State, averaged, learning_rate_scale, run
+from vipra_ros.learning.loop import Interrupted, LoopConfig, State, averaged, drawing, learning_rate_scale, run
 
 
 class Line:
@@ -48,6 +49,20 @@ def test_learns_logs_and_plots(tmp_path):
     assert job.exported[-1][1] != job.model.weight.item()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"samples_per_s", "grad_norm", "lr_scale", "loss"} <= rows[0].keys() and (tmp_path / "loss.png").exists()
+
+
+def test_the_log_says_what_share_of_the_time_is_spent_on_drawing_batches(tmp_path):
+    class Slow(Line):
+        def loss(self, generator, progress):
+            with drawing():
+                time.sleep(0.02 if progress >= 0.5 else 0.0)
+            return super().loss(generator, progress)
+
+    config = LoopConfig(steps=20, batch=8, lr=0.1, bf16=False, warmup_steps=0, log_every=10, evaluate_every=10)
+    run(Slow(), config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"train"' in line]
+    share = {row["step"]: row["drawing_share"] for row in rows}
+    assert 0 <= share[10] < share[20] <= 1.001, share
 
 
 def test_budget_in_minutes_ends_and_fits_the_schedule(tmp_path):

@@ -19,7 +19,7 @@ from vipra_ros.config import ConfigError, param
 from vipra_ros.learning import lora, precision
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.future import WithFuture
-from vipra_ros.learning.loop import LoopConfig, State, identity_of
+from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of
 from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import placed
 from vipra_ros.model import flow
@@ -118,14 +118,11 @@ class FinetuneJob:
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Loss of one batch: flow matching with `draws` pairs per observation, or cross-entropy of discrete actions."""
         c = self.config
-        index = self._draw(generator)
-        prefix, actions, _ = self.example(self.data, index)
-        if prefix.proprio is not None and c.proprio_noise:
-            prefix.proprio = prefix.proprio + c.proprio_noise * torch.randn(prefix.proprio.shape, generator=generator)
-        if prefix.proprio is not None and c.proprio_dropout:
-            kept = torch.rand(len(actions), 1, 1, generator=generator) >= c.proprio_dropout
-            prefix.proprio = prefix.proprio * kept
-        prefix, actions = placed(prefix, self.device), actions.to(self.device)
+        with drawing():
+            index = self._draw(generator)
+            prefix, actions, _ = self.example(self.data, index)
+            self._disturb(prefix, generator)
+            prefix, actions = placed(prefix, self.device), actions.to(self.device)
         if isinstance(self.policy, DiscretePolicy):
             loss = self.policy.loss(prefix, actions).mean()
         else:
@@ -139,6 +136,15 @@ class FinetuneJob:
             return loss, {}
         future = self.model.future_loss(prefix, self._future(self.data, index))
         return loss + c.future_weight * future, {"actions": float(loss.detach()), "future": float(future.detach())}
+
+    def _disturb(self, prefix: Prefix, generator: torch.Generator) -> None:
+        """Noise on the given joints, and some of them blanked."""
+        c = self.config
+        if prefix.proprio is not None and c.proprio_noise:
+            prefix.proprio = prefix.proprio + c.proprio_noise * torch.randn(prefix.proprio.shape, generator=generator)
+        if prefix.proprio is not None and c.proprio_dropout:
+            kept = torch.rand(len(prefix.proprio), 1, 1, generator=generator) >= c.proprio_dropout
+            prefix.proprio = prefix.proprio * kept
 
     def _future(self, data: Demonstrations, index: np.ndarray) -> Tensor:
         """Codes int64 (b, cameras, codes per frame) `ahead` frames later, at most the episode's last."""

@@ -20,7 +20,7 @@ import vipra_ros
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import latent_health, parallel, presets
 from vipra_ros.learning.footage import Footage, open_footage
-from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.model import optical_flow, perceptual
 from vipra_ros.model.latent import LatentActions, LatentConfig, load_dinov2, to_frames
 
@@ -122,8 +122,10 @@ class LatentJob:
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """L1 + perceptual + gated flow, teacher-forced."""
         c, step = self.config, int(self.model.steps_done)
-        pick = torch.randint(len(self.starts), (c.loop.batch,), generator=generator).numpy()
-        x = to_frames(self.footage.clips(self.starts[pick], c.frames, c.stride)).to(self.device)
+        with drawing():
+            pick = torch.randint(len(self.starts), (c.loop.batch,), generator=generator).numpy()
+            clips = self.footage.clips(self.starts[pick], c.frames, c.stride).to(self.device)  # as bytes: a quarter
+        x = to_frames(clips)
         quantiser = self.model.quantiser
         quantiser.follow, quantiser.continuous = c.code_follow, step < c.continuous_steps
         if c.codes_from_data and not quantiser.started and not quantiser.continuous:

@@ -80,7 +80,8 @@ class Job(Protocol):
     # again one by one. `device`, where the model is to compute: the loop moves it there.
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one random batch, under autocast, and figures to log; `progress` is the share of the run done."""
+        """Loss of one random batch, made within `drawing`, under autocast, and figures to log; `progress` is the share
+        of the run done."""
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Called after each optimiser step."""
@@ -101,6 +102,27 @@ def identity_of(config: Any, *more: str) -> str:
     if values["loop"]["accumulate"] == 1:  # as the states say that were saved before there was such a key
         del values["loop"]["accumulate"]
     return json.dumps([values, *more], sort_keys=True)
+
+
+#: s this process has spent on drawing batches since the loop last asked.
+_drawing = 0.0
+
+
+@contextlib.contextmanager
+def drawing():
+    """A job puts its batch together within this `with`: the log says which share of the time that takes."""
+    global _drawing
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        _drawing += time.monotonic() - began
+
+
+def _drawn() -> float:
+    global _drawing
+    seconds, _drawing = _drawing, 0.0
+    return seconds
 
 
 class Interrupted(RuntimeError):
@@ -138,6 +160,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
     device = next(job.model.parameters()).device
     per_step = config.batch * config.accumulate * us.world
     start, last_save, began = time.monotonic() - state.seconds, time.monotonic(), (state.step, time.monotonic())
+    _drawn()
 
     def progress() -> float:
         return state.step / config.steps if config.steps else state.seconds / (60.0 * config.minutes)
@@ -193,7 +216,8 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
         # Decided together: a process that went on alone would wait for the others for ever.
         state.seconds, due, stop = us.most(now - start, now - last_save >= config.save_seconds, should_stop(state))
         if state.step % config.log_every == 0 or state.step == 1:
-            rate = (state.step - began[0]) * per_step / max(now - began[1], 1e-9)
+            spent = max(now - began[1], 1e-9)
+            rate, share = (state.step - began[0]) * per_step / spent, _drawn() / spent
             began = (state.step, now)
             log.write(
                 "train",
@@ -205,6 +229,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
                     "grad_norm": norm.item(),
                     "lr_scale": scale,
                     "samples_per_s": rate,
+                    "drawing_share": share,
                     "progress": progress(),
                     **figures,
                 },
@@ -213,6 +238,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
             examine()
             # Evaluation is not training throughput, but it does count against the budget.
             began = (state.step, time.monotonic())
+            _drawn()
         if due:
             save()
             last_save = time.monotonic()

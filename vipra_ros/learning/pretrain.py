@@ -23,7 +23,7 @@ import vipra_ros
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import precision, presets, tokenise
 from vipra_ros.learning.demonstrations import draw
-from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.learning.parallel import placed, team
@@ -167,11 +167,14 @@ class PretrainJob:
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Joint loss of one batch."""
         c = self.config
-        index = draw(generator, c.loop.batch, self.usable, self.early, c.early_share)
-        alone = self._without_future(index)
-        parts = self.model.losses(self.example(index[~alone]), c.changed_weight)
-        if alone.any():
-            fewer = self.model.losses(self.example(index[alone], False))
+        with drawing():
+            index = draw(generator, c.loop.batch, self.usable, self.early, c.early_share)
+            alone = self._without_future(index)
+            batch = self.example(index[~alone])
+            without = self.example(index[alone], False) if alone.any() else None
+        parts = self.model.losses(batch, c.changed_weight)
+        if without is not None:
+            fewer = self.model.losses(without)
             share = float(alone.mean())
             parts |= {k: (1 - share) * parts[k] + share * fewer[k] for k in ("latent", "text")}
             parts["latent_alone"] = fewer["latent"].detach()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import presets
-from vipra_ros.learning.loop import LoopConfig, State, identity_of, run
+from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 
@@ -66,9 +66,10 @@ class VQJob:
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """L1, weighted, plus commitment."""
         c = self.config
-        pick = torch.randint(len(self.images), (c.loop.batch,), generator=generator).numpy()
-        images = torch.from_numpy(self.images[pick])
-        x = VQ.to_input(images)
+        with drawing():
+            pick = torch.randint(len(self.images), (c.loop.batch,), generator=generator).numpy()
+            images = torch.from_numpy(self.images[pick])
+            x = VQ.to_input(images)
         if not self.model.started and progress >= c.continuous:
             self._start(generator)
         started = bool(self.model.started)
