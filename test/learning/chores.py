@@ -20,7 +20,8 @@ def note(folder: Path, name: str, seconds: float) -> None:
 def listed(folder: Path, seconds: float = 0.0) -> Worklist:
     work = Worklist(folder / "done")
     for name in reversed(NEEDS):  # wanted in an order in which they cannot be done
-        work.add(Step(name, None, [name], lambda name=name: note(folder, name, seconds), NEEDS[name]))
+        work.add(Step(name, None, [name], lambda name=name: note(folder, name, seconds),
+                      (*NEEDS[name], "data of the user")))
     return work
 
 

@@ -61,12 +61,12 @@ class Plan:
         values = dataclasses.asdict(config)
         values["loop"] = {k: v for k, v in values["loop"].items() if k not in FREE}
         values.pop("vq", None)  # a path, which may be written in other ways; the quantiser is a step of its own
-        needs = {*sources, *(["vq"] if "vq" in overrides else [])} & set(self.steps)
+        needs = (*sources, *(["vq"] if "vq" in overrides else []))
         discrete = values.get("policy", {}).get("decoder") == "discrete"
         pace = self.config.step_seconds.get("discrete" if discrete else job)
         expected = config.loop.minutes or (pace and config.loop.steps * pace / 60)
         return self.work.add(Step(name, expected, [values, sources], lambda: self._run(name, job, overrides, sources),
-                                  tuple(needs), _class(job)))
+                                  needs, _class(job)))
 
     def _row(self, row: Row, seed: int) -> None:
         c = self.config
@@ -98,7 +98,7 @@ class Plan:
         minutes = c.videos * len(c.tasks) * c.label_seconds / c.label_every / 60
         labels = self.work.add(Step(
             f"labels-{latent}", minutes, [latent, *([c.label_every] if c.label_every > 1 else [])],
-            lambda: self._label(latent, merged), tuple({latent, merged} & set(self.steps))))
+            lambda: self._label(latent, merged), (latent, merged)))
         # Whatever the first row of that shape is called.
         changes = shape | {"variant": "ViPRA", "vq": str(self.out / "vq")}
         return self._train(f"pretrain-{latent.removeprefix('latent-')}-{text}", "pretrain", changes, merged, labels)
@@ -110,8 +110,8 @@ class Plan:
         """The name of one data set with these videos."""
         if which != "both":
             return self._videos(which)[0]
-        needs = tuple({"videos", "other"} & set(self.steps))
-        return self.work.add(Step("both", 0.01 * self.config.videos, [self.config.other_videos], self._merge, needs))
+        return self.work.add(Step("both", 0.01 * self.config.videos, [self.config.other_videos], self._merge,
+                                  ("videos", "other")))
 
     def _other(self) -> None:
         """Videos of another body, unless the user has some."""

@@ -31,7 +31,7 @@ class Step:
     Attributes:
         expected: minutes, None when it trains by steps.
         settings: what the result depends on.
-        needs: names of the steps it builds on.
+        needs: names of the steps it builds on; one that is no step (a user's own data set) is there already.
         made_of: of a training, the class of its configuration.
     """
 
@@ -83,7 +83,7 @@ class Worklist:
         self.folder.mkdir(parents=True, exist_ok=True)
         said = ""
         while left := [step for step in self.steps.values() if not self.done(step.name)]:
-            if (step := self._one(step for step in left if all(map(self.done, step.needs)))) is not None:
+            if (step := self._one(step for step in left if self._ready(step))) is not None:
                 after(step)
                 continue
             names = ", ".join(step.name for step in left if self.under_way(step.name))
@@ -91,6 +91,9 @@ class Worklist:
                 print(f"[reproduce] waiting for another process: {names}", flush=True)
             said = names
             time.sleep(PAUSE)
+
+    def _ready(self, step: Step) -> bool:
+        return all(self.done(name) for name in step.needs if name in self.steps)
 
     def _one(self, steps: Iterable[Step]) -> Step | None:
         """Does the first of these that no other process is at."""
