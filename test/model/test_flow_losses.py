@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vipra_ros.config import ConfigError
-from vipra_ros.model.optical_flow import PyramidFlow, flow_loss, make_flow, warp
+from vipra_ros.model.optical_flow import PyramidFlow, box_mean, flow_loss, make_flow, warp
 from vipra_ros.model.perceptual import make_perceptual, psnr, ssim
 
 
@@ -30,6 +30,17 @@ def test_end_point_error_of_shifts(shift):
     inner = flow[..., 10:-10, 10:-10]
     error = (inner - torch.tensor(shift).view(1, 2, 1, 1)).norm(dim=1)
     assert error.mean() < 0.15, f"{error.mean():.3f} px"
+
+
+@pytest.mark.parametrize("size", [2, 5, 7])
+def test_the_mean_of_a_window_is_that_of_average_pooling_and_so_is_its_gradient(size):
+    x = torch.randn(2, 3, 12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(size), requires_grad=True)
+    before = x.detach().clone()
+    mine, wanted = box_mean(x, size), F.avg_pool2d(x, size, 1)
+    assert torch.allclose(mine, wanted) and torch.equal(x, before)
+    weight = torch.randn(mine.shape, dtype=mine.dtype, generator=torch.Generator().manual_seed(0))
+    (gradient,), (right,) = (torch.autograd.grad((y * weight).sum(), x) for y in (mine, wanted))
+    assert torch.allclose(gradient, right)
 
 
 def test_a_moving_square_moves_alone():

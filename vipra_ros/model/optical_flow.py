@@ -66,15 +66,46 @@ class PyramidFlow(nn.Module):
             xx, xy, yy, xt, yt = self._window(products).chunk(5, dim=1)
             xx, yy = xx + self.damping, yy + self.damping
             determinant = xx * yy - xy * xy
-            step = torch.cat((xy * yt - yy * xt, xy * xt - xx * yt), dim=1) / determinant
+            u, v = (xy * yt - yy * xt) / determinant, (xy * xt - xx * yt) / determinant
             # A linearised step of more than a pixel is not to be believed.
-            flow = flow + step / (1 + step.norm(dim=1, keepdim=True).square()).sqrt()
+            flow = flow + torch.cat((u, v), dim=1) / (1 + u * u + v * v).sqrt()
         return self._window(flow)
 
     def _window(self, x: Tensor) -> Tensor:
         for _ in range(2):  # two boxes are nearly a Gaussian
-            x = F.avg_pool2d(F.pad(x, [self.radius] * 4, mode="replicate"), 2 * self.radius + 1, 1)
+            x = box_mean(F.pad(x, [self.radius] * 4, mode="replicate"), 2 * self.radius + 1)
         return x
+
+
+class _BoxMean(torch.autograd.Function):
+    """Shifted sums, one axis after the other; the gradient is the same of the padded gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        return _box(x, size)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _box(F.pad(gradient, [ctx.size - 1] * 4), ctx.size), None
+
+
+def _box(x: Tensor, size: int) -> Tensor:
+    for dim in (-1, -2):
+        count = x.shape[dim] - size + 1
+        total = x.narrow(dim, 0, count) + x.narrow(dim, 1, count)
+        for shift in range(2, size):
+            total += x.narrow(dim, shift, count)
+        x = total
+    return x.div_(size * size)
+
+
+def box_mean(x: Tensor, size: int) -> Tensor:
+    """Mean of every whole window of `size` > 1 px a side: (..., H, W) -> (..., H - size + 1, W - size + 1).
+
+    F.avg_pool2d(x, size, 1), whose kernel takes a CPU several times as long.
+    """
+    return _BoxMean.apply(x, size)
 
 
 def _blur(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError
-from vipra_ros.model.optical_flow import file_hash, fill, read_weights
+from vipra_ros.model.optical_flow import box_mean, file_hash, fill, read_weights
 
 KINDS = ("none", "pyramid", "lpips")
 #: Stabilisers of SSIM for values in 0..1: (0.01)^2 and (0.03)^2, as published.
@@ -53,11 +53,8 @@ def _slope(x: Tensor, dim: int) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Mean structural similarity of (n, c, H, W) in 0..1, uniform 7 px windows (as in the paper's predecessor)."""
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 7, 1)
-
-    ma, mb = mean(a), mean(b)
-    va, vb, ab = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+    ma, mb, aa, bb, ab = (box_mean(x, 7) for x in (a, b, a * a, b * b, a * b))
+    va, vb, ab = aa - ma * ma, bb - mb * mb, ab - ma * mb
     return ((2 * ma * mb + _C1) * (2 * ab + _C2) / ((ma * ma + mb * mb + _C1) * (va + vb + _C2))).mean()
 
 
