@@ -127,6 +127,17 @@ def test_the_shipped_plan_names_its_hours(tmp_path, capsys):
     assert "15 policies" in lines[-1] and not (tmp_path / "out").exists()
 
 
+def test_tables_on_one_task_share_their_pre_training_and_take_hundred_demonstrations(tmp_path):
+    reach = presets.read(reproduce.Reproduction, presets.share("config", "learning", "reach", "reproduce.yaml"),
+                         "reproduce", {})
+    plans = [reproduce.Plan(reach, table, tmp_path) for table in (1, 2, 3)]
+    steps = plans[0].steps
+    for plan in plans[1:]:
+        assert all(step.settings == steps[name].settings for name, step in plan.steps.items() if name in steps)
+        assert {"pretrain-robot-future-14steps", "eval-vipra_fm-100-0"} <= plan.steps.keys() & steps.keys()
+    assert "labels-latent-robot-flow_weight0" in plans[2].steps
+
+
 def test_trainings_by_steps_have_hours_too_and_the_tables_of_a_plan_share_what_they_can(tmp_path, capsys):
     short = presets.share("config", "learning", "short", "reproduce.yaml")
     read = presets.read(reproduce.Reproduction, short, "reproduce", {})
