@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vipra_ros.config import ConfigError, build
+from vipra_ros.config import ConfigError
 from vipra_ros.data.clips import Item, find_videos, grid_frames, square
 from vipra_ros.data.dataset import Dataset
 from vipra_ros.learning import precision
 from vipra_ros.learning.footage import rate_of
 from vipra_ros.learning.latent import load_latent, load_notes
 from vipra_ros.learning.parallel import device as own_device
-from vipra_ros.model.latent import LatentActions, LatentConfig, to_frames
+from vipra_ros.model.latent import LatentActions, to_frames
 from vipra_ros.progress import Pace, bar, duration
 
 STEPS = 14
@@ -137,8 +137,7 @@ def label(
     source, latent, out = Path(source), Path(latent), Path(out)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
-    notes = load_notes(latent)
-    shape = build(LatentConfig, notes["model"], source=str(latent))
+    shape, notes = load_notes(latent)
     is_set = (source / "meta" / "info.json").exists()
     items = find_videos([source], (camera,))
     head = {

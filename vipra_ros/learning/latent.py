@@ -242,8 +242,8 @@ def weights_hash(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_notes(folder: str | Path) -> dict:
-    """The config.json of a folder written by `train`: what the latent actions are, without their weights.
+def load_notes(folder: str | Path) -> tuple[LatentConfig, dict]:
+    """Architecture and config.json of a folder written by `train`, without the weights.
 
     Raises:
         ConfigError: the folder holds none, or another format.
@@ -252,7 +252,7 @@ def load_notes(folder: str | Path) -> dict:
     notes = json.loads(path.read_text()) if path.exists() else {}
     if notes.get("format") != FORMAT:
         raise ConfigError(f"{folder} holds no latent actions (config.json of {FORMAT}); run vipra train latent first")
-    return notes
+    return build(LatentConfig, notes["model"], source=str(path)), notes
 
 
 def load_latent(folder: str | Path) -> tuple[LatentActions, dict]:
@@ -261,7 +261,7 @@ def load_latent(folder: str | Path) -> tuple[LatentActions, dict]:
     Raises:
         ConfigError: the folder holds none, or another format.
     """
-    notes = load_notes(folder)
-    model = LatentActions(build(LatentConfig, notes["model"], source=str(Path(folder) / "config.json")))
+    config, notes = load_notes(folder)
+    model = LatentActions(config)
     model.load_state_dict(load_file(Path(folder) / "latent.safetensors"))
     return model.eval(), notes
