@@ -152,8 +152,9 @@ def label(
         "videos": len(items),
         "videos_per_shard": videos_per_shard,
     }
-    _announce(out, head)
     work = _Work(*(p.resolve() for p in (source, latent, out)), camera, stride, every, videos_per_shard, notes["hash"])
+    _reader(work)  # before `out` is promised to these latent actions
+    _announce(out, head)
     shards = -(-len(items) // videos_per_shard)
     todo = [n for n in range(shards)[rank::world] if not work.path(n).exists()]
     began, frames, videos, lost, pace = time.monotonic(), 0, 0, [], Pace()

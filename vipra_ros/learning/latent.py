@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -259,9 +260,13 @@ def load_latent(folder: str | Path) -> tuple[LatentActions, dict]:
     """The model of a folder written by `train`, in evaluation mode, and its config.json.
 
     Raises:
-        ConfigError: the folder holds none, or another format.
+        ConfigError: the folder holds none, or another format, or its weights are missing or broken.
     """
     config, notes = load_notes(folder)
-    model = LatentActions(config)
-    model.load_state_dict(load_file(Path(folder) / "latent.safetensors"))
+    model, path = LatentActions(config), Path(folder) / "latent.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: {said}; copy the whole folder, or run vipra train latent again") from None
     return model.eval(), notes

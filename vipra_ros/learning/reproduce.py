@@ -32,6 +32,7 @@ class Plan:
         self.config, self.table, self.out = config, table, Path(out)
         self.work = Worklist(self.out / "done")
         self.steps = self.work.steps
+        self.trainings: set[str] = set()
         #: (row, seed) -> name of its evaluation
         self.evaluations: list[tuple[Row, int, str]] = []
         rows = config.rows(table)
@@ -45,6 +46,14 @@ class Plan:
         for row in rows:
             for seed in row.seeds:
                 self._row(row, seed)
+        for name, folder in config.given.items():
+            if name not in self.trainings:
+                raise ConfigError(f"reproduce: given: table {table} has no training {name!r}; it has "
+                                  f"{', '.join(sorted(self.trainings))}")
+            if not Path(folder).is_dir():
+                raise ConfigError(f"reproduce: given: {name}: {folder} is no folder; name what the training left")
+        # What is given needs nothing.
+        self.work.keep(f"eval-{name}" for *_, name in self.evaluations)
 
     # --- making the plan --------------------------------------------------------------------------------------
 
@@ -56,6 +65,9 @@ class Plan:
 
     def _train(self, name: str, job: str, changes: dict, *sources: str) -> str:
         """A training: the preset, then `changes` of the variant and row, then the user's overrides."""
+        self.trainings.add(name)
+        if name in self.config.given:
+            return name  # no step; its folder is there already
         overrides = changes | self.config.overrides.get(job, {})
         config = presets.read(_class(job), self.config.presets[job], job, overrides)
         values = dataclasses.asdict(config)
@@ -65,8 +77,8 @@ class Plan:
         discrete = values.get("policy", {}).get("decoder") == "discrete"
         pace = self.config.step_seconds.get("discrete" if discrete else job)
         expected = config.loop.minutes or (pace and config.loop.steps * pace / 60)
-        return self.work.add(Step(name, expected, [values, sources], lambda: self._run(name, job, overrides, sources),
-                                  needs, _class(job)))
+        return self.work.add(Step(name, expected, [values, self._said(*sources)],
+                                  lambda: self._run(name, job, overrides, sources), needs, _class(job)))
 
     def _row(self, row: Row, seed: int) -> None:
         c = self.config
@@ -76,7 +88,7 @@ class Plan:
         if "pretrain" in known:
             start = self._pretraining(row, known)
         else:
-            start, changes = "", changes | {"vq": str(self.out / "vq")}
+            start, changes = "", changes | {"vq": str(self._result("vq"))}
         name = f"{row.name}-{row.demos}-{seed}"
         trained = self._train(f"finetune-{name}", "finetune", changes, "demos", *([start] if start else []))
         count = c.episodes * len(c.tasks)
@@ -88,8 +100,7 @@ class Plan:
     def _pretraining(self, row: Row, known: dict) -> str:
         """Latent actions, labels and pre-training that a row needs; equal ones have equal names."""
         c = self.config
-        of_latent = dict(known.get("latent", {})) | ({} if row.flow else {"flow_weight": 0.0})
-        latent = "-".join(["latent", row.videos, *(f"{k}{v:g}" for k, v in sorted(of_latent.items()))])
+        latent, of_latent = _latent(row, known)
         self._train(latent, "latent", of_latent, *self._videos(row.videos))
         shape = {k: v for k, v in known["pretrain"].items() if k != "variant"}
         said = {"future": lambda v: "future" if v else "", "latent_steps": lambda v: f"{v}steps" if v else ""}
@@ -97,10 +108,10 @@ class Plan:
         merged = self._merged(row.videos)
         minutes = c.videos * len(c.tasks) * c.label_seconds / c.label_every / 60
         labels = self.work.add(Step(
-            f"labels-{latent}", minutes, [latent, *([c.label_every] if c.label_every > 1 else [])],
+            f"labels-{latent}", minutes, [*self._said(latent), *([c.label_every] if c.label_every > 1 else [])],
             lambda: self._label(latent, merged), (latent, merged)))
         # Whatever the first row of that shape is called.
-        changes = shape | {"variant": "ViPRA", "vq": str(self.out / "vq")}
+        changes = shape | {"variant": "ViPRA", "vq": str(self._result("vq"))}
         return self._train(f"pretrain-{latent.removeprefix('latent-')}-{text}", "pretrain", changes, merged, labels)
 
     def _videos(self, which: str) -> list[str]:
@@ -118,6 +129,15 @@ class Plan:
         c = self.config
         if not c.other_videos:
             self._episodes("other", c.videos, c.other_seed, "hand")
+
+    def _result(self, name: str) -> Path:
+        """Folder of what a training of the plan left, or of what is given for it."""
+        own = self.out / name / "checkpoint" if name.startswith("pretrain-") else self.out / name
+        return Path(self.config.given.get(name, own))
+
+    def _said(self, *names: str) -> list[str]:
+        """How the settings of a step name what it builds on."""
+        return [f"{name}: {self.config.given[name]}" if name in self.config.given else name for name in names]
 
     def dataset(self, name: str) -> Path:
         """Folder of a data set by its name in the plan."""
@@ -144,7 +164,7 @@ class Plan:
         else:
             from vipra_ros.learning import finetune
 
-            init = self.out / sources[1] / "checkpoint" if len(sources) > 1 else "scratch"
+            init = self._result(sources[1]) if len(sources) > 1 else "scratch"
             finetune.train(self.dataset(sources[0]), out, preset, init, overrides)
 
     def _words(self) -> list[str]:
@@ -155,7 +175,7 @@ class Plan:
     def _label(self, latent: str, source: str) -> None:
         from vipra_ros.learning.label import label
 
-        label(self.dataset(source), self.out / latent, self.out / f"labels-{latent}", every=self.config.label_every)
+        label(self.dataset(source), self._result(latent), self.out / f"labels-{latent}", every=self.config.label_every)
 
     def _merge(self) -> None:
         from vipra_ros.data.dataset_edit import merge
@@ -211,12 +231,17 @@ class Plan:
 
     def _probe(self, row: Row) -> dict[str, float]:
         """Linear probes of the latent actions of a row, R^2."""
-        name = next((n for n in self.steps if n.startswith("latent-") and ("flow_weight0" in n) == (not row.flow)
-                     and n.split("-")[1] == row.videos), None)
-        if name is None:
+        known = presets.read_variant(row.variant)
+        if "pretrain" not in known:
             return {}
-        figures = json.loads((self.out / name / "health.json").read_text())["figures"]
+        figures = json.loads((self._result(_latent(row, known)[0]) / "health.json").read_text())["figures"]
         return {k: v for k, v in figures.items() if k.startswith("probe_")}
+
+
+def _latent(row: Row, known: dict) -> tuple[str, dict]:
+    """Name of the latent actions that a row needs, and what is special about them."""
+    changes = dict(known.get("latent", {})) | ({} if row.flow else {"flow_weight": 0.0})
+    return "-".join(["latent", row.videos, *(f"{k}{v:g}" for k, v in sorted(changes.items()))]), changes
 
 
 def _class(job: str) -> type:

@@ -41,6 +41,8 @@ class Reproduction:
     label_every: int = param(1, doc="label one frame of them in so many", low=1)
     video_seed: int = param(100_000, doc="seed of the first of them", low=0)
     other_seed: int = param(200_000, doc="seed of the first episode of another body, a free-floating hand", low=0)
+    given: dict[str, str] = field(default_factory=dict, metadata={
+        "doc": "trainings that are not made: step of the plan (vq, latent-..., pretrain-...): folder of its result"})
     other_videos: str = param("", doc="data set of another body instead, doing the same tasks")
     demo_seed: int = param(0, doc="seed of the first demonstration", low=0)
     episodes: int = param(50, doc="evaluation episodes per task", low=1)

@@ -25,6 +25,9 @@ from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 
+#: Files that say of which kind the vq.safetensors beside them is, and their key that does.
+DESCRIBED = (("vq.json", "model"), ("pretrain.json", "vq"), ("config.json", "vq"))
+
 
 @dataclass(frozen=True)
 class VQTraining:
@@ -235,12 +238,16 @@ def save(model: VQ | PatchVQ, out: Path, notes: dict) -> None:
 
 
 def load_vq(folder: str | Path) -> VQ | PatchVQ:
-    """The quantiser of a folder written by `train`, in evaluation mode."""
+    """The quantiser of a folder written by `train`, or in a checkpoint of pre-training or of a policy; evaluation mode.
+
+    Raises:
+        ConfigError: the folder holds none.
+    """
     folder = Path(folder)
-    if not (folder / "vq.json").exists():
-        raise ConfigError(f"{folder} holds no vq.json; train a quantiser first (vipra train vq)")
-    model = make_quantiser(
-        build(VQConfig, json.loads((folder / "vq.json").read_text())["model"], source=f"{folder}/vq.json")
-    )
+    described = next(((folder / name, key) for name, key in DESCRIBED if (folder / name).exists()), None)
+    if described is None:
+        raise ConfigError(f"{folder} holds no vq.json, nor a checkpoint; train a quantiser first (vipra train vq)")
+    path, key = described
+    model = make_quantiser(build(VQConfig, json.loads(path.read_text()).get(key), source=str(path)))
     model.load_state_dict(load_file(folder / "vq.safetensors"))
     return model.to(memory_format=torch.channels_last).eval()

@@ -61,6 +61,16 @@ class Worklist:
         """Its name; a step of that name that is there already stays."""
         return self.steps.setdefault(step.name, step).name
 
+    def keep(self, wanted: Iterable[str]) -> None:
+        """Drop what none of the `wanted` steps builds on, directly or not."""
+        needed, left = set(), list(wanted)
+        while left:
+            if (name := left.pop()) in self.steps and name not in needed:
+                needed.add(name)
+                left += self.steps[name].needs
+        for name in self.steps.keys() - needed:
+            del self.steps[name]
+
     def done(self, name: str) -> bool:
         """Whether this step is finished."""
         return self._marker(name).exists()
