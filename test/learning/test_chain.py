@@ -1,6 +1,7 @@
 """The whole way at toy size on real simulated episodes: collect, convert, latent, label, pretrain, finetune, eval."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -116,6 +117,37 @@ def test_another_body_is_collected_or_brought(made, tmp_path, monkeypatch, capsy
     reproduce.reproduce(tmp_path, 2, folder / "reproduce.yaml", {"other_videos": "mine"}, plan_only=True)
     said = capsys.readouterr().out
     assert "latent-other" in said and "  other\n" not in said
+
+
+def test_what_is_given_is_not_made_nor_what_only_that_needs(made, tmp_path, monkeypatch):
+    folder, *_ = made
+    there = folder / "out"
+    given = {"vq": there / "pretrain-robot-future-14steps" / "checkpoint", "latent-robot": there / "latent-robot",
+             "pretrain-robot-future-14steps": there / "pretrain-robot-future-14steps" / "checkpoint"}
+    given = {f"given.{name}": str(path) for name, path in given.items()}
+    monkeypatch.setattr(reproduce, "collect", lambda path, *a: shutil.copytree(there / path.name, path))
+    plan = folder / "reproduce.yaml"
+    rows = [{"variant": v, "demos": 2} for v in ("vipra_fm", "scratch_fm")]
+    made_now = reproduce.reproduce(tmp_path / "out", 1, plan, {**given, "tables": {1: rows}}, tmp_path)
+    names = ("demos", *(f"{step}-{v}-2-0" for v in ("vipra_fm", "scratch_fm") for step in ("finetune", "eval")))
+    assert sorted(p.stem for p in (tmp_path / "out" / "done").glob("*.json")) == sorted(names)
+    for row in made_now:  # as good as what was made whole: it is the same
+        whole = next(r for r in made[1] if (r["variant"], r["task"]) == (row["variant"], row["task"]))
+        assert row["success_rate"] == whole["success_rate"]
+        weights = [f / f"finetune-{row['variant']}-2-0" / "checkpoint" / "policy.safetensors"
+                   for f in (there, tmp_path / "out")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    # Other variants need the videos, whose labels are of the latent actions that are given.
+    read = presets.read(reproduce.Reproduction, plan, "reproduce", given)
+    steps = reproduce.Plan(read, 1, tmp_path / "more").steps
+    assert {"videos", "labels-latent-robot", "pretrain-robot-future"} <= steps.keys()
+    assert not {"vq", "latent-robot", "pretrain-robot-future-14steps"} & steps.keys()
+    with pytest.raises(ConfigError, match="finetune-vipra_fm-2-0 was done with other settings"):
+        reproduce.reproduce(tmp_path / "out", 1, plan, {"tables": {1: rows[:1]}}, tmp_path)
+    with pytest.raises(ConfigError, match="has no training 'latent-robt'; it has finetune-la-2-0, .*, vq"):
+        reproduce.reproduce(tmp_path / "out", 1, plan, {"given.latent-robt": str(there)}, tmp_path)
+    with pytest.raises(ConfigError, match="given: vq: .*nowhere is no folder"):
+        reproduce.reproduce(tmp_path / "out", 1, plan, {"given.vq": str(tmp_path / "nowhere")}, tmp_path)
 
 
 def test_the_shipped_plan_names_its_hours(tmp_path, capsys):

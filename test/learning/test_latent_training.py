@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -225,3 +226,14 @@ def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):
         label.label(videos, trained, tmp_path / "one", stride=2, videos_per_shard=4)
     with pytest.raises(ConfigError, match="run vipra train latent first"):
         label.label(videos, tmp_path, tmp_path / "three")
+
+
+def test_latents_without_their_weights_promise_no_labels(videos, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    weights = tmp_path / "copy" / "latent.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for problem in ("unreadable", "No such file"):
+        with pytest.raises(ConfigError, match=f"latent.safetensors: .*{problem}.*copy the whole folder again"):
+            label.label(videos, tmp_path / "copy", tmp_path / "labels")
+        assert not (tmp_path / "labels").exists()
+        weights.unlink(missing_ok=True)

@@ -1,11 +1,15 @@
 """Quantiser training, both kinds, at toy size."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from stand_in import SIZE, StandIn
 
+from vipra_ros.config import ConfigError
 from vipra_ros.learning import vq
 from vipra_ros.learning.loop import Interrupted
 
@@ -32,6 +36,17 @@ def squared_error(folder, data):
     model = vq.load_vq(folder)
     images = np.stack([image for _, image in data.frames("front")])
     return ((model.decode(model.encode(images)).numpy().astype(float) - images) ** 2).mean(), images
+
+
+def test_the_quantiser_of_a_checkpoint_is_one(tmp_path):
+    for name in ("tiny", "tiny_pretrained"):
+        folder = Path(__file__).parents[2] / "models" / name
+        model = vq.load_vq(folder)
+        kept = load_file(folder / "vq.safetensors")
+        assert kept.keys() == model.state_dict().keys() and model.config.codes_per_frame == 256
+        assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="holds no vq.json, nor a checkpoint"):
+        vq.load_vq(tmp_path)
 
 
 def test_convolutional_quantiser_learns(many, tmp_path):

@@ -29,6 +29,12 @@ def test_a_step_waits_for_what_it_builds_on(tmp_path):
     assert [name for name, _ in entries(tmp_path)] == seen == ["demos", "videos", "latent", "labels", "policy"]
 
 
+def test_only_what_the_wanted_steps_build_on_is_kept(tmp_path):
+    work = listed(tmp_path)
+    work.keep(["labels", "no step"])
+    assert sorted(work.steps) == ["labels", "latent", "videos"]
+
+
 def test_processes_share_the_steps_and_do_none_twice(tmp_path, capfd):
     pair = [multiprocessing.get_context("spawn").Process(target=do, args=(tmp_path, 1.5)) for _ in range(2)]
     for process in pair:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from vipra_ros.config import ConfigError
-from vipra_ros.model.optical_flow import PyramidFlow, box_mean, flow_loss, make_flow, warp
+from vipra_ros.model.box_mean import box_mean
+from vipra_ros.model.optical_flow import PyramidFlow, flow_loss, make_flow, warp
 from vipra_ros.model.perceptual import make_perceptual, psnr, ssim
 
 

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import vipra_ros
@@ -24,6 +23,7 @@ from vipra_ros.learning.footage import Footage, open_footage
 from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.model import optical_flow, perceptual
 from vipra_ros.model.latent import LatentActions, LatentConfig, load_dinov2, to_frames
+from vipra_ros.model.weights_file import load_weights
 
 FORMAT = "vipra-latent-1"
 
@@ -263,10 +263,6 @@ def load_latent(folder: str | Path) -> tuple[LatentActions, dict]:
         ConfigError: the folder holds none, or another format, or its weights are missing or broken.
     """
     config, notes = load_notes(folder)
-    model, path = LatentActions(config), Path(folder) / "latent.safetensors"
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(f"{path}: {said}; copy the whole folder, or run vipra train latent again") from None
+    model = LatentActions(config)
+    load_weights(model, Path(folder) / "latent.safetensors")
     return model.eval(), notes

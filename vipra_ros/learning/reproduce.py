@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vipra_ros.config import ConfigError
 from vipra_ros.learning import presets, results
 from vipra_ros.learning.table_plan import Reproduction, Row
 from vipra_ros.learning.tables import plot, rows_of

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vipra_ros.config import ConfigError, build, param
@@ -24,6 +24,7 @@ from vipra_ros.learning import presets
 from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
+from vipra_ros.model.weights_file import load_weights
 
 #: Files that say of which kind the vq.safetensors beside them is, and their key that does.
 DESCRIBED = (("vq.json", "model"), ("pretrain.json", "vq"), ("config.json", "vq"))
@@ -249,5 +250,5 @@ def load_vq(folder: str | Path) -> VQ | PatchVQ:
         raise ConfigError(f"{folder} holds no vq.json, nor a checkpoint; train a quantiser first (vipra train vq)")
     path, key = described
     model = make_quantiser(build(VQConfig, json.loads(path.read_text()).get(key), source=str(path)))
-    model.load_state_dict(load_file(folder / "vq.safetensors"))
+    load_weights(model, folder / "vq.safetensors")
     return model.to(memory_format=torch.channels_last).eval()

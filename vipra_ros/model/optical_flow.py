@@ -8,7 +8,6 @@ coarse to fine with warping (Bouguet 2001), every pixel, every step differentiab
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError
+from vipra_ros.model.box_mean import box_mean
+from vipra_ros.model.weights_file import file_hash, fill, read_weights
 
 KINDS = ("none", "pyramid", "raft")
 #: RAFT pools its correlation volume of 1/8 size four times.
@@ -75,37 +76,6 @@ class PyramidFlow(nn.Module):
         for _ in range(2):  # two boxes are nearly a Gaussian
             x = box_mean(F.pad(x, [self.radius] * 4, mode="replicate"), 2 * self.radius + 1)
         return x
-
-
-class _BoxMean(torch.autograd.Function):
-    """Shifted sums, one axis after the other; the gradient is the same of the padded gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, size: int) -> Tensor:
-        ctx.size = size
-        return _box(x, size)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _box(F.pad(gradient, [ctx.size - 1] * 4), ctx.size), None
-
-
-def _box(x: Tensor, size: int) -> Tensor:
-    for dim in (-1, -2):
-        count = x.shape[dim] - size + 1
-        total = x.narrow(dim, 0, count) + x.narrow(dim, 1, count)
-        for shift in range(2, size):
-            total += x.narrow(dim, shift, count)
-        x = total
-    return x.div_(size * size)
-
-
-def box_mean(x: Tensor, size: int) -> Tensor:
-    """Mean of every whole window of `size` > 1 px a side: (..., H, W) -> (..., H - size + 1, W - size + 1).
-
-    F.avg_pool2d(x, size, 1), whose kernel takes a CPU several times as long.
-    """
-    return _BoxMean.apply(x, size)
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -199,44 +169,3 @@ def flow_loss(estimator: nn.Module, predicted: Tensor, truth: Tensor) -> Tensor:
     with torch.no_grad():
         wanted = both(truth)
     return (both(predicted) - wanted).abs().mean()
-
-
-def read_weights(path: str | Path, key: str, what: str) -> dict[str, Tensor]:
-    """Tensors of a local .pth or .safetensors file.
-
-    Raises:
-        ConfigError: no such file, or it holds something else.
-    """
-    path = Path(path)
-    if not str(path).strip(".") or not path.is_file():
-        raise ConfigError(f"{key} = {str(path)!r}: no such file; give a local file with the weights of {what}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a wrong file fails in as many ways as there are files
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"{key} = {str(path)!r}: cannot be read ({line}); give {what}") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"{key} = {str(path)!r}: is no table of tensors; give {what}")
-    return state
-
-
-def fill(net: nn.Module, state: dict[str, Tensor], path: str | Path, key: str, what: str) -> None:
-    """Load `state` into `net`, all of it or not at all."""
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        line = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{key} = {str(path)!r}: belongs to another network ({line}); give {what}") from None
-
-
-def file_hash(path: str | Path) -> str:
-    """16 hex digits of a file's content."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        for part in iter(lambda: file.read(1 << 20), b""):
-            digest.update(part)
-    return digest.hexdigest()[:16]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError
-from vipra_ros.model.optical_flow import box_mean, file_hash, fill, read_weights
+from vipra_ros.model.box_mean import box_mean
+from vipra_ros.model.weights_file import file_hash, fill, read_weights
 
 KINDS = ("none", "pyramid", "lpips")
 #: Stabilisers of SSIM for values in 0..1: (0.01)^2 and (0.03)^2, as published.

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from vipra_ros.config import ConfigError, build, param
@@ -30,6 +29,7 @@ from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
 from vipra_ros.model.vqgan import VQGAN
+from vipra_ros.model.weights_file import load_weights
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.text import Prompt
 
@@ -194,8 +194,11 @@ class Checkpoint:
             raise CheckpointError(f"{path}/config.json describes no network ({error}); it was edited") from None
         # Rotary frequencies are computed, not stored: built here on the real device.
         policy.trunk.rotary_emb = type(policy.trunk.rotary_emb)(policy.trunk.config)
-        _load_weights(policy, path / "policy.safetensors", device)
-        _load_weights(vq, path / "vq.safetensors", device)
+        try:
+            load_weights(policy, path / "policy.safetensors", device)
+            load_weights(vq, path / "vq.safetensors", device)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
         if isinstance(policy, DiscretePolicy):
             try:
                 policy.check_bins()
@@ -275,27 +278,3 @@ def _check_statistics(statistics: dict, config: CheckpointConfig, where: str) ->
                 )
             if not all(isinstance(v, (int, float)) and abs(v) < LARGEST for v in values):
                 raise CheckpointError(f"{where}: {key} of {name} is not finite; compute the statistics again")
-
-
-def _load_weights(module: torch.nn.Module, path: Path, device: str) -> None:
-    try:
-        tensors = load_file(path, device=device)
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: unreadable ({error}); copy the checkpoint again") from None
-    state = module.state_dict()
-    expected = {k: v.shape for k, v in state.items()}
-    for key in sorted(set(expected) - set(tensors)):
-        raise CheckpointError(f"{path}: weight {key} is missing; the file belongs to another architecture")
-    for key in sorted(set(tensors) - set(expected)):
-        raise CheckpointError(f"{path}: weight {key} is unknown; the file belongs to another architecture")
-    for key, value in tensors.items():
-        if value.shape != expected[key]:
-            raise CheckpointError(
-                f"{path}: weight {key} is {tuple(value.shape)}, expected {tuple(expected[key])}; "
-                "config.json belongs to another checkpoint"
-            )
-        if value.is_floating_point() != state[key].is_floating_point() or value.is_complex():
-            raise CheckpointError(f"{path}: weight {key} holds {value.dtype}, expected {state[key].dtype}")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: weight {key} has values that are not finite; the training diverged")
-    module.load_state_dict(tensors, assign=True)

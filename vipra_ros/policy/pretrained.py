@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from vipra_ros.config import ConfigError, build, param
@@ -25,6 +25,7 @@ from vipra_ros.model.joint import JointConfig, JointModel
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
+from vipra_ros.model.weights_file import load_weights
 from vipra_ros.policy.checkpoint import NOTICE, read_notice
 
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
@@ -93,11 +94,7 @@ class Pretrained:
         config = build(PretrainedConfig, json.loads((path / "pretrain.json").read_text()), f"{path}/pretrain.json")
         model, vq = JointModel(config.joint), make_quantiser(config.vq)
         for module, name in ((model, "joint"), (vq, "vq")):
-            try:
-                module.load_state_dict(load_file(path / f"{name}.safetensors"))
-            except RuntimeError as error:
-                raise ConfigError(f"{path}/{name}.safetensors: belongs to another network "
-                                  f"({str(error).splitlines()[-1].strip()}); copy the folder again") from None
+            load_weights(module, path / f"{name}.safetensors")
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
         return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card,
                    read_notice(path))
