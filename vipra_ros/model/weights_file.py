@@ -9,8 +9,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vipra_ros.config import ConfigError
@@ -22,6 +20,9 @@ def load_weights(module: nn.Module, path: str | Path, device: str = "cpu") -> No
     Raises:
         ConfigError: unreadable, of another architecture, of another kind of number, or not finite.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(path, device=device)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
@@ -56,6 +57,8 @@ def read_weights(path: str | Path, key: str, what: str) -> dict[str, Tensor]:
         raise ConfigError(f"{key} = {str(path)!r}: no such file; give a local file with the weights of {what}")
     try:
         if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a wrong file fails in as many ways as there are files
