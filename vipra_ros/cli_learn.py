@@ -34,7 +34,7 @@ def _train_finetune(a: argparse.Namespace) -> None:
 
 
 def _train_latent(a: argparse.Namespace) -> None:
-    room("learning.latent:train")(a.dataset, a.out, a.preset, _overrides(a, "latent"))
+    room("learning.latent:train")([a.dataset, *a.also], a.out, a.preset, _overrides(a, "latent"))
 
 
 def _label(a: argparse.Namespace) -> None:
@@ -94,7 +94,9 @@ LEARNING = (
     Command("train latent", "Learn", "Train latent actions on video without labels, and see whether they are alive.",
             "vipra train latent out/dataset out/latent --preset tiny --set loop.minutes=30",
             (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"), *TRAINING[1:],
-             VARIANT), _train_latent),
+             VARIANT,
+             arg("--also", action="append", default=[], metavar="VIDEOS", help="train on these, too; repeatable")),
+            _train_latent),
     Command("label", "Learn", "Write the latent actions that follow each frame of a data set or of videos.",
             "vipra label out/dataset out/latent out/labels --camera front",
             (arg("dataset", metavar="VIDEOS", help="LeRobot data set, folder of videos, or one video"),

@@ -144,7 +144,7 @@ def test_what_is_given_is_not_made_nor_what_only_that_needs(made, tmp_path, monk
     assert not {"vq", "latent-robot", "pretrain-robot-future-14steps"} & steps.keys()
     with pytest.raises(ConfigError, match="finetune-vipra_fm-2-0 was done with other settings"):
         reproduce.reproduce(tmp_path / "out", 1, plan, {"tables": {1: rows[:1]}}, tmp_path)
-    with pytest.raises(ConfigError, match="has no training 'latent-robt'; it has finetune-la-2-0, .*, vq"):
+    with pytest.raises(ConfigError, match="has no training 'latent-robt'; it has latent-robot, .*, vq"):
         reproduce.reproduce(tmp_path / "out", 1, plan, {"given.latent-robt": str(there)}, tmp_path)
     with pytest.raises(ConfigError, match="given: vq: .*nowhere is no folder"):
         reproduce.reproduce(tmp_path / "out", 1, plan, {"given.vq": str(tmp_path / "nowhere")}, tmp_path)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from stand_in import StandIn
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import finetune, lora
+from vipra_ros.learning import finetune, lora, vq
 from vipra_ros.learning.loop import Interrupted, run
 from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
 from vipra_ros.policy.engine import load_engine
@@ -96,9 +98,17 @@ def test_init_takes_the_network_over_and_refuses_another_shape(trained, data, tm
     finetune.train(data, tmp_path / "ft", preset, trained / "checkpoint", overrides)
     mine, theirs = (Checkpoint.load(p / "checkpoint").policy.state_dict() for p in (tmp_path / "ft", trained))
     assert all((mine[k] == theirs[k]).all() for k in theirs)
-    for key, value in {"policy.horizon": 10, "frame_stride": 1}.items():
+    for key, value in {"policy.horizon": 10, "frame_stride": 1, "prompt": "do {task}"}.items():
         with pytest.raises(ConfigError, match=key.split(".")[-1]):
             finetune.train(data, tmp_path / "x", preset, trained / "checkpoint", overrides | {key: value})
+
+
+def test_init_that_cannot_read_the_instructions_is_refused(trained, tmp_path):
+    other = StandIn()
+    for episode in other.episodes:
+        episode.task = episode.task.replace("dot", "banana")
+    with pytest.raises(ConfigError, match="knows no word 'banana', so it could not tell instructions with it apart"):
+        finetune.train(other, tmp_path / "ft", trained.parent / "micro.yaml", trained / "checkpoint", {"vq": ""})
 
 
 def test_discrete_actions_are_learnt_resumed_and_taken_over(data, quantiser, tmp_path):
@@ -214,3 +224,20 @@ def test_state_of_another_configuration_is_refused(data, preset, tmp_path):
     finetune.train(data, tmp_path / "ft", preset, overrides={"loop.steps": 1})
     with pytest.raises(ConfigError, match="new output folder"):
         finetune.train(data, tmp_path / "ft", preset, overrides={"loop.steps": 2, "relative_actions": True})
+
+
+def test_state_of_another_start_or_quantiser_is_refused(trained, data, quantiser, preset, tmp_path):
+    again = {"vq": "", "loop.steps": 1}
+    finetune.train(data, tmp_path / "ft", trained.parent / "micro.yaml", trained / "checkpoint", again)
+    finetune.train(data, tmp_path / "other", trained.parent / "micro.yaml", trained / "checkpoint", again)
+    with pytest.raises(ConfigError, match="another configuration or other data"):
+        finetune.train(data, tmp_path / "ft", trained.parent / "micro.yaml", tmp_path / "other" / "checkpoint", again)
+    # A quantiser made anew in the same folder.
+    folder = tmp_path / "vq"
+    shutil.copytree(quantiser, folder)
+    finetune.train(data, tmp_path / "scratch", preset, overrides={"vq": str(folder), "loop.steps": 1})
+    model = vq.load_vq(folder)
+    model.codebook.mul_(1.01)
+    vq.save(model, folder, {})
+    with pytest.raises(ConfigError, match="another configuration or other data"):
+        finetune.train(data, tmp_path / "scratch", preset, overrides={"vq": str(folder), "loop.steps": 2})

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 from vipra_ros.config import ConfigError, build
-from vipra_ros.learning import label, latent, latent_health
+from vipra_ros.data.clips import Item
+from vipra_ros.learning import footage, label, latent, latent_health
 from vipra_ros.learning.footage import open_footage
 from vipra_ros.learning.loop import Interrupted
 
@@ -136,6 +139,39 @@ def test_footage_is_decoded_once_and_goes_on(videos, tmp_path, capsys):
     write_video(tmp_path / "more" / "good.mp4", 0, length=5)
     assert len(open_footage([tmp_path / "more"], tmp_path / "other", 32, 15.0).images) == 5
     assert "bad.mp4 is left out" in capsys.readouterr().err
+
+
+def test_videos_of_several_sources_may_have_the_same_names(tmp_path, capsys):
+    for source, brightness in (("a", 0), ("b", 9)):
+        (tmp_path / source / "videos").mkdir(parents=True)
+        for i in range(3):
+            write_video(tmp_path / source / "videos" / f"{i}.mp4", brightness + i)
+    both = [tmp_path / s / "videos" for s in "ab"]
+    whole = open_footage(both, tmp_path / "whole", 32, 15.0)
+    assert len(whole.shots) == 6 and len({s.name for s in whole.shots}) == len({s.group for s in whole.shots}) == 6
+    note = json.loads((tmp_path / "whole" / "frames.json").read_text())
+    note["shots"] = note["shots"][:4]  # as if killed there
+    (tmp_path / "whole" / "frames.json").write_text(json.dumps(note))
+    assert np.array_equal(open_footage(both, tmp_path / "whole", 32, 15.0).images, whole.images)
+
+
+def test_joints_are_those_of_the_own_data_set(monkeypatch):
+    sets = [SimpleNamespace(path=Path(name), fps=15.0, features={"observation.state": {}}, numeric=lambda _, v=v: v,
+                            episodes=[SimpleNamespace(start=0, length=4), SimpleNamespace(start=4, length=3)])
+            for name, v in (("x/dataset", np.full((7, 2), 1.0)), ("y/dataset", np.full((7, 2), 2.0)))]
+    monkeypatch.setattr(footage, "Dataset", lambda source: sets[str(source).startswith("y")])
+    monkeypatch.setattr(footage, "find_videos", lambda sources, _: [Item(Path("v"), name=f"dataset/front/{i}")
+                                                                     for i in range(2)])
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    listed = [entry for n, name in enumerate(("x", "y")) for entry in footage._items(Path(name), (), f"{n}:")]
+    shots = [footage.Shot(item.name, 4 * i, 4 - i % 2, 15.0, group) for i, (item, group, _) in enumerate(listed)]
+    joints = footage._joints(listed, shots, 16)
+    assert [float(joints[s.first, 0]) for s in shots] == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_videos_kept_for_evaluation_are_drawn(tmp_path, videos):
+    held = {next(iter(open_footage([videos], tmp_path / str(s), 32, 15.0, seed=s).held)) for s in range(4)}
+    assert len(held) > 1, "not the last ones, which are all of one task"
 
 
 def test_probe_finds_motion_in_codes_and_not_in_noise():

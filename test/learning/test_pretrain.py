@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import finetune, imagine, presets, pretrain
+from vipra_ros.learning import finetune, imagine, presets, pretrain, tokenise
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.pretrained import Pretrained
 
+LOSSES = {"flow_estimator": "pyramid", "perceptual_loss": "lpips:0123"}
 POLICY = ("vision_position: true, vision_table_width: 8, vision_merge: 2, "
           "backbone: {width: 32, layers: 1, heads: 2, ffn: 32}")
 
@@ -33,7 +34,8 @@ def write_labels(folder, data, steps=14, codes=2):
                         ("future_index", pa.int64())])
     pq.write_table(pa.table(rows, schema), folder / "labels-00000.parquet")
     (folder / "labels.json").write_text(json.dumps({"steps": steps, "codes_per_step": codes, "codebook": 8,
-                                                    "dataset": str(data.path), "latent_hash": "abc"}))
+                                                    "dataset": str(data.path), "data": tokenise.fingerprint(data),
+                                                    "latent_hash": "abc", "losses": LOSSES}))
     return folder
 
 
@@ -105,8 +107,9 @@ policy: {{proprio_steps: 1, bidirectional_actions: true, {POLICY}}}
 """)
     start = pretrained / "run" / "checkpoint"
     finetune.train(data, tmp_path / "ft", preset, start)
-    mine = Checkpoint.load(tmp_path / "ft" / "checkpoint").policy.state_dict()
-    theirs = Pretrained.load(start).model.state_dict()
+    made = Checkpoint.load(tmp_path / "ft" / "checkpoint")
+    assert {key: getattr(made.config, key) for key in LOSSES} == LOSSES, "those of the latent actions"
+    mine, theirs = made.policy.state_dict(), Pretrained.load(start).model.state_dict()
     shared = mine.keys() & theirs.keys()
     assert {"text.weight", "vision.weight", "vision_in.weight", "trunk.norm.weight"} <= shared
     assert all(torch.equal(mine[k], theirs[k]) for k in shared)
@@ -167,6 +170,9 @@ def test_labels_that_do_not_fit_are_refused(data, tmp_path):
     e = data.episodes[1]
     assert labels.latents.shape[1:] == (14, 2) and labels.future[e.start] == e.start + min(14, e.length - 1)
     head = json.loads((tmp_path / "a" / "labels.json").read_text())
+    (tmp_path / "a" / "labels.json").write_text(json.dumps(head | {"data": "another"}))
+    with pytest.raises(ConfigError, match="has labels of .*, which is not .*; label this data set"):
+        pretrain.read_labels(tmp_path / "a", data)
     (tmp_path / "a" / "labels.json").write_text(json.dumps(head | {"codebook": 2}))
     with pytest.raises(ConfigError, match="codebook has 2"):
         pretrain.read_labels(tmp_path / "a", data)

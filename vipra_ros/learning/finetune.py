@@ -73,7 +73,7 @@ def train(
     policy = _policy(config, start, vq, tokenizer, data)
     statistics = data.statistics(config.relative_actions, policy.config.horizon)
     described = _describe(
-        config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), policy.config, vq, opened
+        config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), policy.config, vq, opened, start
     )
     checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer, notice=start.notice if start else "")
     if isinstance(policy, DiscretePolicy):
@@ -83,7 +83,7 @@ def train(
             raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
         lora.attach(policy, config.lora_rank, config.lora_alpha)
     job = FinetuneJob(config, checkpoint, data, held, out, None if isinstance(start, Checkpoint) else start,
-                      own_device())
+                      own_device(), _began(start))
     run(job, config.loop, out)
     if team().main:
         print(f"policy -> {out / 'checkpoint'}")
@@ -113,6 +113,17 @@ def _start(init: str | Path) -> Start | None:
     if LWMFolder.at(init):
         return LWMFolder.open(init, "finetune")
     return Pretrained.load(init) if Pretrained.at(init) else Checkpoint.load(init)
+
+
+def _began(start: Start | None) -> str:
+    """Which weights these are: a training that goes on must have begun with the same."""
+    match start:
+        case None:
+            return ""
+        case LWMFolder():
+            return start.identity
+        case _:
+            return start.hash
 
 
 def _quantiser(config: Finetune, start: Start | None, init: str | Path) -> VQ:
@@ -170,9 +181,12 @@ def _policy(
         policy = make_policy(wanted)
         policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
         return policy
+    _check_words(config, start, data.instructions)
     if isinstance(start, Pretrained):
-        _check_words(config, start, data.instructions)
         return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
+    if start.config.prompt != config.prompt:
+        raise ConfigError(f"finetune: prompt = {config.prompt!r}, `init` was trained with {start.config.prompt!r}; "
+                          "make them the same")
     if start.config.policy != wanted:
         changed = [
             f.name
@@ -188,14 +202,18 @@ def _policy(
     return start.policy.train()
 
 
-def _check_words(config: Finetune, start: Pretrained, instructions: list[str]) -> None:
+def _check_words(config: Finetune, start: Pretrained | Checkpoint, instructions: list[str]) -> None:
     prompt = Prompt(start.tokenizer, config.prompt, False)
     unknown = sorted({word for text in instructions for word in prompt.unknown_words(text)})
     if unknown:
-        raise ConfigError(f"finetune: `init` knows no word {unknown[0]!r}; pre-train with it (--set words='[...]')")
+        raise ConfigError(f"finetune: `init` knows no word {unknown[0]!r}, so it could not tell instructions with it "
+                          "apart; pre-train with it (--set words='[...]')")
 
 
-def _describe(config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, dataset) -> CheckpointConfig:
+def _describe(
+    config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, dataset, start: Start | None
+) -> CheckpointConfig:
+    known = start.config if start else None  # of stage 1
     names = dataset.features["action"].get("names") or []
     if isinstance(names, dict):
         names = next(iter(names.values()))
@@ -224,8 +242,8 @@ def _describe(config: Finetune, preset: str, policy: PolicyConfig, vq: VQ, datas
         noise_scale=config.noise_scale,
         committed_steps=config.committed_steps,
         attention_order="bidirectional" if policy.bidirectional_actions else "causal",
-        flow_estimator="none",
-        perceptual_loss="none",
+        flow_estimator=getattr(known, "flow_estimator", "none"),
+        perceptual_loss=getattr(known, "perceptual_loss", "none"),
         seed=config.loop.seed,
         data=f"{dataset.path.name} {tokenise.fingerprint(dataset)}",
         code_version=vipra_ros.__version__,

@@ -91,7 +91,8 @@ def open_footage(
     Raises:
         ClipError, DatasetError: nothing to read. ConfigError: the folder holds frames of something else.
     """
-    listed = [(item, group, d) for source in map(Path, sources) for item, group, d in _items(source, cameras)]
+    listed = [entry for number, source in enumerate(map(Path, sources))
+              for entry in _items(source, cameras, f"{number}:" * (len(sources) > 1))]
     order = np.random.default_rng(seed).permutation(len(listed)) if most else np.arange(len(listed))
     identity = json.dumps([size, fps, most, seed if most else 0, [i.name for i, _, _ in listed]])
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +104,18 @@ def open_footage(
     groups = sorted({s.group for s in shots})
     if len(groups) == 1:
         print("one video only: it is trained on and evaluated on", file=sys.stderr)
-    held = groups[len(groups) - max(1, round(holdout * len(groups))) :] if len(groups) > 1 else []
+    # At random: episodes lie task by task.
+    drawn = np.random.default_rng(seed).permutation(len(groups))[: max(1, round(holdout * len(groups)))]
+    held = [groups[i] for i in drawn] if len(groups) > 1 else []
     return Footage(images, shots, _joints(listed, shots, total), identity, frozenset(held))
 
 
-def _items(source: Path, cameras: Sequence[str]):
-    """(video, name shared by the cameras of an episode, data set or None)."""
+def _items(source: Path, cameras: Sequence[str], before: str):
+    """(video, name shared by the cameras of an episode, data set or None); `before` tells names of sources apart."""
     d = Dataset(source) if (source / "meta" / "info.json").exists() else None
     for item in find_videos([source], cameras):
-        yield item, f"{source.name}/{item.name.rsplit('/', 1)[-1]:0>8}" if d else f"{source}/{item.name}", d
+        group = f"{source.name}/{item.name.rsplit('/', 1)[-1]:0>8}" if d else f"{source}/{item.name}"
+        yield item._replace(name=before + item.name), before + group, d
 
 
 def _decode(listed, folder: Path, size: int, fps: float, most: int, identity: str) -> list[Shot]:

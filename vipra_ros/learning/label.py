@@ -28,6 +28,7 @@ from vipra_ros.learning import precision
 from vipra_ros.learning.footage import rate_of
 from vipra_ros.learning.latent import load_latent, load_notes
 from vipra_ros.learning.parallel import device as own_device
+from vipra_ros.learning.tokenise import fingerprint
 from vipra_ros.model.latent import LatentActions, to_frames
 from vipra_ros.progress import Pace, bar, duration
 
@@ -145,8 +146,10 @@ def label(
         "codes_per_step": shape.codes_per_step,
         "codebook": shape.codebook_size,
         "dataset": str(source),
+        "data": fingerprint(Dataset(source)) if is_set else "",
         "camera": camera if is_set else "",
         "latent_hash": notes["hash"],
+        "losses": {"flow_estimator": notes["losses"]["flow"], "perceptual_loss": notes["losses"]["perceptual"]},
         "stride": stride,
         "every": every,
         "videos": len(items),
@@ -265,7 +268,8 @@ def _announce(out: Path, head: dict) -> None:
     note = out / "labels.json"
     if note.exists():
         known = json.loads(note.read_text())
-        other = [k for k in head if known.get(k, 1) != head[k]]  # folders without `every` have all frames
+        # Folders of earlier versions: without `every` all frames are labelled, without `data` nobody knows.
+        other = [k for k in head if known.get(k, 1 if k == "every" else head[k]) != head[k]]
         if other:
             raise ConfigError(
                 f"{out} has labels with {other[0]} = {known.get(other[0])!r}, not {head[other[0]]!r}; "

@@ -105,7 +105,7 @@ class LatentJob:
         self.hidden_matrices: list = []
         self.by_hand = [self.model.quantiser.codebook.weight]
         self.rates = {id(p): config.encoder_rate for p in self.model.inverse.image.parameters()}
-        self.identity = identity_of(config, footage.identity)
+        self.identity = identity_of(config, footage.identity, json.dumps(sorted(footage.held)))
         span = (config.frames - 1) * config.stride + 1
         self.starts = footage.starts(False, span)
         if not len(self.starts):

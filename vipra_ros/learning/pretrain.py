@@ -88,6 +88,9 @@ def read_labels(folder: str | Path, dataset) -> Labels:
     if not (folder / "labels.json").exists():
         raise ConfigError(f"{folder} holds no labels.json; give the folder `vipra label` made")
     head = json.loads((folder / "labels.json").read_text())
+    mine = tokenise.fingerprint(dataset)
+    if head.get("data", mine) != mine:  # earlier versions did not say
+        raise ConfigError(f"{folder} has labels of {head['dataset']}, which is not {dataset.path}; label this data set")
     steps, width = head["steps"], head["codes_per_step"]
     total = len(dataset)
     latents, future = np.zeros((total, steps, width), np.int8), np.full(total, -1, np.int64)
@@ -118,12 +121,13 @@ def read_labels(folder: str | Path, dataset) -> Labels:
 class PretrainJob:
     """The joint model's side of the loop. codes int16 (n, cameras, codes per frame)."""
 
-    def __init__(self, config: Pretrain, made: Pretrained, dataset, codes: np.ndarray, labels: Labels | None,
+    def __init__(self, config: Pretrain, made: Pretrained, dataset, codes: np.ndarray, labels: Labels,
                  future: np.ndarray, out: Path, device: str = "cpu"):
         self.config, self.made, self.model, self.out, self.device = config, made, made.model, out, device
         self.codes, self.labels, self.future = codes, labels, future
-        began = made.config.started_from
-        self.identity = identity_of(config, made.config.data, made.config.latent_hash, *([began] if began else []))
+        of_labels = [labels.head.get(key) for key in ("stride", "every", "camera")]
+        self.identity = identity_of(config, made.config.data, made.config.latent_hash, made.config.started_from,
+                                    tokenise.quantiser_hash(made.vq), json.dumps(of_labels))
         self.layers = list(self.model.trunk.layers)
         self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
         instructions = sorted({e.task for e in dataset.episodes})
@@ -303,6 +307,7 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
         variant=config.variant, preset=Path(preset).stem if str(preset).endswith(".yaml") else str(preset), joint=joint,
         vq=vq.config, cameras=config.cameras, frame_stride=config.frame_stride, prompt=config.prompt,
         ahead=reach(read.future), latent_hash=read.head["latent_hash"] if config.latent_steps else "",
+        **(read.head.get("losses", {}) if config.latent_steps else {}),
         started_from=start.identity if start else "", seed=config.loop.seed,
         data=f"{opened.path.name} {fingerprint}", code_version=vipra_ros.__version__)
     made = Pretrained(described, model, vq, tokenizer, notice=start.notice if start else "")

@@ -66,7 +66,8 @@ class Plan:
 
     def _train(self, name: str, job: str, changes: dict, *sources: str) -> str:
         """A training: the preset, then `changes` of the variant and row, then the user's overrides."""
-        self.trainings.add(name)
+        if job != "finetune":
+            self.trainings.add(name)
         if name in self.config.given:
             return name  # no step; its folder is there already
         overrides = changes | self.config.overrides.get(job, {})
@@ -78,7 +79,8 @@ class Plan:
         discrete = values.get("policy", {}).get("decoder") == "discrete"
         pace = self.config.step_seconds.get("discrete" if discrete else job)
         expected = config.loop.minutes or (pace and config.loop.steps * pace / 60)
-        return self.work.add(Step(name, expected, [values, self._said(*sources)],
+        built_on = [n for n in needs if n in sources or n in self.config.given]
+        return self.work.add(Step(name, expected, [values, self._said(*built_on)],
                                   lambda: self._run(name, job, overrides, sources), needs, _class(job)))
 
     def _row(self, row: Row, seed: int) -> None:

@@ -279,7 +279,7 @@ class Session:
             if status.state in (ExecutorStatus.FAULT, ExecutorStatus.HOLD):
                 stopped = "; ".join(status.reasons) or status.state_text
                 break
-        end = self.now
+        end, limited = self.now, self.executor_status.limited - before.limited
         with self._lock:
             self.trace = None
         if not stopped:
@@ -297,7 +297,7 @@ class Session:
             chunks=accepted + refused,
             rejected=refused,
             rows=metrics.rows_executed(trace.chunks, trace.executed, period, end),
-            limited=after.limited - before.limited,
+            limited=limited,
             stopped=stopped,
             latencies=[arrival - stamp for stamp, arrival, _ in trace.chunks],
             boundaries=metrics.boundary_steps(trace.chunks, period).tolist(),

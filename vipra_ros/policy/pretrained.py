@@ -25,7 +25,7 @@ from vipra_ros.model.joint import JointConfig, JointModel
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
-from vipra_ros.model.weights_file import load_weights
+from vipra_ros.model.weights_file import file_hash, load_weights
 from vipra_ros.policy.checkpoint import NOTICE, read_notice
 
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
@@ -46,6 +46,8 @@ class PretrainedConfig:
     ahead: int = param(14, doc="frames from now to the future frame, as the labels pair them", low=1)
     prompt: str = param(doc="template around the instruction")
     latent_hash: str = param(doc="the latent actions that made the labels; empty without labels")
+    flow_estimator: str = param("none", doc="optical flow used by stage 1, none without one")
+    perceptual_loss: str = param("none", doc="perceptual loss used by stage 1, none without one")
     started_from: str = param("", doc="SHA-256 of the manifest of the imported weights it started from; empty: none")
     seed: int = param(doc="training seed")
     data: str = param(doc="data set and its fingerprint")
@@ -62,6 +64,7 @@ class Pretrained:
     tokenizer: Tokenizer
     card: str = ""
     notice: str = ""
+    hash: str = ""
 
     @staticmethod
     def at(path: str | Path) -> bool:
@@ -97,7 +100,7 @@ class Pretrained:
             load_weights(module, path / f"{name}.safetensors")
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
         return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card,
-                   read_notice(path))
+                   read_notice(path), file_hash(path / "joint.safetensors"))
 
     def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy | DiscretePolicy:
         """A policy with this trunk and these tables; its action parts are fresh.
