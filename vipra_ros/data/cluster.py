@@ -10,11 +10,7 @@ import collections
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-Job = tuple[Any, ...]
-
-
-class Lost(Exception):
-    """Ray could not have a job done: its worker died twice, or its machine lacks the files."""
+from vipra_ros.data.workers import Job, Lost
 
 
 def results(work: Callable, jobs: Iterable[Job], address: str, gpu: bool = False) -> Iterator[tuple[Job, Any]]:

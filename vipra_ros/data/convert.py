@@ -7,20 +7,17 @@ reported and left out; an interrupted conversion goes on with `resume=True` from
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vipra_ros.data import workers as processes
 from vipra_ros.data.assembly import Assembly, ConvertError
 from vipra_ros.data.bags import find_bags
 from vipra_ros.data.report import Report
@@ -94,72 +91,22 @@ def convert(
 
 
 def _results(
-    bags: Sequence[Path], stage: Path, settings: ConvertSettings, workers: int, ray: str
+    bags: Sequence[Path], stage: Path, settings: ConvertSettings, count: int, ray: str
 ) -> Iterator[tuple[Path, tuple[Path, dict[str, Any]]]]:
     """(bag, (folder, result)) in the order of the bags; few per worker are ahead of the assembly."""
-    jobs = [(bag, stage / "episodes" / _folder_name(bag)) for bag in bags]
+    folders = [stage / "episodes" / _folder_name(bag) for bag in bags]
     (stage / "episodes").mkdir(exist_ok=True)
     if ray:
         from vipra_ros.data import cluster
 
-        there = [(bag.resolve(), folder.resolve(), settings) for bag, folder in jobs]
-        for (bag, folder), (_, result) in zip(jobs, cluster.results(convert_episode, there, ray)):
-            if isinstance(result, cluster.Lost):
-                result = blank(bag) | {"seconds": 0.0, "rss_mb": 0.0, "reason": str(result)}
-            yield bag, (folder, result | {"bag": str(bag)})
-        return
-    if workers == 1:
-        for bag, folder in jobs:
-            yield bag, (folder, convert_episode(bag, folder, settings))
-        return
-    waiting: collections.deque = collections.deque()
-    queue, pool = iter(jobs), _pool(workers)
-    try:
-        while True:
-            for job in queue:
-                waiting.append((job, pool.submit(convert_episode, *job, settings)))
-                if len(waiting) >= 4 * workers:
-                    break
-            if not waiting:
-                return
-            (bag, folder), future = waiting.popleft()
-            try:
-                yield bag, (folder, future.result())
-            except (
-                BrokenExecutor
-            ):  # a worker died and took the pool along; which bag it was shows one at a time
-                pool.shutdown(wait=True, cancel_futures=True)
-                for job in [(bag, folder), *(j for j, _ in waiting)]:
-                    yield job[0], (job[1], _alone(*job, settings))
-                waiting.clear()
-                pool = _pool(workers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Not fork: a forked process inherits the locks of threads (av, rich) it does not have.
-    return ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker
-    )
-
-
-def _alone(bag: Path, folder: Path, settings: ConvertSettings) -> dict[str, Any]:
-    """Work on a bag in a process of its own, because it may be the one that kills."""
-    with _pool(1) as pool:
-        try:
-            return pool.submit(convert_episode, bag, folder, settings).result()
-        except BrokenExecutor:
-            return blank(bag) | {
-                "seconds": 0.0,
-                "rss_mb": 0.0,
-                "reason": "the process working on it died (out of memory, or a crash in a decoder)"
-            }
-
-
-def _quiet_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what waits
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+        there = [(bag.resolve(), folder.resolve(), settings) for bag, folder in zip(bags, folders)]
+        made = cluster.results(convert_episode, there, ray)
+    else:
+        made = processes.results(convert_episode, [(b, f, settings) for b, f in zip(bags, folders)], count)
+    for bag, folder, (_, result) in zip(bags, folders, made, strict=True):
+        if isinstance(result, processes.Lost):
+            result = blank(bag) | {"seconds": 0.0, "rss_mb": 0.0, "reason": str(result)}
+        yield bag, (folder, result | {"bag": str(bag)})
 
 
 def _finished(out: Path, bags: Iterable[Path]) -> Report | None:

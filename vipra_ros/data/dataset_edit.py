@@ -149,7 +149,7 @@ def _add(writer: DatasetWriter, d: Dataset, number: int, columns, alike: bool, s
     row = d.row(number)
     extra = {k: row.get(k) for k in EXTRA_COLUMNS}
     extra["source"] = extra["source"] or f"{d.path.name}/{number}"
-    writer.add({n: v[rows] for n, v in columns.items()}, videos, episode.task, histograms, extra)
+    writer.add({n: v[rows] for n, v in columns.items()}, videos, episode.task, histograms, extra, episode.length)
 
 
 def _numeric(d: Dataset) -> list[str]:

@@ -123,6 +123,7 @@ class DatasetWriter:
         task: str,
         histograms: Mapping[str, np.ndarray],
         extra: Mapping[str, Any] | None = None,
+        count: int | None = None,
     ) -> int:
         """Append an episode; returns its index.
 
@@ -132,6 +133,7 @@ class DatasetWriter:
             task: the instruction.
             histograms: camera -> int64 (3, 256) of its pixels (a sample will do).
             extra: further columns of the episode's row, from EXTRA_COLUMNS.
+            count: frames N, needed where there are no numeric features.
 
         Raises:
             DatasetError: features, lengths or cameras differ from the data set's.
@@ -142,12 +144,12 @@ class DatasetWriter:
                 f"episode has {sorted(numeric)} and cameras {sorted(videos)}; the data set has "
                 f"{sorted(self._numeric)} and {sorted(self._cameras)}"
             )
-        lengths = {len(v) for v in numeric.values()}
+        lengths = {len(v) for v in numeric.values()} | ({count} if count is not None else set())
         if len(lengths) != 1 or 0 in lengths:
             raise DatasetError(
                 f"episode's columns have lengths {sorted(lengths)}; one length above 0 is needed"
             )
-        (count,) = lengths
+        count = lengths.pop()
         unknown = sorted(set(extra or {}) - set(EXTRA_COLUMNS))
         if unknown:
             raise DatasetError(f"episode column {unknown[0]!r}: known are {', '.join(EXTRA_COLUMNS)}")

@@ -1,0 +1,70 @@
+"""Jobs that do not depend on each other, in processes of this machine; one that kills its process is found out."""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from typing import Any
+
+Job = tuple[Any, ...]
+
+
+class Lost(Exception):
+    """A job that could not be done: its process died, or on a cluster, its machine lacks the files."""
+
+
+def results(work: Callable, jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Any]]:
+    """(job, what `work(*job)` returned, or a `Lost`) in the order of the jobs; four a worker are ahead.
+
+    Args:
+        work: a function that a worker can import.
+        workers: processes; 1 works in this one, where a death is everybody's.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield job, work(*job)
+        return
+    waiting: collections.deque = collections.deque()
+    queue, pool = iter(jobs), _pool(workers)
+    try:
+        while True:
+            for job in queue:
+                waiting.append((job, pool.submit(work, *job)))
+                if len(waiting) >= 4 * workers:
+                    break
+            if not waiting:
+                return
+            job, future = waiting.popleft()
+            try:
+                yield job, future.result()
+            except BrokenExecutor:  # a worker died and took the pool along; whose job it was shows one at a time
+                pool.shutdown(wait=True, cancel_futures=True)
+                for again in [job, *(j for j, _ in waiting)]:
+                    yield again, _alone(work, again)
+                waiting.clear()
+                pool = _pool(workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Not fork: a forked process inherits the locks of threads (av, rich) it does not have.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet_worker)
+
+
+def _alone(work: Callable, job: Job) -> Any:
+    """The job in a process of its own, because it may be the one that kills."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(work, *job).result()
+        except BrokenExecutor:
+            return Lost("the process working on it died (out of memory, or a crash in a decoder)")
+
+
+def _quiet_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what waits
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
