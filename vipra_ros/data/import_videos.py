@@ -1,4 +1,4 @@
-"""Videos with instructions to a data set of pictures alone, for pre-training: `from_videos(sources, out, ...)`.
+"""Videos with instructions to a data set of pictures alone, for pre-training: `import_videos(sources, out, ...)`.
 
 Sources are files, folders of videos and LeRobot data sets; the numbers of a data set stay behind, so that videos of
 people and of robots become one. Each video is cut to a square and sampled at true times into a small file under
@@ -45,7 +45,7 @@ class VideoSettings:
     camera: str = param("front", doc="name of the camera")
 
 
-def from_videos(
+def import_videos(
     sources: Sequence[Path | str], out: Path | str, settings: VideoSettings, instructions: Path | str = "",
     instruction: str = "", workers: int = 1,
 ) -> Dataset:
@@ -167,8 +167,8 @@ def main(
     sources: Sequence[str], out: str, instructions: str, instruction: str, fps: float, every: int, size: int,
     camera: str, workers: int,
 ) -> None:
-    """The command `vipra dataset from-videos`."""
-    settings = build(VideoSettings, {"fps": fps, "every": every, "size": size, "camera": camera}, "from-videos")
-    made = from_videos(sources, out, settings, instructions, instruction, workers)
+    """The command `vipra dataset import`."""
+    settings = build(VideoSettings, {"fps": fps, "every": every, "size": size, "camera": camera}, "dataset import")
+    made = import_videos(sources, out, settings, instructions, instruction, workers)
     print(f"{made.path}: {len(made.episodes)} episodes, {len(made)} frames, "
           f"{len({e.task for e in made.episodes})} instructions")

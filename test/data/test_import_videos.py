@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from vipra_ros.config import ConfigError
-from vipra_ros.data import from_videos as module
+from vipra_ros.data import import_videos as module
 from vipra_ros.data.dataset import Dataset
 from vipra_ros.data.dataset_check import check
 from vipra_ros.data.dataset_edit import merge
-from vipra_ros.data.from_videos import VideoSettings, from_videos
+from vipra_ros.data.import_videos import VideoSettings, import_videos
 
 SETTINGS = VideoSettings(fps=10.0, size=64)
 
@@ -39,7 +39,7 @@ def clips(tmp_path):
 
 
 def test_pictures_and_instructions_at_true_times(clips, tmp_path):
-    made = from_videos([clips], tmp_path / "out", SETTINGS, tmp_path / "clips.csv", "do something")
+    made = import_videos([clips], tmp_path / "out", SETTINGS, tmp_path / "clips.csv", "do something")
     assert [(e.task, e.length) for e in made.episodes] == [
         ("open the drawer", 10), ("do something", 30), ("pour, slowly", 20)]  # a, c, deep/b
     assert made.fps == 10 and made.cameras == ["front"]
@@ -52,13 +52,13 @@ def test_pictures_and_instructions_at_true_times(clips, tmp_path):
 
 
 def test_one_frame_in_some_for_slow_videos_and_sources_of_different_pace_become_one(clips, tmp_path):
-    people = from_videos([clips], tmp_path / "people", VideoSettings(fps=10.0, size=64, every=2), instruction="do it")
+    people = import_videos([clips], tmp_path / "people", VideoSettings(fps=10.0, size=64, every=2), instruction="do it")
     assert [e.length for e in people.episodes] == [5, 15, 10]
     levels = [float(image.mean()) for _, image in people.frames("front", 0, 5)]
     assert np.allclose(levels, np.arange(0, 30, 6), atol=2.5)
-    robots = from_videos([clips], tmp_path / "robots", SETTINGS, tmp_path / "clips.csv", "do it")
+    robots = import_videos([clips], tmp_path / "robots", SETTINGS, tmp_path / "clips.csv", "do it")
     wanted = [(e.task, e.length) for d in (people, robots) for e in d.episodes]
-    cut_again = from_videos([people.path, robots.path], tmp_path / "both", SETTINGS)
+    cut_again = import_videos([people.path, robots.path], tmp_path / "both", SETTINGS)
     merged = Dataset(merge([people.path, robots.path], tmp_path / "merged"))
     for both in (cut_again, merged):
         assert [(e.task, e.length) for e in both.episodes] == wanted
@@ -66,7 +66,7 @@ def test_one_frame_in_some_for_slow_videos_and_sources_of_different_pace_become_
 
 
 def test_processes_make_the_same_and_an_interrupted_run_goes_on(clips, tmp_path, monkeypatch):
-    whole = from_videos([clips], tmp_path / "whole", SETTINGS, instruction="do it")
+    whole = import_videos([clips], tmp_path / "whole", SETTINGS, instruction="do it")
     cut, count = module._cut, []
 
     def some(*job):
@@ -78,15 +78,15 @@ def test_processes_make_the_same_and_an_interrupted_run_goes_on(clips, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(module, "_cut", some)
         with pytest.raises(KeyboardInterrupt):
-            from_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
+            import_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
     assert not (tmp_path / "out").exists()
     kept = list((tmp_path / ".out.partial" / "episodes").glob("*.json"))
     assert len(kept) == 2
     encoder, encoded = module.VideoEncoder, []
     monkeypatch.setattr(module, "VideoEncoder", lambda path, *a: encoded.append(path) or encoder(path, *a))
-    again = from_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
+    again = import_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
     assert len(encoded) == 1 and encoded[0].with_suffix(".json") not in kept
-    shared = from_videos([clips], tmp_path / "shared", SETTINGS, instruction="do it", workers=2)
+    shared = import_videos([clips], tmp_path / "shared", SETTINGS, instruction="do it", workers=2)
     for made in (again, shared):
         assert [e.length for e in made.episodes] == [e.length for e in whole.episodes]
         for (_, mine), (_, theirs) in zip(made.frames("front"), whole.frames("front"), strict=True):
@@ -95,13 +95,13 @@ def test_processes_make_the_same_and_an_interrupted_run_goes_on(clips, tmp_path,
 
 def test_what_cannot_be_read_is_named_and_left_out(clips, tmp_path, capsys):
     (clips / "bad.mp4").write_bytes(b"no video")
-    made = from_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
+    made = import_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
     assert len(made.episodes) == 3
     assert "bad.mp4 is left out: " in capsys.readouterr().err
     for path in clips.rglob("*.mp4"):
         path.write_bytes(b"no video")
     with pytest.raises(ConfigError, match="none of 4 videos could be read"):
-        from_videos([clips], tmp_path / "none", SETTINGS, instruction="do it")
+        import_videos([clips], tmp_path / "none", SETTINGS, instruction="do it")
 
 
 @pytest.mark.parametrize(("text", "word"), [
@@ -113,13 +113,13 @@ def test_what_cannot_be_read_is_named_and_left_out(clips, tmp_path, capsys):
 def test_instructions_that_do_not_fit_are_refused_before_anything_is_made(clips, tmp_path, text, word):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(ConfigError, match=word):
-        from_videos([clips], tmp_path / "out", SETTINGS, tmp_path / "bad.csv")
+        import_videos([clips], tmp_path / "out", SETTINGS, tmp_path / "bad.csv")
     assert not (tmp_path / ".out.partial").exists()
     with pytest.raises(ConfigError, match="cannot be read"):
-        from_videos([clips], tmp_path / "out", SETTINGS, tmp_path / "no.csv")
+        import_videos([clips], tmp_path / "out", SETTINGS, tmp_path / "no.csv")
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="there exists"):
-        from_videos([clips], tmp_path / "there", SETTINGS)
+        import_videos([clips], tmp_path / "there", SETTINGS)
 
 
 def test_pre_training_reads_it(clips, tmp_path):
@@ -134,7 +134,7 @@ def test_pre_training_reads_it(clips, tmp_path):
     write(clips / "d.mp4", seconds=2.0)
     loop = ["--set", "loop.steps=1", "--set", "loop.batch=2", "--set", "loop.threads=1"]
     out = {name: str(tmp_path / name) for name in ("set", "vq", "latent", "labels", "pretrain")}
-    vipra(["dataset", "from-videos", str(clips), "--out", out["set"], "--instructions", str(tmp_path / "clips.csv"),
+    vipra(["dataset", "import", str(clips), "--out", out["set"], "--instructions", str(tmp_path / "clips.csv"),
            "--instruction", "do it"])
     vipra(["train", "vq", out["set"], out["vq"], "--set", "model.codebook_size=16", "--set", "frames=60", *loop])
     vipra(["train", "latent", out["set"], out["latent"], "--also", str(clips), *loop, "--set", "frames=3"])
