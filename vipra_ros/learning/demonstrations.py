@@ -36,6 +36,7 @@ class Demonstrations:
         instruction: int64 (n,) index into `instructions`.
         kind: int64 (n,) index into `kinds`, the task a figure is reported under.
         usable: int64 (m,) frames that may be drawn.
+        versions: codes of the same frames with pictures that are changed, each like `codes`.
     """
 
     codes: np.ndarray
@@ -49,6 +50,7 @@ class Demonstrations:
     kinds: list[str]
     usable: np.ndarray
     action_space: str = "joint_position"
+    versions: list[np.ndarray] = field(default_factory=list, repr=False)
     _early: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def chunks(self, index: np.ndarray, horizon: int) -> np.ndarray:
@@ -63,6 +65,16 @@ class Demonstrations:
     def history(self, index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Frames index + offsets (b, n), not before the episode's start; offsets are <= 0."""
         return np.maximum(index[:, None] + offsets, self.first[index][:, None])
+
+    def seen(self, rows: np.ndarray, version: np.ndarray | None = None) -> np.ndarray:
+        """Codes (b, ..., cameras, codes per frame) of frames `rows` (b, ...), each observation in its `version` (b,), 0
+        the plain one; None: all plain."""
+        codes = np.asarray(self.codes[rows])
+        if version is not None:
+            for number, others in enumerate(self.versions, 1):
+                here = version == number
+                codes[here] = others[rows[here]]
+        return codes
 
     def draw(self, generator: torch.Generator, count: int, early_share: float = 0.0,
              early_frames: int = 8) -> np.ndarray:

@@ -65,8 +65,11 @@ def train(
         start.check(wanted, lambda: make_policy(wanted))
     name = f"{opened.path.name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
     with team().first():
-        codes = tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity)
+        codes, *versions = (
+            tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity, v, config.augmentation)
+            for v in range(1 + config.augmentation.versions))
     data, held = demonstrations.load(opened, codes, config.holdout, config.holdout_seed, config.episodes)
+    data.versions = versions
     data.action_space = held.action_space = config.action_space
     tokenizer = _tokenizer(config, start, data.instructions)
     torch.manual_seed(config.loop.seed)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vipra_ros.config import ConfigError, param
 from vipra_ros.learning import lora, precision
+from vipra_ros.learning.augment import Augmentation
 from vipra_ros.learning.demonstrations import Demonstrations
 from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of
@@ -56,6 +57,7 @@ class Finetune:
     early_share: float = param(0.0, doc="share of a batch from the beginnings of episodes, where the target is decided "
                                "(beyond the paper)", low=0.0, high=1.0)
     early_frames: int = param(8, doc="frames that count as the beginning", low=1)
+    augmentation: Augmentation = field(default_factory=Augmentation, metadata={"doc": "changes of the pictures"})
     draws: int = param(4, doc="(noise, time) pairs per observation and step", low=1)
     committed_steps: int = param(0, doc="first rows of a chunk given while training, 0 to this many (training-time "
                                  "real-time chunking, beyond the paper); 0 is off", low=0)
@@ -102,12 +104,13 @@ class FinetuneJob:
         strides = np.arange(1 - self.policy.config.frames, 1) * config.frame_stride
         self.frame_offsets, self.state_offsets = strides, np.arange(1 - self.policy.config.proprio_steps, 1)
 
-    def example(self, data: Demonstrations, index: np.ndarray) -> tuple[Prefix, Tensor, np.ndarray]:
-        """Prefix and normalised actions (b, h, a) on the CPU, and raw actions of the frames `index`."""
+    def example(self, data: Demonstrations, index: np.ndarray, version: np.ndarray | None = None,
+                ) -> tuple[Prefix, Tensor, np.ndarray]:
+        """Prefix and normalised actions (b, h, a) on the CPU, and raw actions of the frames `index` (b,)."""
         which = torch.from_numpy(data.instruction[index])
         text, mask = self.text[which], self.text_mask[which]
         longest = int(mask.sum(1).max())
-        codes = torch.from_numpy(data.codes[data.history(index, self.frame_offsets)].astype(np.int64))
+        codes = torch.from_numpy(data.seen(data.history(index, self.frame_offsets), version).astype(np.int64))
         proprio = None
         if self.policy.config.proprio_steps:
             states = data.states[data.history(index, self.state_offsets)]
@@ -121,7 +124,10 @@ class FinetuneJob:
         c = self.config
         with drawing():
             index = self._draw(generator)
-            prefix, actions, _ = self.example(self.data, index)
+            version = None
+            if self.data.versions:
+                version = torch.randint(1 + len(self.data.versions), (len(index),), generator=generator).numpy()
+            prefix, actions, _ = self.example(self.data, index, version)
             self._disturb(prefix, generator)
             prefix, actions = placed(prefix, self.device), actions.to(self.device)
         if isinstance(self.policy, DiscretePolicy):
@@ -135,7 +141,7 @@ class FinetuneJob:
             loss = self.policy.loss(prefix, actions, noise.to(self.device), t.to(self.device), given).mean()
         if not c.future_weight:
             return loss, {}
-        future = self.model.future_loss(prefix, self._future(self.data, index))
+        future = self.model.future_loss(prefix, self._future(self.data, index, version))
         return loss + c.future_weight * future, {"actions": float(loss.detach()), "future": float(future.detach())}
 
     def _disturb(self, prefix: Prefix, generator: torch.Generator) -> None:
@@ -147,9 +153,9 @@ class FinetuneJob:
             kept = torch.rand(len(prefix.proprio), 1, 1, generator=generator) >= c.proprio_dropout
             prefix.proprio = prefix.proprio * kept
 
-    def _future(self, data: Demonstrations, index: np.ndarray) -> Tensor:
+    def _future(self, data: Demonstrations, index: np.ndarray, version: np.ndarray | None = None) -> Tensor:
         """Codes int64 (b, cameras, codes per frame) `ahead` frames later, at most the episode's last."""
-        codes = data.codes[np.minimum(index + self.ahead, data.last[index])].astype(np.int64)
+        codes = data.seen(np.minimum(index + self.ahead, data.last[index]), version).astype(np.int64)
         return torch.from_numpy(codes).to(self.device)
 
     def _draw(self, generator: torch.Generator) -> np.ndarray:

@@ -38,6 +38,8 @@ def read(cls: type[T], preset: str | Path, job: str, overrides: dict[str, Any]) 
 def completed(cls: type, kept: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """`kept`, values of `cls` from an earlier version, with the keys that only `now` has where these are defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    defaults |= {f.name: dataclasses.asdict(f.default_factory()) for f in dataclasses.fields(cls)
+                 if dataclasses.is_dataclass(f.default_factory)}
     types, made = get_type_hints(cls), dict(kept)
     for key, value in now.items():
         if key in kept and dataclasses.is_dataclass(types.get(key)):

@@ -2,8 +2,8 @@
 
 Training reads codes, never pictures: 64 int16 a frame instead of a video decode. Pictures of another size than the
 quantiser's are cut and scaled as the policy does it with those of its cameras. The file grows in order and a JSON
-beside it says how far it is, so a killed run goes on where it stopped. Frames are coded without augmentation: random
-shifts and colour jitter would need several coded versions of each frame (an option for later).
+beside it says how far it is, so a killed run goes on where it stopped. Versions of the pictures (`augment.py`) are
+coded in the same way, into files of their own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import json
 import os
 import sys
 import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vipra_ros.config import ConfigError
+from vipra_ros.learning.augment import Augmentation, change
 from vipra_ros.learning.parallel import device
 from vipra_ros.model.vq import VQ
 from vipra_ros.policy.pictures import resize
@@ -26,16 +30,18 @@ from vipra_ros.policy.pictures import resize
 BATCH = 64
 
 
-def tokenise(dataset, vq: VQ, out: Path, cameras: tuple[str, ...], identity: str) -> np.ndarray:
+def tokenise(dataset, vq: VQ, out: Path, cameras: tuple[str, ...], identity: str, version: int = 0,
+             augmentation: Augmentation = Augmentation()) -> np.ndarray:  # noqa: B008 - frozen
     """Codes int16 (n, cameras, codes per frame) of every frame, memory-mapped from folder `out`.
 
     Args:
         dataset: an opened data set (vipra_ros.data.dataset.Dataset).
         identity: hash of the quantiser's weights; codes of another one are refused.
+        version: of the pictures, made as `augmentation` says; 0 are the pictures as they are.
     """
     out.mkdir(parents=True, exist_ok=True)
-    total = len(dataset)
-    columns = [_camera(dataset, vq, out, camera, identity, total) for camera in cameras]
+    columns = [_camera(dataset, vq, out, camera, identity, version, replace(augmentation, versions=0))
+               for camera in cameras]
     return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
@@ -53,12 +59,16 @@ def quantiser_hash(vq: VQ) -> str:
     return digest.hexdigest()[:16]
 
 
-def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) -> np.ndarray:
-    path, note = out / f"{camera}.npy", out / f"{camera}.json"
+def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, version: int, how: Augmentation) -> np.ndarray:
+    total = len(dataset)
     wanted = dict(
         camera=camera, vq=identity, dataset=fingerprint(dataset), frames=total, codes=vq.config.codes_per_frame
     )
-    done = 0
+    name = camera
+    if version:
+        wanted |= {"version": version, "augmentation": asdict(how)}
+        name = f"{camera}-{version}-{hashlib.sha256(json.dumps(asdict(how)).encode()).hexdigest()[:8]}"
+    path, note, done = out / f"{name}.npy", out / f"{name}.json", 0
     if note.exists() and path.exists():
         known = json.loads(note.read_text())
         done = known.pop("done")
@@ -82,11 +92,12 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) 
             codes.flush()
             _write(note, wanted | {"done": done})
             rate = (done - first) / max(time.monotonic() - began, 1e-9)
-            print(f"[tokenise] {camera} {done}/{total} frames  {rate:.0f}/s", file=sys.stderr, flush=True)
+            print(f"[tokenise] {name} {done}/{total} frames  {rate:.0f}/s", file=sys.stderr, flush=True)
 
     if done < total:
-        for _, image in dataset.frames(camera, done):
-            batch.append(resize(image, vq.config.image_size))
+        pictures = dataset.frames(camera, done)
+        for image in _changed(dataset, pictures, camera, vq.config.image_size, version, how):
+            batch.append(image)
             if len(batch) == BATCH:
                 flush()
         if batch:
@@ -95,6 +106,21 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, total: int) 
     if done != total:
         raise ConfigError(f"{dataset.path}: camera {camera} has {done} frames, the table {total} rows; convert again")
     return np.load(path, mmap_mode="r")
+
+
+def _changed(dataset, frames: Iterable[tuple[int, np.ndarray]], camera: str, size: int, version: int,
+             how: Augmentation) -> Iterator[np.ndarray]:
+    """The pictures in the quantiser's size, each episode's changed in its own way."""
+    episodes = sorted(dataset.episodes, key=lambda e: e.start)
+    starts, last, apply = [e.start for e in episodes], -1, None
+    for number, image in frames:
+        image = resize(image, size)
+        if version:
+            here = bisect_right(starts, number) - 1
+            if here != last:
+                last, apply = here, change(how, version, episodes[here].index, dataset.cameras.index(camera))
+            image = apply(image)
+        yield image
 
 
 def _write(path: Path, value: dict) -> None:
