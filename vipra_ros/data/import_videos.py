@@ -142,15 +142,14 @@ def _cut(item: Item, path: Path, settings: VideoSettings) -> int | str:
     note = path.with_suffix(".json")
     if note.exists():
         return json.loads(note.read_text())
-    statistics, pictures = ImageStatistics(), 0
+    statistics = ImageStatistics()
     encoder = VideoEncoder(path.with_suffix(".mp4"), settings.fps, Codec())
     try:
         for frame in itertools.islice(grid_frames(item, settings.fps), 0, None, settings.every):
             picture = square(frame.to_ndarray(format="rgb24"), settings.size)
-            encoder.add(picture)
-            if pictures % _STATISTICS_EVERY == 0:
+            if encoder.frames % _STATISTICS_EVERY == 0:
                 statistics.update(picture)
-            pictures += 1
+            encoder.add(picture)
     except (OSError, av.error.FFmpegError, IndexError) as error:
         with contextlib.suppress(VideoError):  # it has no frame
             encoder.close()
@@ -158,9 +157,9 @@ def _cut(item: Item, path: Path, settings: VideoSettings) -> int | str:
     encoder.close()
     np.save(path.with_suffix(".npy"), statistics.histogram)
     beside = note.with_suffix(".tmp")
-    beside.write_text(json.dumps(pictures))
+    beside.write_text(json.dumps(encoder.frames))
     os.replace(beside, note)
-    return pictures
+    return encoder.frames
 
 
 def main(

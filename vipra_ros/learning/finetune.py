@@ -27,6 +27,7 @@ from vipra_ros.learning.vq import load_vq, open_dataset
 from vipra_ros.model.discrete import DiscretePolicy, make_policy
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ
+from vipra_ros.model.weights_file import file_hash
 from vipra_ros.policy.checkpoint import FORMAT, Checkpoint, CheckpointConfig
 from vipra_ros.policy.normalise import Normaliser
 from vipra_ros.policy.pretrained import Pretrained
@@ -86,7 +87,7 @@ def train(
             raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
         lora.attach(policy, config.lora_rank, config.lora_alpha)
     job = FinetuneJob(config, checkpoint, data, held, out, None if isinstance(start, Checkpoint) else start,
-                      own_device(), _began(start))
+                      own_device(), f"{identity} {_began(start, init)}")
     run(job, config.loop, out)
     if team().main:
         print(f"policy -> {out / 'checkpoint'}")
@@ -118,15 +119,16 @@ def _start(init: str | Path) -> Start | None:
     return Pretrained.load(init) if Pretrained.at(init) else Checkpoint.load(init)
 
 
-def _began(start: Start | None) -> str:
+def _began(start: Start | None, init: str | Path) -> str:
     """Which weights these are: a training that goes on must have begun with the same."""
     match start:
-        case None:
-            return ""
+        case Pretrained():
+            return file_hash(Path(init) / "joint.safetensors")
+        case Checkpoint():
+            return start.hash
         case LWMFolder():
             return start.identity
-        case _:
-            return start.hash
+    return ""
 
 
 def _quantiser(config: Finetune, start: Start | None, init: str | Path) -> VQ:
@@ -187,9 +189,6 @@ def _policy(
     _check_words(config, start, data.instructions)
     if isinstance(start, Pretrained):
         return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
-    if start.config.prompt != config.prompt:
-        raise ConfigError(f"finetune: prompt = {config.prompt!r}, `init` was trained with {start.config.prompt!r}; "
-                          "make them the same")
     if start.config.policy != wanted:
         changed = [
             f.name
@@ -197,11 +196,11 @@ def _policy(
             if getattr(wanted, f.name) != getattr(start.config.policy, f.name)
         ]
         raise ConfigError(f"finetune: policy.{changed[0]} differs from the one of `init`; make them the same")
-    if start.config.frame_stride != config.frame_stride:
-        raise ConfigError(
-            f"finetune: frame_stride = {config.frame_stride}, but `init` was trained with "
-            f"{start.config.frame_stride}; make them the same"
-        )
+    for name in ("prompt", "frame_stride"):
+        mine, theirs = getattr(config, name), getattr(start.config, name)
+        if mine != theirs:
+            raise ConfigError(f"finetune: {name} = {mine!r}, but `init` was trained with {theirs!r}; "
+                              "make them the same")
     return start.policy.train()
 
 

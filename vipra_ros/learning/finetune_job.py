@@ -23,7 +23,6 @@ from vipra_ros.learning.future import WithFuture
 from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of
 from vipra_ros.learning.lwm_folder import LWMFolder
 from vipra_ros.learning.parallel import placed
-from vipra_ros.learning.tokenise import quantiser_hash
 from vipra_ros.model import flow
 from vipra_ros.model.discrete import DiscretePolicy
 from vipra_ros.model.policy import Prefix
@@ -81,8 +80,8 @@ class Finetune:
 
 class FinetuneJob:
     """The policy's side of the loop. With `future_weight` the model trained has heads that the checkpoint has not;
-    `ahead`: frames from now to the future one. Batches are drawn on the CPU and go to `device`; `began`: hash of the
-    weights it starts from."""
+    `ahead`: frames from now to the future one. Batches are drawn on the CPU and go to `device`; `began`: hashes of the
+    quantiser and of the weights it starts from."""
 
     def __init__(self, config: Finetune, checkpoint: Checkpoint, data: Demonstrations, held: Demonstrations, out: Path,
                  start: Pretrained | LWMFolder | None = None, device: str = "cpu", began: str = ""):
@@ -92,7 +91,7 @@ class FinetuneJob:
         self.ahead = start.config.ahead if isinstance(start, Pretrained) else self.policy.config.horizon
         if config.future_weight:
             self.model = WithFuture(self.policy, checkpoint.prompt, start)
-        self.identity = identity_of(config, checkpoint.config.data, quantiser_hash(checkpoint.vq), began)
+        self.identity = identity_of(config, checkpoint.config.data, began)
         self.layers = list(self.policy.trunk.layers)
         # Muon is for whole matrices; a low-rank update's factors are left to AdamW.
         self.hidden_matrices = [] if config.lora_rank else [

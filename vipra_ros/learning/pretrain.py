@@ -119,15 +119,16 @@ def read_labels(folder: str | Path, dataset) -> Labels:
 
 
 class PretrainJob:
-    """The joint model's side of the loop. codes int16 (n, cameras, codes per frame)."""
+    """The joint model's side of the loop. codes int16 (n, cameras, codes per frame), `quantiser`: hash of what made
+    them."""
 
     def __init__(self, config: Pretrain, made: Pretrained, dataset, codes: np.ndarray, labels: Labels,
-                 future: np.ndarray, out: Path, device: str = "cpu"):
+                 quantiser: str, out: Path, device: str = "cpu"):
         self.config, self.made, self.model, self.out, self.device = config, made, made.model, out, device
-        self.codes, self.labels, self.future = codes, labels, future
+        self.codes, self.labels = codes, labels
         of_labels = [labels.head.get(key) for key in ("stride", "every", "camera")]
         self.identity = identity_of(config, made.config.data, made.config.latent_hash, made.config.started_from,
-                                    tokenise.quantiser_hash(made.vq), json.dumps(of_labels))
+                                    quantiser, json.dumps(of_labels))
         self.layers = list(self.model.trunk.layers)
         self.hidden_matrices = [p for p in self.model.trunk.layers.parameters() if p.ndim == 2]
         instructions = sorted({e.task for e in dataset.episodes})
@@ -145,7 +146,7 @@ class PretrainJob:
             raise ConfigError(f"{dataset.path}: {len(order)} episode; pre-training needs two or more, one is held out")
         held = {int(i) for i in order[:count]}
         spans = [np.arange(e.start, e.start + e.length) for e in dataset.episodes]
-        spans = [s[future[s] >= 0] for s in spans]
+        spans = [s[labels.future[s] >= 0] for s in spans]
         self.held = np.concatenate([s for i, s in enumerate(spans) if i in held])
         self.usable = np.concatenate([s for i, s in enumerate(spans) if i not in held])
         self.early = self.usable[self.usable - self.first[self.usable] < config.early_frames]
@@ -160,7 +161,7 @@ class PretrainJob:
         rows = np.maximum(index[:, None] + offsets, self.first[index][:, None])
         ahead = None
         if c.future and future:
-            ahead = torch.from_numpy(self.codes[self.future[index]].astype(np.int64))
+            ahead = torch.from_numpy(self.codes[self.labels.future[index]].astype(np.int64))
         latents = None
         if c.latent_steps:
             latents = torch.from_numpy(self.labels.latents[index, : c.latent_steps].astype(np.int64))
@@ -213,7 +214,7 @@ class PretrainJob:
         figures = {f"held_{name}": value / len(index) for name, value in sums.items()}
         some = self.usable[np.linspace(0, len(self.usable) - 1, min(2000, len(self.usable))).round().astype(int)]
         if c.future:
-            figures["future_guess"] = guess(self.codes[self.future[some]], self.codes[self.future[index]],
+            figures["future_guess"] = guess(self.codes[self.labels.future[some]], self.codes[self.labels.future[index]],
                                             self.model.config.codebook_size)
         if c.latent_steps:
             latents = self.labels.latents[:, : c.latent_steps]
@@ -311,7 +312,7 @@ def train(dataset, labels: str | Path, out: str | Path, preset: str | Path = "ti
         started_from=start.identity if start else "", seed=config.loop.seed,
         data=f"{opened.path.name} {fingerprint}", code_version=vipra_ros.__version__)
     made = Pretrained(described, model, vq, tokenizer, notice=start.notice if start else "")
-    run(PretrainJob(config, made, opened, codes, read, read.future, out, own_device()), config.loop, out)
+    run(PretrainJob(config, made, opened, codes, read, identity, out, own_device()), config.loop, out)
     return out / "checkpoint"
 
 

@@ -25,7 +25,7 @@ from vipra_ros.model.joint import JointConfig, JointModel
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.policy import FlowPolicy, PolicyConfig
 from vipra_ros.model.vq import VQ, VQConfig
-from vipra_ros.model.weights_file import file_hash, load_weights
+from vipra_ros.model.weights_file import load_weights
 from vipra_ros.policy.checkpoint import NOTICE, read_notice
 
 #: Rows of PolicyConfig that only the actions need; stage 3 may choose them freely.
@@ -64,7 +64,6 @@ class Pretrained:
     tokenizer: Tokenizer
     card: str = ""
     notice: str = ""
-    hash: str = ""
 
     @staticmethod
     def at(path: str | Path) -> bool:
@@ -100,7 +99,7 @@ class Pretrained:
             load_weights(module, path / f"{name}.safetensors")
         card = (path / "card.md").read_text() if (path / "card.md").exists() else ""
         return cls(config, model.eval(), vq.eval(), Tokenizer.from_file(str(path / "tokenizer.json")), card,
-                   read_notice(path), file_hash(path / "joint.safetensors"))
+                   read_notice(path))
 
     def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy | DiscretePolicy:
         """A policy with this trunk and these tables; its action parts are fresh.
