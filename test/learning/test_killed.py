@@ -97,7 +97,7 @@ def folder(data, quantiser, tmp_path_factory):
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_started_again_equals_uninterrupted(folder, stage):
     whole, cut = folder / stage / "whole", folder / stage / "cut"
-    assert (cut / "state.tmp").read_bytes() == b"half a state"
+    assert (cut / "state.pt.part").read_bytes() == b"half a state"
     assert max(step for step, _ in outcome(cut)[0]) == KILLED_AT
     train(stage, folder, whole)
     train(stage, folder, cut)

@@ -76,7 +76,7 @@ def acts(out: Path, halves="", die: bool = False, low: bool = False, **changes) 
     write = torch.save
 
     def save_or_die(value, path, **options):
-        if die and path == out / "state.tmp" and value["state"]["step"] == KILLED_AT:
+        if die and path == out / "state.pt.part" and value["state"]["step"] == KILLED_AT:
             Path(path).write_bytes(b"half a state")
             os.kill(os.getpid(), signal.SIGKILL)
         write(value, path, **options)

@@ -177,6 +177,18 @@ def test_another_instruction_takes_effect_with_the_next_chunk(world):
     assert order == sorted(order)  # no chunk of the old task after one of the new
 
 
+def test_an_unknown_word_stops_the_chunks_until_known_ones_come(world):
+    """Unknown words are read as one and the same: the policy would act as if it had understood."""
+    world.words.publish(String(data="lift the blue mug"))
+    world.status("WAITING", "knows no word 'mug'")
+    have = len(world.chunks)
+    time.sleep(0.5)
+    assert len(world.chunks) == have and all("mug" not in c.instruction for c in world.chunks)
+    world.words.publish(String(data="reach above the red cube"))
+    assert world.fresh()[0].instruction == "reach above the red cube"
+    world.status("RUNNING")
+
+
 def test_publication_follows_the_executor_and_its_epoch(world):
     world.fresh()
     world.state = ExecutorStatus.FAULT

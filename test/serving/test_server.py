@@ -62,6 +62,15 @@ def test_a_remote_engine_equals_the_one_in_process_bit_for_bit(serving, engine, 
             assert getattr(c, name) == getattr(mine, name)
 
 
+def test_words_the_policy_does_not_know_come_back_with_the_answer(serving, engine, observation):
+    with serving(engine) as (_, uri):
+        remote = RemoteEngine(Server(uri))
+        remote.warm_up()  # in words of its own
+        assert remote.infer(observation, 0).unknown_words == ()
+        asked = dataclasses.replace(observation, instruction="paint the red mug")
+        assert remote.infer(asked, 0).unknown_words == engine.infer(asked, 0).unknown_words == ("paint", "mug")
+
+
 def test_jpeg_on_the_wire_is_the_engine_on_those_jpegs(serving, engine, observation):
     with serving(engine) as (_, uri):
         remote = RemoteEngine(Server(uri, jpeg=90))

@@ -23,6 +23,7 @@ from rosbags.typesys import TypesysError
 from vipra_ros.data import messages
 from vipra_ros.data.bags import CUSTOM_KEY, META_TOPIC, NOTES, PARTIAL, BagError
 from vipra_ros.data.topics import latched
+from vipra_ros.whole_file import write_whole
 
 #: ns of messages after which a chunk is closed and handed to the system: what a kill may cost.
 FLUSH_EVERY = messages.NS
@@ -103,9 +104,7 @@ class EpisodeWriter:
 
     def note(self, meta: dict[str, Any]) -> None:
         """Lay down what is known of the episode by now, in case `close` is never reached."""
-        new = self._stage / f"{NOTES}.new"
-        new.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
-        os.replace(new, self._stage / NOTES)
+        write_whole(self._stage / NOTES, json.dumps(meta, ensure_ascii=False))
 
     def close(self, meta: dict[str, Any]) -> Path:
         """Write the description, finish the bag, make it appear under its name; returns its path.

@@ -30,6 +30,7 @@ from vipra_ros.data.lerobot import DatasetWriter
 from vipra_ros.data.statistics import ImageStatistics
 from vipra_ros.data.video import Codec, VideoEncoder, VideoError
 from vipra_ros.progress import bar
+from vipra_ros.whole_file import write_whole
 
 #: One frame in so many counts in the pixel statistics.
 _STATISTICS_EVERY = 12
@@ -156,9 +157,7 @@ def _cut(item: Item, path: Path, settings: VideoSettings) -> int | str:
         return " ".join(str(error).split())
     encoder.close()
     np.save(path.with_suffix(".npy"), statistics.histogram)
-    beside = note.with_suffix(".tmp")
-    beside.write_text(json.dumps(encoder.frames))
-    os.replace(beside, note)
+    write_whole(note, json.dumps(encoder.frames))
     return encoder.frames
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from vipra_ros.config import ConfigError
 from vipra_ros.data.clips import Item, find_videos, grid_frames, square
 from vipra_ros.data.dataset import Dataset
+from vipra_ros.whole_file import write_whole
 
 _STATE = "observation.state"
 
@@ -159,9 +160,7 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identity: st
 
 def _note(file, note: Path, known: dict, shots: list[Shot]) -> None:
     file.flush()
-    beside = note.with_suffix(".tmp")
-    beside.write_text(json.dumps(known | {"shots": [list(vars(s).values()) for s in shots]}))
-    os.replace(beside, note)
+    write_whole(note, json.dumps(known | {"shots": [list(vars(s).values()) for s in shots]}))
 
 
 def _joints(listed, shots: list[Shot], total: int) -> np.ndarray | None:

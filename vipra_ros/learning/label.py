@@ -31,6 +31,7 @@ from vipra_ros.learning.parallel import device as own_device
 from vipra_ros.learning.tokenise import fingerprint
 from vipra_ros.model.latent import LatentActions, to_frames
 from vipra_ros.progress import Pace, bar, duration
+from vipra_ros.whole_file import in_whole, write_whole
 
 STEPS = 14
 
@@ -258,9 +259,8 @@ def _write_shard(path: Path, table: dict[str, np.ndarray]) -> None:
     offsets = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
     lists = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int8()))
     columns = {k: lists if k == "codes" else pa.array(v, pa.int64()) for k, v in table.items()}
-    beside = path.with_suffix(".tmp")
-    pq.write_table(pa.table(columns), beside, compression="zstd")
-    os.replace(beside, path)
+    with in_whole(path) as beside:
+        pq.write_table(pa.table(columns), beside, compression="zstd")
 
 
 def _announce(out: Path, head: dict) -> None:
@@ -276,6 +276,4 @@ def _announce(out: Path, head: dict) -> None:
                 "give another folder or delete it"
             )
         return
-    beside = note.with_suffix(f".tmp{os.getpid()}")
-    beside.write_text(json.dumps(head, indent=1))
-    os.replace(beside, note)
+    write_whole(note, json.dumps(head, indent=1), shared=True)

@@ -21,6 +21,7 @@ from vipra_ros.learning import presets, results
 from vipra_ros.learning.table_plan import Reproduction, Row
 from vipra_ros.learning.tables import plot, rows_of
 from vipra_ros.learning.worklist import Step, Worklist
+from vipra_ros.whole_file import in_whole
 
 #: Entries of a training's configuration that do not change what comes out of it.
 FREE = ("threads", "log_every", "save_seconds")
@@ -194,7 +195,8 @@ class Plan:
         parts = [evaluate.main(checkpoint, task, c.episodes, c.eval_seed, latency=c.latency, quiet=True,
                                workers=len(os.sched_getaffinity(0)), seconds=c.seconds_limit or None)
                  for task in c.tasks]
-        results.write_json({"tasks": parts}, self.out / f"eval-{name}.json")
+        with in_whole(self.out / f"eval-{name}.json") as beside:
+            results.write_json({"tasks": parts}, beside)
 
     def describe(self) -> str:
         """The list of steps, what is done, and the hours that are left; 80 columns."""
@@ -279,7 +281,8 @@ def reproduce(out: str | Path, table: int, preset: str | Path = "tiny", override
     path = Path(save_to) / f"table{table}.json"
 
     def write(rows: list[dict]) -> None:
-        results.write_json({"table": table, "rows": rows}, path)
+        with in_whole(path) as beside:
+            results.write_json({"table": table, "rows": rows}, beside)
         plot(rows, path.with_suffix(".png"))
 
     rows = plan.run(write)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from vipra_ros.config import ConfigError
 from vipra_ros.learning.parallel import Team
 from vipra_ros.learning.sharding import divided, local, whole
+from vipra_ros.whole_file import in_whole
 
 if TYPE_CHECKING:
     from vipra_ros.learning.loop import Job
@@ -36,10 +36,8 @@ def save(path: Path, job: Job, optimisers: list, average: list[Tensor] | None, g
     values = whole({"model": dict(job.model.state_dict()), "optimisers": [o.state_dict() for o in optimisers],
                     "average": average}, us.main)
     if us.main:
-        # Written beside and renamed, so that a kill in the middle leaves the previous state whole.
-        beside = path.with_suffix(".tmp")
-        torch.save({**values, "generators": generators, "state": vars(state), "identity": job.identity}, beside)
-        os.replace(beside, path)
+        with in_whole(path) as beside:
+            torch.save({**values, "generators": generators, "state": vars(state), "identity": job.identity}, beside)
     us.wait()  # until it is written: one that began the next run earlier would find nothing and start anew
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from vipra_ros.whole_file import in_whole
+
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
@@ -46,8 +48,7 @@ def write(path: Path, plan: dict[str, Planned], notes: dict[str, str] | None = N
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with in_whole(path) as part, part.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, item in plan.items():
             tensor = item.make().to(item.dtype).contiguous()
@@ -55,4 +56,3 @@ def write(path: Path, plan: dict[str, Planned], notes: dict[str, str] | None = N
                 raise ValueError(f"{name} came as {tuple(tensor.shape)}, planned {item.shape}")
             file.write(tensor.reshape(-1).view(torch.uint8).numpy())
             advance(tensor.nbytes)
-    part.replace(path)

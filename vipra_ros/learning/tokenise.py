@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from bisect import bisect_right
@@ -26,6 +25,7 @@ from vipra_ros.learning.augment import Augmentation, change
 from vipra_ros.learning.parallel import device
 from vipra_ros.model.vq import VQ
 from vipra_ros.policy.pictures import resize
+from vipra_ros.whole_file import write_whole
 
 BATCH = 64
 
@@ -90,7 +90,7 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, version: int
         if time.monotonic() - shown > 10.0 or done == total:
             shown = time.monotonic()
             codes.flush()
-            _write(note, wanted | {"done": done})
+            write_whole(note, json.dumps(wanted | {"done": done}))
             rate = (done - first) / max(time.monotonic() - began, 1e-9)
             print(f"[tokenise] {name} {done}/{total} frames  {rate:.0f}/s", file=sys.stderr, flush=True)
 
@@ -121,9 +121,3 @@ def _changed(dataset, frames: Iterable[tuple[int, np.ndarray]], camera: str, siz
                 last, apply = here, change(how, version, episodes[here].index, dataset.cameras.index(camera))
             image = apply(image)
         yield image
-
-
-def _write(path: Path, value: dict) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(value))
-    os.replace(beside, path)

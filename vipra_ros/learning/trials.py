@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from vipra_ros.config import ConfigError, build, param, read_yaml
+from vipra_ros.whole_file import write_whole
 
 SUCCESS, FAILURE, INVALID = LABELS = ("success", "failure", "invalid")
 #: Random starts of simulated scenes: those below are used for demonstrations.
@@ -278,12 +278,8 @@ class Journal:
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"plan": self._plan.fingerprint}, *map(dataclasses.asdict, self.trials)]
-        new = self.path.with_name(self.path.name + ".new")
-        with open(new, "w", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(new, self.path)
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        write_whole(self.path, "".join(lines), sync=True)
 
     def counted(self) -> list[Trial]:
         """The valid trial of each slot that has one, in the order of the slots."""

@@ -19,6 +19,7 @@ from typing import Any
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import presets, results
 from vipra_ros.machine import machine
+from vipra_ros.whole_file import in_whole
 
 #: s, between two looks at what other processes have finished.
 PAUSE = 2.0
@@ -115,8 +116,8 @@ class Worklist:
                 began = time.monotonic()
                 step.work()
                 minutes = (time.monotonic() - began) / 60
-                results.write_json({"settings": step.settings, "minutes": minutes, "machine": machine()},
-                                   self._marker(step.name))
+                with in_whole(self._marker(step.name)) as marker:  # others take a marker that is there for done
+                    results.write_json({"settings": step.settings, "minutes": minutes, "machine": machine()}, marker)
                 return step
         return None
 

@@ -110,7 +110,8 @@ class TorchEngine:
                 chunk[:committed] = observation.prior.rows[:committed]
         clock.mark("denormalise")
         times = clock.finish()
-        return [Prediction(chunk, dict(times), seed) for chunk, seed in zip(chunks, seeds)]
+        unknown = [tuple(self.prompt.unknown_words(o.instruction)) for o in observations]
+        return [Prediction(chunk, dict(times), *rest) for chunk, *rest in zip(chunks, seeds, unknown)]
 
     def _words(self, instructions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens int64 (b, l) up to the frames, padded on the left, and bool (b, l), True where one stands."""

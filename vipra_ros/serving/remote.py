@@ -111,7 +111,9 @@ class RemoteEngine:
         self._warm = True
         stages, total = message.get("policy_timing"), 1e3 * (time.perf_counter() - began)
         timing = {k: float(v) for k, v in stages.items() if isinstance(v, float)} if isinstance(stages, dict) else {}
-        return Prediction(actions, {**timing, "overhead": total - timing.get("total", 0.0), "total": total}, seed)
+        timing |= {"overhead": total - timing.get("total", 0.0), "total": total}
+        words = message.get("unknown_words")
+        return Prediction(actions, timing, seed, tuple(map(str, words)) if isinstance(words, list) else ())
 
     def close(self) -> None:
         """End a call under way within `GLANCE`; for the shutdown."""

@@ -47,6 +47,8 @@ def write_reply(request: Request, answer: Answer, timing: dict[str, float], cont
     }
     if request.number is not None:
         reply["id"] = request.number
+    if answer.prediction.unknown_words:
+        reply["unknown_words"] = list(answer.prediction.unknown_words)
     return encode(reply)
 
 

@@ -154,7 +154,8 @@ class Routes:
     async def _ask(self, read: Callable[[], Request], arrived: float) -> dict:
         _, answer, timing = await self._server.ask(read, arrived)
         rows = answer.prediction.actions.tolist()
-        return {"raw_actions": rows, "policy_timing": answer.prediction.timing, "server_timing": timing}
+        unknown = {"unknown_words": list(w)} if (w := answer.prediction.unknown_words) else {}
+        return {"raw_actions": rows, "policy_timing": answer.prediction.timing, "server_timing": timing, **unknown}
 
 
 # --- what was sent -------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ follower's home pose, then closes and opens the trigger. Prompts and output are 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from vipra_ros.config import ConfigError, share
 from vipra_ros.control.profile import RobotProfile, load_profile
 from vipra_ros.teleop.bus import ServoBus, latency_advice
 from vipra_ros.teleop.gello import GelloConfig, Tracker, load_gello, radians, wrap
+from vipra_ros.whole_file import write_whole
 
 #: rad; a joint was turned when it moved this far, and the others less than half of it.
 TURNED = 0.3
@@ -76,13 +76,11 @@ def calibrate(bus: ServoBus, config: GelloConfig, profile: RobotProfile, ask: Ca
 
 
 def write(config: GelloConfig, path: str | Path) -> None:
-    """Save `config` as YAML: written beside, then renamed."""
+    """Save `config` as YAML."""
     path = Path(path)
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text("# Made by vipra gello calibrate.\n" + yaml.safe_dump(values, sort_keys=False))
-    os.replace(beside, path)
+    write_whole(path, "# Made by vipra gello calibrate.\n" + yaml.safe_dump(values, sort_keys=False))
 
 
 def _bus(config_path: str, port: str) -> tuple[GelloConfig, ServoBus]:
