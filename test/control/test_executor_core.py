@@ -8,11 +8,13 @@ import pytest
 
 from vipra_ros.config import build, load, share
 from vipra_ros.control import kinematics
+from vipra_ros.control.actions import absolute
 from vipra_ros.control.executor import ExecutorSettings
 from vipra_ros.control.guard import State
 from vipra_ros.control.limits import Limiter
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.reference import Limited, Reference
+from vipra_ros.control.sinks import PreviewHand
 from vipra_ros.control.validate import Reason
 from vipra_ros.control.workspace import WorkspaceCheck
 
@@ -223,6 +225,103 @@ def test_arming_needs_a_living_resting_arm(make_rig):
     assert "moves with 0.20 rad/s" in rig.core.arm(rig.now).message
     rig.tick()
     assert "no robot state" in rig.core.arm(rig.now + 1.0).message
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("command", ["stop", "hold"])
+def test_what_was_seen_before_a_stop_moves_nothing_behind_it(make_rig, mode, command):
+    rig = make_rig(ExecutorSettings(mode=mode))
+    rig.arm()
+    assert rig.offer(execute=14, horizon=28)
+    rig.run(0.2)
+    thought = rig.chunk(execute=14, horizon=28)  # the network is at it while the operator stops and arms again
+    rig.run(0.1)
+    assert getattr(rig.core, command)(rig.now).success
+    rig.run(0.2)
+    rig.arm()
+    verdict = rig.core.offer(thought, rig.now)
+    assert verdict.reason is Reason.STALE and "before the arm was stopped" in verdict.text
+    assert rig.offer()
+
+
+def test_another_policy_waits_until_the_arm_stands(make_rig):
+    """However short the lease: taken over in motion, the arm would be neither near nor slow."""
+    rig = make_rig(ExecutorSettings(lease=0.2, chunk_timeout=1.0))
+    rig.arm()
+    assert rig.offer(execute=14, horizon=28, policy_id="one")
+    rig.run(0.5)
+    verdict = rig.offer(policy_id="two")
+    assert verdict.reason is Reason.LEASE and "one moves the arm" in verdict.text
+    assert rig.offer(execute=14, horizon=28, policy_id="one")
+    rig.run(1.2)
+    assert rig.core.machine.state is State.ARMED
+    assert rig.offer(policy_id="two")
+
+
+def test_a_wish_that_the_hand_has_not_begun_ends_with_the_motion(make_rig):
+    class Busy(PreviewHand):
+        """Closes for ever: an opening waits."""
+
+        waiting = None
+
+        def command(self, opening):
+            if self.commands:
+                self.waiting = opening
+            else:
+                super().command(opening)
+
+        def cancel(self):
+            self.waiting = None
+            return super().cancel()
+
+    rig = make_rig()
+    rig.hand = rig.core.hand = hand = Busy()
+    rig.arm()
+    rig.offer(gripper=-1.0)
+    rig.run(0.6)
+    rig.offer(gripper=1.0)
+    rig.run(0.3)
+    assert hand.commands == [-1.0] and hand.waiting == 1.0 == rig.core.opening
+    rig.core.stop(rig.now)
+    assert hand.waiting is None and rig.core.opening == -1.0
+    rig.run(0.5)
+    rig.arm()
+    rig.offer(gripper=1.0)
+    rig.run(0.2)
+    assert hand.waiting == 1.0, "the next policy's wish is a change again"
+
+
+def test_an_arm_with_an_error_is_recovered_in_idle(make_rig):
+    rig = make_rig()
+    rig.error = "joint_reflex"
+    rig.tick()
+    rig.core._recover_robot = lambda: setattr(rig, "error", "") or ""
+    assert rig.core.machine.state is State.IDLE and rig.core.recover(rig.now).success
+    rig.tick()
+    rig.arm()
+    assert "there is no fault" in rig.core.recover(rig.now).message
+
+
+def test_rows_out_of_reach_cost_little_and_leave_the_arm_at_the_edge():
+    """All rows are converted while the operator's stop waits."""
+    profile, out = load_profile("fr3"), np.zeros((128, 7))
+    out[:, 0] = 0.03  # m forwards a row: nearly four metres
+    out[118:, 0] = -0.03
+    count, frames = 0, kinematics.frames
+
+    def counted(*given):
+        nonlocal count
+        count += 1
+        return frames(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinematics, "frames", counted)
+        q = absolute(profile, "ee_delta", out, HOME, 0)
+    assert count < 5 * len(out)
+    x = kinematics.forward(profile, q)[:, 0, 3]
+    assert x[:5] == pytest.approx(kinematics.forward(profile, HOME)[0, 3] + 0.03 * np.arange(1, 6), abs=1e-3)
+    assert (np.diff(q[15:118], axis=0) == 0).all(), "it waits at the edge"
+    assert x[117] - x[-1] == pytest.approx(10 * 0.03, abs=1e-3), "and the way back begins there"
 
 
 def test_a_new_instruction_replaces_the_old_plan(make_rig):

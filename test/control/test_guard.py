@@ -10,7 +10,7 @@ ARM      ARMED  ARMED    -          ARMED  -       -
 STOP     IDLE   IDLE     S>IDLE     IDLE   S>IDLE  -
 HOLD     -      HOLD     S>HOLD     HOLD   S>HOLD  -
 HOME     RUNNING RUNNING -          RUNNING -      -
-RECOVER  -      -        -          -      -       IDLE
+RECOVER  IDLE   -        -          -      -       IDLE
 RESET    IDLE   IDLE     -          IDLE   -       -
 CHUNK    -      RUNNING  RUNNING    -      -       -
 STALE    -      -        S>ARMED    -      -       -

@@ -18,7 +18,7 @@ from builtin_interfaces.msg import Time  # noqa: E402
 from rclpy.clock import Clock  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float32, Header  # noqa: E402
+from std_msgs.msg import Bool, Float32, Header  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
@@ -196,6 +196,46 @@ def test_dry_run_from_arming_to_the_end(client, unused_ros_domain):
         output = finish(process)
     assert process.returncode == 0, output
     assert "Traceback" not in output and "a virtual arm follows, once executor/arm is called" in output
+
+
+def test_of_what_came_while_it_could_not_answer_a_stop_has_the_last_word(client, unused_ros_domain):
+    """As while `recover` waits for the robot: else home, called before a stop, would begin behind it."""
+    process = start(unused_ros_domain, dry_run="true", **PATIENT)
+    try:
+        client.wait(lambda: client.heard["executor/status"])
+        assert client.call("stop").success and client.call("arm").success and client.call("home").success
+        client.wait(lambda: client.status.state == ExecutorStatus.IDLE)
+        process.send_signal(signal.SIGSTOP)
+        answers = [client.callers["home"].call_async(Trigger.Request())]
+        time.sleep(0.2)
+        answers.append(client.callers["stop"].call_async(Trigger.Request()))
+        time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+        client.wait(lambda: all(a.done() for a in answers))
+        assert answers[0].result().message.startswith("going home")
+        assert answers[1].result().message == "stopping", "what home began, not what was before it"
+    finally:
+        process.send_signal(signal.SIGCONT)
+        output = finish(process)
+    assert process.returncode == 0, output
+
+
+def test_arming_by_itself_ends_with_the_operators_first_word(client, unused_ros_domain):
+    process = start(unused_ros_domain, dry_run="true", arm_on_start="true", deadman_timeout="0.3", **PATIENT)
+    holding = client.node.create_publisher(Bool, "executor/deadman", 1)
+    try:
+        client.wait(lambda: client.heard["executor/status"])
+        assert client.call("stop").success
+        client.wait(lambda: holding.get_subscription_count() > 0)
+        for _ in range(30):
+            holding.publish(Bool(data=True))
+            time.sleep(0.02)
+        assert client.status.state == ExecutorStatus.IDLE
+        holding.publish(Bool(data=True))
+        assert client.call("arm").success, "held it was"
+    finally:
+        output = finish(process)
+    assert process.returncode == 0, output
 
 
 def test_it_is_called_from_another_terminal(client, unused_ros_domain):

@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make se
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from rclpy.clock import Clock  # noqa: E402
 from rclpy.time import Time  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from test_executor_node import PATIENT, PROFILE, Client, T, finish, start  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from vipra_ros.msg import ExecutorStatus  # noqa: E402
 
+from vipra_ros.control.chunk import Waypoint  # noqa: E402
 from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
+from vipra_ros.nodes.trajectory import TrajectoryArm  # noqa: E402
 
 
 class Controller:
@@ -63,6 +67,34 @@ class Controller:
 
     def close(self):
         self.spinner.close()
+
+
+def test_an_arm_that_is_not_heard_is_not_called_back_to_where_it_was():
+    """The trajectory that was sent ends at rest: a stop made of an old state would throw the arm back."""
+    sent, node = [], SimpleNamespace(get_clock=Clock)
+    node.create_publisher = lambda *_: SimpleNamespace(publish=sent.append)
+    node.create_subscription = lambda *_: None
+    arm = TrajectoryArm(node, PROFILE, "trajectory", "states")
+
+    def hear(speed):
+        arm._on_states(JointState(name=PROFILE.joint_names, position=PROFILE.home_q, velocity=np.full(7, speed)))
+
+    hear(0.2)
+    arm.stop(time.monotonic())
+    assert not sent, "nothing was commanded yet"
+    ahead = Waypoint(time.monotonic() + 60.0, PROFILE.home_q + 0.3, np.zeros(7))
+    arm.stream([ahead], time.monotonic())
+    hear(0.2)
+    arm.stop(time.monotonic())
+    end = np.array(sent[-1].points[-1].positions)
+    assert len(sent) == 2 and 0.002 < (end - PROFILE.home_q).min() and (end - PROFILE.home_q).max() < 0.04
+    arm.stream([ahead], time.monotonic())
+    time.sleep(0.15)
+    arm.stop(time.monotonic())
+    assert len(sent) == 3, "no state for 0.15 s"
+    hear(0.2)
+    arm.stop(time.monotonic() + 61.0)
+    assert len(sent) == 3, "what was sent has ended"
 
 
 def test_chunks_reach_a_controller_and_its_end_is_a_fault(unused_ros_domain, tmp_path):

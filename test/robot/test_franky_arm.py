@@ -183,6 +183,48 @@ def test_a_motion_error_shows_and_recovery_clears_it(arm):
     assert arm.recover() == "" and arm.state().error == ""
 
 
+class Behind:
+    """A robot that says something else than the real one behind it."""
+
+    def __init__(self, robot, **changes):
+        self._robot, self._changes = robot, changes
+
+    def __getattr__(self, name):
+        return self._changes[name] if name in self._changes else getattr(self._robot, name)
+
+
+@pytest.mark.parametrize("said, error", [
+    ("libfranka: Move command preempted!", ""),
+    ("libfranka: Move command preempted due to activated safety function!", "safety function"),
+])
+def test_only_our_own_preemption_is_no_error(arm, said, error):
+    def poll():
+        raise RuntimeError(said)
+
+    arm._robot = Behind(arm._robot, poll_motion=poll)
+    assert error in arm.state().error and bool(arm.state().error) == bool(error)
+
+
+@pytest.mark.parametrize("mode, said", [
+    (franky.RobotMode.UserStopped, "user stop"), (franky.RobotMode.Guiding, "guiding"), (franky.RobotMode.Move, ""),
+])
+def test_a_robot_that_follows_nobody_says_so(arm, mode, said):
+    arm._robot = Behind(arm._robot, state=Behind(arm._robot.state, robot_mode=mode))
+    assert said in arm.state().error and bool(arm.state().error) == bool(said)
+
+
+def test_a_state_that_is_not_renewed_grows_old(arm):
+    """In control, franky answers at once with the last state it has."""
+    arm._clock = time.monotonic
+    first = arm.state().time
+    time.sleep(0.05)
+    assert arm.state().time > first
+    arm._robot = Behind(arm._robot, state=arm._robot.state)
+    last = arm.state().time
+    time.sleep(0.05)
+    assert arm.state().time == last
+
+
 def refuse(arm):
     """Ask for what the generator cannot plan: to pass a waypoint faster than its velocity limit."""
     arm._feasible.choose = lambda waypoints, state, now: list(waypoints)  # which would leave it out
@@ -346,6 +388,49 @@ def test_a_hanging_hand_is_given_up():
     hand.close()
     assert "did not finish in 0.2 s" in hand.error and device.stopped == 1
     assert threading.active_count() < 20
+
+
+def test_a_wish_that_waits_is_withdrawn():
+    begun, free = [], threading.Event()
+
+    class Slow:
+        """Goes on until it is free."""
+
+        width = 0.04
+
+        def move_async(self, *_):
+            begun.append(1.0)
+            return self
+
+        def grasp_async(self, *_):
+            begun.append(-1.0)
+            return self
+
+        def wait(self, timeout):
+            return free.wait(timeout)
+
+        def get(self):
+            return True
+
+    hand = FrankyHand("nowhere", 0.08, timeout=10.0, connect=lambda host: Slow())
+    try:
+        assert np.isnan(hand.cancel())
+        hand.command(-1.0)
+        deadline = time.monotonic() + 5.0
+        while not begun and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hand.command(1.0)
+        assert hand.cancel() == -1.0
+        free.set()
+        time.sleep(0.3)
+        assert begun == [-1.0]
+        hand.command(1.0)
+        while len(begun) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert begun == [-1.0, 1.0]
+    finally:
+        free.set()
+        hand.close()
 
 
 def test_a_hand_that_was_silent_works_again_and_forgets_what_it_was_asked():

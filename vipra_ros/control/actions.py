@@ -8,8 +8,9 @@ import ruckig
 from vipra_ros.control import kinematics
 from vipra_ros.control.profile import JOINTS, RobotProfile
 
-#: Iterations of the inverse kinematics for one row; rows are a step apart, so few suffice.
-ROW_ITERATIONS = 12
+#: Iterations of the inverse kinematics for one row; rows are a step apart, so few suffice. And for one behind a row
+#: that is out of reach by more than MISSED (m, rad): the executor waits for all rows, its operator's stop included.
+ROW_ITERATIONS, MISSED_ITERATIONS, MISSED = 12, 3, 5e-3
 
 
 def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: np.ndarray, skip: int) -> np.ndarray:
@@ -18,7 +19,8 @@ def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: n
     Args:
         action_space: one of ACTION_SPACES.
         base: rad (7,), the command that the first row still to come starts from.
-        skip: rows that come too late; increments among them are lost, not made up by a jump.
+        skip: rows that come too late; increments among them are lost, not made up by a jump. So are those of `ee_delta`
+            that lead out of reach.
     """
     body = rows[:, :-1]
     if action_space == "joint_position":
@@ -27,19 +29,22 @@ def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: n
     if action_space == "joint_delta":
         out[skip:] = base + np.cumsum(body[skip:], axis=0)
         return out
-    pose, q = kinematics.forward(profile, base), base
+    pose, q, reached = kinematics.forward(profile, base), base, True
     for k in range(skip, len(rows)):
-        pose[:3, 3] += body[k, :3]
-        pose[:3, :3] = kinematics.rotation_matrix(body[k, 3:6]) @ pose[:3, :3]
-        q, _ = kinematics.solve(
+        wanted = pose.copy()
+        wanted[:3, 3] += body[k, :3]
+        wanted[:3, :3] = kinematics.rotation_matrix(body[k, 3:6]) @ pose[:3, :3]
+        there, error = kinematics.solve(
             profile,
-            pose,
+            wanted,
             q,
             posture=profile.home_q,
-            iterations=ROW_ITERATIONS,
+            iterations=ROW_ITERATIONS if reached else MISSED_ITERATIONS,
             tolerance=1e-5,
             posture_gain=0.005,
         )
+        if reached := bool(np.linalg.norm(error) < MISSED):
+            pose, q = wanted, there
         out[k] = q
     return out
 

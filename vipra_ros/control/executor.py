@@ -85,6 +85,7 @@ class ExecutorCore(Intake, Operator):
         self._state: RobotState | None = None
         self._tick_time = self._counted = self._streamed = NAN
         self._dirty = self._homing = self._braking = self._seen = False
+        self._void = -np.inf  # s: a chunk that answers an older observation was made before the arm was stopped
         self._ramp = (0.0, 0.0)  # s: full start_speed until, full limit from
         self._opening = Opening(settings.gripper_threshold, settings.gripper_dwell)
         self._fresh: list[float] = []  # stamps of chunks whose first row has not been sent
@@ -213,6 +214,8 @@ class ExecutorCore(Intake, Operator):
         if not self.machine.fire(event, reason):
             return
         self._quiet()
+        if event is not Event.STALE:
+            self._void = now
         if before is State.RUNNING and moving:
             self._reference = self.limiter.stop(self._reference.since(now - HISTORY), now)
             self._stream(now)
@@ -221,6 +224,7 @@ class ExecutorCore(Intake, Operator):
         self.timeline.clear()
         self._dirty = self._homing = False
         self._fresh.clear()
+        self._opening.settle(self.hand.cancel())
 
     def _fault(self, code: FaultCode, text: str, now: float) -> None:
         first = self.machine.state is not State.FAULT
@@ -228,6 +232,7 @@ class ExecutorCore(Intake, Operator):
         if not first:
             return
         self._quiet()
+        self._void = now
         if code not in (FaultCode.ROBOT, FaultCode.SINK) and self._reference and self._reference.moving(now):
             self._reference = self.limiter.stop(self._reference, now)
             self._braking = True

@@ -53,6 +53,7 @@ TABLE: dict[tuple[State, Event], Move] = {
     (State.IDLE, Event.ARM): Move(State.ARMED),
     (State.IDLE, Event.STOP): Move(State.IDLE),
     (State.IDLE, Event.HOME): Move(State.RUNNING),
+    (State.IDLE, Event.RECOVER): Move(State.IDLE),
     (State.IDLE, Event.RESET): Move(State.IDLE),
     (State.IDLE, Event.FAULT): _FAULT,
     (State.ARMED, Event.ARM): Move(State.ARMED),

@@ -41,6 +41,14 @@ class Intake:
         if machine.state not in (State.ARMED, State.RUNNING) or self._homing:
             what = "on its way home" if self._homing else machine.state.name
             return Verdict(Reason.NOT_READY, f"the executor is {what}; call executor/arm when it stands still")
+        if chunk.stamp < self._void:
+            return Verdict(
+                Reason.STALE, f"made of what was seen {self._void - chunk.stamp:.2f} s before the arm was stopped"
+            )
+        if machine.state is State.RUNNING and not self.validator.serves(chunk):
+            return Verdict(
+                Reason.LEASE, f"{self.validator.holder[:80]} moves the arm; another policy begins when it stands"
+            )
         commit, on_grid = self._commit(now)
         actions, ahead = np.asarray(chunk.actions, float), np.asarray(chunk.lookahead, float)
         rows = np.vstack([actions, ahead]) if ahead.size else actions

@@ -21,6 +21,11 @@ class Opening:
         """The next clear wish is a change, whatever it is."""
         self.value, self._since = math.nan, -math.inf
 
+    def settle(self, value: float) -> None:
+        """What the hand was told last, NaN for nothing: a change that it did not come to is taken back."""
+        if value != self.value and not (math.isnan(value) and math.isnan(self.value)):
+            self.value, self._since = value, -math.inf
+
     def set(self, now: float, value: float) -> None:
         """An operator's wish, +1 or -1: at once, whatever was before."""
         self.value, self._since = value, now

@@ -79,6 +79,7 @@ class Operator:
             if self.machine.state is State.IDLE:
                 self._reference = Reference.rest(now, self._seed())
             self._fresh_start()
+            self._void = now
             share = 0.9 * self.settings.home_speed * self.settings.speed
             rows = way_home(self.profile, self._reference.at(now)[0], share, HOME_PERIOD)
             self.machine.fire(Event.HOME)
@@ -100,9 +101,13 @@ class Operator:
             return Result(True, f"going home in {len(rows) * HOME_PERIOD:.1f} s")
 
     def recover(self, now: float) -> Result:
-        """Leave FAULT: clear the arm's error, start over from the measured pose. Never resumes by itself."""
+        """Leave FAULT: clear the arm's error, start over from the measured pose. Never resumes by itself.
+
+        In IDLE too, where nothing is latched, an arm with an error or without a connection is set right.
+        """
         with self._lock:
-            if not self.machine.can(Event.RECOVER):
+            well = self.machine.state is State.IDLE and self._seen and not self._state.error
+            if well or not self.machine.can(Event.RECOVER):
                 return self._refused("recover")
         if self._recover_robot is not None:
             try:
@@ -114,7 +119,8 @@ class Operator:
         with self._lock:
             if not self._seen:
                 return Result(False, "the arm's pose cannot be read; check the connection to the robot")
-            self.machine.fire(Event.RECOVER)
+            if not self.machine.fire(Event.RECOVER):  # armed meanwhile, by arm_on_start
+                return Result(False, f"the executor is {self.machine.state.name} by now; call executor/stop first")
             self._new_epoch()
             return Result(True, "recovered; call executor/arm to go on")
 

@@ -37,6 +37,9 @@ class HandSink(Protocol):
     def command(self, opening: float) -> None:
         """Begin to move there. Never blocks."""
 
+    def cancel(self) -> float:
+        """Withdraw what has not begun; the opening that stands, NaN when none was asked for. Never blocks."""
+
 
 class PreviewSink:
     """Dry run: the same code up to here, then a callback (or nothing) instead of an arm."""
@@ -68,6 +71,10 @@ class PreviewHand:
     def command(self, opening: float) -> None:
         """Remember."""
         self.commands.append(opening)
+
+    def cancel(self) -> float:
+        """Nothing waits."""
+        return self.commands[-1] if self.commands else float("nan")
 
 
 class PreviewArm:

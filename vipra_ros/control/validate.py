@@ -93,6 +93,10 @@ class Validator:
         """The policy served: its process and checkpoint, empty when none."""
         return "/".join(x for x in self._holder if x) if self._holder else ""
 
+    def serves(self, chunk: ActionChunk) -> bool:
+        """Whether the chunk is of the policy whose chunk was accepted last, or there was none."""
+        return self._holder is None or self._same_holder(chunk)
+
     def check(self, chunk: ActionChunk, now: float, epoch: int) -> Verdict:
         """Judge `chunk` at `now` (s, the clock of its stamp); never raises."""
         try:

@@ -105,8 +105,10 @@ class ExecutorNode(Node):
         )
         if settings.deadman_timeout > 0:
             self.create_subscription(Bool, "executor/deadman", self._on_deadman, LATEST)
-        for name in ("arm", "stop", "hold", "home", "recover", "reset"):
-            # One thread serves all: a stop may wait for a recovery, about a second in which nothing can move.
+        self._commanded = False
+        for name in ("recover", "reset", "arm", "home", "hold", "stop"):
+            # One thread serves all: a stop may wait for a recovery, about a second in which nothing can move. What has
+            # come meanwhile is served in the order of this list, so a stop has the last word.
             self.create_service(
                 Trigger,
                 f"executor/{name}",
@@ -174,6 +176,7 @@ class ExecutorNode(Node):
     def _service(self, command: Callable[[float], Result]) -> Callable:
         def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             del request
+            self._commanded = True
             result = command(time.monotonic())
             response.success, response.message = result.success, result.message
             return response
@@ -240,8 +243,8 @@ class ExecutorNode(Node):
                 self._note("clock", f"/clock has stood still for {stood:.0f} s; let the simulation go on, or set "
                            f"use_sim_time to false" if stood else "")
                 self.core.tick(now, state)
-                if self.settings.arm_on_start and not armed:
-                    armed = self.core.arm(time.monotonic()).success
+                if self.settings.arm_on_start and not armed:  # no longer, once an operator has said anything
+                    armed = self._commanded or self.core.arm(time.monotonic()).success
                 self._publish(state)
                 status = self.core.status
                 said = (status.state, status.reasons, status.rejected, tuple(self._notes.values()))

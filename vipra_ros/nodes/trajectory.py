@@ -22,8 +22,8 @@ from vipra_ros.nodes import convert
 
 #: s; points nearer than this are left out, for a controller refuses what is past. s of the shortest braking.
 LEAST, BRAKE = 0.005, 0.05
-#: rad/s below which the arm stands.
-STILL = 0.01
+#: s; a state that is older says nothing of where a moving arm is.
+FRESH = 0.1
 
 
 class TrajectoryArm:
@@ -69,13 +69,17 @@ class TrajectoryArm:
             self._publish(points, now)
 
     def stop(self, now: float) -> None:
-        """Brake evenly with the profile's acceleration; nothing when the arm stands where it was sent."""
+        """Brake evenly with the profile's acceleration.
+
+        Nothing is sent when what was sent before has ended, which is at rest, nor when the arm was not heard lately: it
+        would be called back to where it was then.
+        """
         now = max(now, time.monotonic())
-        q, dq = self._state.q, self._state.dq
-        if not np.isfinite(q).all() or (now > self._end and np.abs(dq).max() < STILL):
+        q, dq, age = self._state.q, self._state.dq, now - self._state.time
+        if not np.isfinite(q).all() or now > self._end or age > FRESH:
             return
         span = max(BRAKE, float(np.max(np.abs(dq) / self.profile.limits[1])))
-        self._publish([Waypoint(now + span, q + 0.5 * span * dq, np.zeros(JOINTS))], now)
+        self._publish([Waypoint(now + span, q + (age + 0.5 * span) * dq, np.zeros(JOINTS))], now)
 
     def _publish(self, points: Sequence[Waypoint], now: float) -> None:
         self._end = points[-1].time

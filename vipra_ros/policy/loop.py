@@ -215,8 +215,8 @@ class PolicyLoop:
         began, seed = time.monotonic(), None if self.timing.seed is None else self.timing.seed + number
         try:
             prediction = engine.infer(Observation(stamp, frames, words, vectors, chosen.frame_stamps, prior), seed)
-            if prediction.unknown_words:
-                raise NoAnswer(f"instruction: the policy knows no word {prediction.unknown_words[0]!r}; say it in others")
+            if unknown := prediction.unknown_words:
+                raise NoAnswer(f"instruction: the policy knows no word {unknown[0]!r}; say it in others")
         except NoAnswer as error:
             self._unanswered = (str(error),)
             self._set(Phase.WAITING, self._unanswered)

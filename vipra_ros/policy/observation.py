@@ -41,8 +41,8 @@ class Observation:
 class Prediction:
     """A chunk: float64 (horizon, a) in raw units (rad and gripper +-1, or as the action space says).
 
-    timing: ms by stage, `total` included. seed: of the noise, None when it was fresh. unknown_words: of the instruction,
-    those that were read as one and the same: such a chunk is no answer to it.
+    timing: ms by stage, `total` included. seed: of the noise, None when it was fresh. unknown_words: those of the
+    instruction that were read as one and the same: such a chunk is no answer to it.
     """
 
     actions: np.ndarray

@@ -33,6 +33,12 @@ ARRIVED, STILL = 0.01, 0.1
 #: real-time priority, franky plans its way to the waypoint anew, with the whole time that it had at first: without
 #: an end to that, every lost cycle would leave the arm so much further behind.
 SLACK = 2
+#: Modes in which the robot follows nobody's commands, though it may report no error.
+MODES = {
+    franky.RobotMode.UserStopped: "the user stop",
+    franky.RobotMode.Guiding: "guiding by hand",
+    franky.RobotMode.Reflex: "a reflex",
+}
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
 
@@ -127,6 +133,7 @@ class FrankyArm:
         self.profile = p = tighten(self.profile, robot.model_urdf)
         self._feasible = Feasible(p)
         self._last: RobotState | None = None
+        self._tick, self._heard = -1, -np.inf  # ms on the robot's clock of the newest state, s on ours when it was new
         self._end: np.ndarray | None = None  # rad (7,), where the last motion through waypoints comes to rest
         for limit, clamp, own in (
             (robot.joint_velocity_limit, p.clamp_velocity, p.velocity),
@@ -214,10 +221,13 @@ class FrankyArm:
                 said = str(error).strip().splitlines()[0]
                 if self._excused(said):
                     said = "preempted"
-                # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words.
-                self._failure = self._failure or ("" if "preempted" in said else said)
+                # A motion that made way for a newer one, or for our stop, is no error; a reflex says so in its words,
+                # and so does the robot's own stop: "command preempted due to activated safety function".
+                ours = "preempted" in said and "safety" not in said
+                self._failure = self._failure or ("" if ours else said)
             try:
                 state, control, errors = robot.state, robot.is_in_control, robot.has_errors
+                tick, mode = state.time.to_msec(), MODES.get(state.robot_mode, "")
             except Exception as error:
                 self._failure = f"connection lost: {error}"
                 nothing = np.full(JOINTS, np.nan)
@@ -225,14 +235,16 @@ class FrankyArm:
         text = self._failure
         if errors:
             text = _names(state.current_errors) or text or "unknown error"
+        if tick != self._tick:  # in control, franky answers with the last state it has: silence is no new one
+            self._tick, self._heard = tick, now
         self._last = RobotState(
-            now,
+            self._heard,
             np.array(state.q),
             np.array(state.dq),
             np.array(state.q_d),
             np.array(state.dq_d),
             in_control=bool(control),
-            error=text,
+            error=text or mode,
         )
         return self._last
 

@@ -70,6 +70,12 @@ class FrankyHand:
             self._wanted = 1.0 if opening > 0 else -1.0
             self._wake.notify()
 
+    def cancel(self) -> float:
+        """Withdraw a wish that waits for the running command; the opening that was last begun, NaN for none."""
+        with self._wake:
+            self._wanted = self._done
+            return float("nan") if self._done is None else self._done
+
     def close(self) -> None:
         """End the worker; a running command is left to the hand."""
         with self._wake:
@@ -83,11 +89,10 @@ class FrankyHand:
                 self._wake.wait_for(lambda: self._closing or self._wanted != self._done, timeout=IDLE_PERIOD)
                 if self._closing:
                     return
-                wanted = self._wanted
-            if wanted != self._done:
+                wanted, begins = self._wanted, self._wanted != self._done
                 self._done = wanted
-                if self._gripper is not None:
-                    self._run(wanted)
+            if begins and self._gripper is not None:
+                self._run(wanted)
             self._look()
             if self._silent:
                 self._again()

@@ -72,11 +72,14 @@ class _Hand:
     """Opening commands for the stepped hand."""
 
     def __init__(self, world: LockstepWorld):
-        self._world, self.opening = world, 1.0
+        self._world, self.opening, self._told = world, 1.0, float("nan")
 
     def command(self, opening: float) -> None:
-        self.opening = opening
+        self.opening = self._told = opening
         self._world.hand(0.08 if opening > 0 else 0.0)
+
+    def cancel(self) -> float:
+        return self._told
 
 
 class _Servo:
