@@ -95,8 +95,11 @@ def test_killed_and_resumed_equals_uninterrupted(data, preset, tmp_path):
 def test_init_takes_the_network_over_and_refuses_another_shape(trained, data, tmp_path):
     preset = trained.parent / "micro.yaml"
     overrides = {"vq": "", "loop.steps": 1, "loop.lr": 0.0}
-    finetune.train(data, tmp_path / "ft", preset, trained / "checkpoint", overrides)
-    mine, theirs = (Checkpoint.load(p / "checkpoint").policy.state_dict() for p in (tmp_path / "ft", trained))
+    of_tokens = {"policy.action_position": True, "policy.action_order": True}  # as in preset tiny
+    finetune.train(data, tmp_path / "ft", preset, trained / "checkpoint", overrides | of_tokens)
+    made, start = (Checkpoint.load(p / "checkpoint") for p in (tmp_path / "ft", trained))
+    assert made.config.policy == start.config.policy
+    mine, theirs = made.policy.state_dict(), start.policy.state_dict()
     assert all((mine[k] == theirs[k]).all() for k in theirs)
     for key, value in {"policy.horizon": 10, "frame_stride": 1, "prompt": "do {task}"}.items():
         with pytest.raises(ConfigError, match=key.split(".")[-1]):

@@ -37,6 +37,8 @@ from vipra_ros.policy.text import Prompt, open_tokenizer, train_word_tokenizer
 Start = Checkpoint | Pretrained | LWMFolder
 #: Rows of PolicyConfig that follow from the data, the quantiser and the tokenizer.
 DERIVED = ("text_vocab", "codebook_size", "code_groups", "grid", "cameras", "action_dim")
+#: Rows of it that a flow decoder has no use for; the policy that a training starts from keeps its own.
+OF_TOKENS = ("action_position", "action_order", "action_bins")
 
 
 def train(
@@ -189,12 +191,11 @@ def _policy(
     _check_words(config, start, data.instructions)
     if isinstance(start, Pretrained):
         return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
-    if start.config.policy != wanted:
-        changed = [
-            f.name
-            for f in dataclasses.fields(wanted)
-            if getattr(wanted, f.name) != getattr(start.config.policy, f.name)
-        ]
+    known = start.config.policy
+    if wanted.decoder == "flow":
+        wanted = dataclasses.replace(wanted, **{name: getattr(known, name) for name in OF_TOKENS})
+    if known != wanted:
+        changed = [f.name for f in dataclasses.fields(wanted) if getattr(wanted, f.name) != getattr(known, f.name)]
         raise ConfigError(f"finetune: policy.{changed[0]} differs from the one of `init`; make them the same")
     for name in ("prompt", "frame_stride"):
         mine, theirs = getattr(config, name), getattr(start.config, name)
