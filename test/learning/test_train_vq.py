@@ -79,6 +79,16 @@ def test_patch_quantiser_is_fitted_in_closed_form(many, tmp_path):
     assert vq.load_vq(tmp_path).config.codes_per_frame == 16
 
 
+def test_pictures_of_another_size_are_cut_and_scaled(tmp_path):
+    wide = StandIn(episodes=20, length=4)
+    wide._images = np.pad(wide._images.repeat(2, 1).repeat(2, 2), ((0, 0), (0, 0), (8, 8), (0, 0)))
+    vq.train(wide, tmp_path, training(MODEL | dict(kind="patch", patch=4, code_dim=12)))
+    plain = StandIn(episodes=20, length=4)
+    error, images = squared_error(tmp_path, plain)
+    assert error < 0.3 * ((images - np.median(images, axis=0)) ** 2).mean()
+    assert np.array_equal(vq.read_frames(wide, training(MODEL))[0], vq.read_frames(plain, training(MODEL))[0])
+
+
 def test_blob_shift_measures_pixels():
     image = np.full((32, 32, 3), 128, np.uint8)
     image[4:10, 4:10] = (220, 30, 30)

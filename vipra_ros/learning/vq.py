@@ -25,6 +25,7 @@ from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 from vipra_ros.model.weights_file import load_weights
+from vipra_ros.policy.pictures import resize
 
 #: Files that say of which kind the vq.safetensors beside them is, and their key that does.
 DESCRIBED = (("vq.json", "model"), ("pretrain.json", "vq"), ("config.json", "vq"))
@@ -213,7 +214,8 @@ def train(dataset, out: str | Path, config: str | Path | VQTraining = "tiny", **
 
 
 def read_frames(dataset, config: VQTraining) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly picked frames uint8 (n, H, W, 3), camera by camera, and each one's camera index."""
+    """Evenly picked frames uint8 (n, S, S, 3), camera by camera, and each one's camera index; cut and scaled as the
+    policy does it with those of its cameras."""
     size, per_camera = config.model.image_size, config.frames // len(config.cameras)
     images, camera = [], []
     every = max(1, -(-len(dataset) // per_camera))
@@ -221,11 +223,7 @@ def read_frames(dataset, config: VQTraining) -> tuple[np.ndarray, np.ndarray]:
         for index, image in dataset.frames(name):
             if index % every:
                 continue
-            if image.shape != (size, size, 3):
-                raise ConfigError(
-                    f"{dataset.path}: camera {name} is {image.shape}; the quantiser wants {size} px squares"
-                )
-            images.append(image)
+            images.append(resize(image, size))
             camera.append(number)
     return np.stack(images), np.array(camera)
 
