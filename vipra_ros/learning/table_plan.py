@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vipra_ros.config import ConfigError, build, param
+from vipra_ros.learning import presets
 
 VIDEOS = ("robot", "other", "both")
 #: The jobs that have presets of their own.
@@ -54,6 +55,8 @@ class Reproduction:
     eval_seconds: float = param(5.0, doc="expected work per evaluated episode, for the plan", unit="s", low=0.0)
 
     def __post_init__(self) -> None:
+        # A table would take the place of a whole one of the preset, the seed of the row in it.
+        object.__setattr__(self, "overrides", {job: presets.dotted(table) for job, table in self.overrides.items()})
         if missing := [job for job in JOBS if job not in self.presets]:
             raise ConfigError(f"reproduce: presets has no {missing[0]}; name a preset or a YAML file for it")
         if other := self.step_seconds.keys() - {*JOBS, "discrete"}:

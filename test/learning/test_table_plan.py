@@ -1,0 +1,37 @@
+"""The plan of a table: what its settings change, and what they leave."""
+
+import pytest
+
+from vipra_ros.config import ConfigError
+from vipra_ros.learning import presets
+from vipra_ros.learning.reproduce import Plan
+from vipra_ros.learning.table_plan import Reproduction
+
+
+def read(preset="short", **changes):
+    path = presets.share("config", "learning", preset, "reproduce.yaml")
+    return presets.read(Reproduction, path, "reproduce", changes)
+
+
+def test_an_override_of_the_user_changes_its_key_alone(tmp_path):
+    plain, changed = (Plan(read(**c), 1, tmp_path).steps for c in (
+        {}, {"overrides.finetune.loop.steps": 7, "overrides.finetune.policy.backbone.layers": 2}))
+    for seed in (0, 1):
+        before, after = (steps[f"finetune-vipra_fm-25-{seed}"].settings[0] for steps in (plain, changed))
+        assert after["loop"] == before["loop"] | {"steps": 7} and after["loop"]["seed"] == seed
+        assert after["policy"]["backbone"] == before["policy"]["backbone"] | {"layers": 2}
+        assert {k for k in before if before[k] != after[k]} == {"loop", "policy"}
+
+
+@pytest.mark.parametrize("preset, given, gone", [("tiny", "steps", "minutes"), ("short", "minutes", "steps")])
+def test_steps_of_the_user_replace_minutes_of_the_preset_and_the_other_way_round(tmp_path, preset, given, gone):
+    plan = Plan(read(preset, **{f"overrides.finetune.loop.{given}": 9}), 1, tmp_path)
+    loop = plan.steps["finetune-vipra_fm-25-0"].settings[0]["loop"]
+    assert (loop[given], loop[gone]) == (9, 0)
+    both = {f"overrides.finetune.loop.{name}": 9 for name in (given, gone)}
+    with pytest.raises(ConfigError, match="give exactly one of them"):
+        Plan(read(preset, **both), 1, tmp_path)
+
+
+def test_nested_and_dotted_keys_of_a_plan_are_the_same():
+    assert presets.dotted({"loop": {"minutes": 3, "seed": 1}, "a": 2}) == {"loop.minutes": 3, "loop.seed": 1, "a": 2}
