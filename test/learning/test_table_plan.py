@@ -1,5 +1,7 @@
 """The plan of a table: what its settings change, and what they leave."""
 
+import json
+
 import pytest
 
 from vipra_ros.config import ConfigError
@@ -35,3 +37,21 @@ def test_steps_of_the_user_replace_minutes_of_the_preset_and_the_other_way_round
 
 def test_nested_and_dotted_keys_of_a_plan_are_the_same():
     assert presets.dotted({"loop": {"minutes": 3, "seed": 1}, "a": 2}) == {"loop.minutes": 3, "loop.seed": 1, "a": 2}
+
+
+def test_a_given_pre_training_leaves_the_probes_of_its_latent_actions_out(tmp_path):
+    given = {"given.pretrain-robot-future-14steps": str(tmp_path), "tables": {3: [{"variant": "vipra_fm"}]},
+             "tasks": ["reach"]}
+    machine = {"cpu": "none", "cores": 1}
+    for folder, name in (("finetune-vipra_fm-25-0", "log.jsonl"), ("done", "eval-vipra_fm-25-0.json"), ("latent", "")):
+        (tmp_path / folder).mkdir()
+        if name:
+            (tmp_path / folder / name).write_text(json.dumps({"seconds": 60.0}))
+    (tmp_path / "eval-vipra_fm-25-0.json").write_text(json.dumps(
+        {"tasks": [{"task": "reach", "success_rate": 0.5, "n": 2, "machine": machine}]}))
+    plan = Plan(read(**given), 3, tmp_path)
+    assert "latent-robot" not in plan.steps
+    assert [r["task"] for r in plan.rows()] == ["reach", "average"] and "probe_pixels_r2" not in plan.rows()[0]
+    (tmp_path / "latent" / "health.json").write_text(json.dumps({"figures": {"probe_pixels_r2": 0.5, "psnr": 30.0}}))
+    rows = Plan(read(**given, **{"given.latent-robot": str(tmp_path / "latent")}), 3, tmp_path).rows()
+    assert rows[0]["probe_pixels_r2"] == 0.5 and "psnr" not in rows[0]

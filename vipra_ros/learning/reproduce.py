@@ -235,11 +235,12 @@ class Plan:
         return made
 
     def _probe(self, row: Row) -> dict[str, float]:
-        """Linear probes of the latent actions of a row, R^2."""
+        """Linear probes of the latent actions of a row, R^2; none where only the pre-training behind them is given."""
         known = presets.read_variant(row.variant)
         if "pretrain" not in known:
             return {}
-        figures = json.loads((self._result(_latent(row, known)[0]) / "health.json").read_text())["figures"]
+        path = self._result(_latent(row, known)[0]) / "health.json"
+        figures = json.loads(path.read_text())["figures"] if path.exists() else {}
         return {k: v for k, v in figures.items() if k.startswith("probe_")}
 
 
