@@ -13,6 +13,7 @@ import torch
 
 from vipra_ros.config import ConfigError, build
 from vipra_ros.data.clips import Item
+from vipra_ros.data.import_videos import VideoSettings, import_videos
 from vipra_ros.learning import footage, label, latent, latent_health
 from vipra_ros.learning.footage import open_footage
 from vipra_ros.learning.loop import Interrupted
@@ -262,6 +263,23 @@ def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):
         label.label(videos, trained, tmp_path / "one", stride=2, videos_per_shard=4)
     with pytest.raises(ConfigError, match="run vipra train latent first"):
         label.label(videos, tmp_path, tmp_path / "three")
+
+
+def test_a_data_set_is_labelled_in_whole_and_of_videos_what_can_be_read(videos, trained, tmp_path, capsys):
+    shutil.copytree(videos, tmp_path / "videos")
+    made = import_videos([videos], tmp_path / "set", VideoSettings(size=32), instruction="go").video_of("front", 0)[0]
+    (tmp_path / "videos" / "1.mp4").write_bytes(b"no video")
+    label.label(tmp_path / "videos", trained, tmp_path / "some")
+    assert pq.read_table(tmp_path / "some" / "labels-00000.parquet").num_rows == 5 * LENGTH
+    assert "1.mp4 is left out" in capsys.readouterr().err
+    whole = made.read_bytes()
+    made.write_bytes(b"no video")
+    with pytest.raises(ConfigError, match=f"{made.name} cannot be read: .*run the same command again, it goes on"):
+        label.label(tmp_path / "set", trained, tmp_path / "all")
+    assert not list((tmp_path / "all").glob("*.parquet")), "a shard that is there is not made again"
+    made.write_bytes(whole)
+    label.label(tmp_path / "set", trained, tmp_path / "all")
+    assert pq.read_table(tmp_path / "all" / "labels-00000.parquet").num_rows == 6 * LENGTH
 
 
 def test_latents_without_their_weights_promise_no_labels(videos, trained, tmp_path):
