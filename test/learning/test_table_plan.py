@@ -55,3 +55,13 @@ def test_a_given_pre_training_leaves_the_probes_of_its_latent_actions_out(tmp_pa
     (tmp_path / "latent" / "health.json").write_text(json.dumps({"figures": {"probe_pixels_r2": 0.5, "psnr": 30.0}}))
     rows = Plan(read(**given, **{"given.latent-robot": str(tmp_path / "latent")}), 3, tmp_path).rows()
     assert rows[0]["probe_pixels_r2"] == 0.5 and "psnr" not in rows[0]
+
+
+def test_demonstrations_and_evaluations_do_not_share_starts_however_many_there_are(tmp_path):
+    many = {"tables": {1: [{"variant": "scratch_fm", "demos": 2000}]}}
+    with pytest.raises(ConfigError, match="demo_seed = 0 and eval_seed = 1000: .*further apart"):
+        read(**many)
+    assert Plan(read(**many, eval_seed=2200), 1, tmp_path).steps["demos"].settings[1:] == [2200, 0]
+    read(demo_seed=890)  # 100 demonstrations and ten that are held out, seeds 890 to 999
+    with pytest.raises(ConfigError, match="further apart"):
+        read(demo_seed=891)

@@ -38,9 +38,7 @@ class Plan:
         #: (row, seed) -> name of its evaluation
         self.evaluations: list[tuple[Row, int, str]] = []
         rows = config.rows(table)
-        most = config.most_demos
-        # One episode more per task than is trained on: fine-tuning holds one out.
-        self._episodes("demos", most + max(1, round(0.1 * most)), config.demo_seed)
+        self._episodes("demos", config.demonstrations, config.demo_seed)
         self._episodes("videos", config.videos, config.video_seed)
         self._train("vq", "vq", {}, "videos")
         if any(row.videos != "robot" for row in rows):
