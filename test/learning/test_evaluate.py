@@ -3,6 +3,7 @@
 import json
 import math
 
+import chores
 import numpy as np
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import evaluate, results, stepped_lane
 from vipra_ros.learning.results import EpisodeRecord
-from vipra_ros.sim import tasks
+from vipra_ros.sim import collect, tasks
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,16 @@ def test_unknown_names_are_refused(micro_checkpoint):
         evaluate.main(micro_checkpoint, "push", latency=-0.1)
     with pytest.raises(ConfigError, match="no folder and none of the shipped models"):
         evaluate.main("models/none-such", "push")
+
+
+def test_a_worker_that_dies_ends_the_run(micro_checkpoint, tmp_path, monkeypatch):
+    for module in (evaluate, collect):
+        monkeypatch.setattr(module, "_begin", chores.begin)
+        monkeypatch.setattr(module, "_work", chores.die)
+    with pytest.raises(ConfigError, match="one of 2 worker processes died, .*fewer workers"):
+        evaluate.main(micro_checkpoint, "reach", episodes=2, workers=2, latency=0.1, quiet=True)
+    with pytest.raises(ConfigError, match="one of 2 worker processes died"):
+        collect.collect(tmp_path, ("reach",), 2, workers=2)
 
 
 def record(colour, acted_on, success=False, **more):
