@@ -140,6 +140,13 @@ def test_footage_is_decoded_once_and_goes_on(videos, tmp_path, capsys):
     write_video(tmp_path / "more" / "good.mp4", 0, length=5)
     assert len(open_footage([tmp_path / "more"], tmp_path / "other", 32, 15.0).images) == 5
     assert "bad.mp4 is left out" in capsys.readouterr().err
+    open_footage([tmp_path / "more"], tmp_path / "other", 32, 15.0)
+    assert f"left out before: bad.mp4 (1); to try again, delete {tmp_path / 'other'}" in capsys.readouterr().err
+    (tmp_path / "more" / "good.mp4").unlink()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no video could be read; see the messages above"):
+            open_footage([tmp_path / "more"], tmp_path / "none", 32, 15.0)
+        assert "bad.mp4 is left out" in capsys.readouterr().err
 
 
 def test_videos_of_several_sources_may_have_the_same_names(tmp_path, capsys):

@@ -127,6 +127,9 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identity: st
     if known["identity"] != identity:
         raise ConfigError(f"{folder} holds frames of other videos or another size; delete it to make them again")
     shots = [Shot(*s) for s in known["shots"]]
+    if before := known.get("left_out"):
+        print(f"[footage] left out before: {', '.join(before[:5])}{' ...' if len(before) > 5 else ''} ({len(before)}); "
+              f"to try again, delete {folder}", file=sys.stderr)
     done = set(known.get("left_out", [])) | {s.name for s in shots}
     total = sum(s.count for s in shots)
     with data.open("r+b" if data.exists() else "w+b") as file:
@@ -154,7 +157,8 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identity: st
             total += count
             if len(shots) % 50 == 0:
                 _note(file, note, known, shots)
-        _note(file, note, known, shots)
+        if shots:  # where there is none, the next run tries all of them again
+            _note(file, note, known, shots)
     return shots
 
 
