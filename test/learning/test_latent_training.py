@@ -149,6 +149,27 @@ def test_footage_is_decoded_once_and_goes_on(videos, tmp_path, capsys):
         assert "bad.mp4 is left out" in capsys.readouterr().err
 
 
+def test_frames_of_other_data_of_the_same_names_are_refused(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    for source, instruction, other in (("videos", "", ""), ("set", "go", "stay")):
+        if instruction:
+            import_videos([videos], tmp_path / source, VideoSettings(size=32), instruction=instruction)
+        before = open_footage([tmp_path / source], tmp_path / f"{source}-frames", 32, 15.0)
+        assert open_footage([tmp_path / source], tmp_path / f"{source}-frames", 32, 15.0).identity == before.identity
+        if instruction:
+            shutil.rmtree(tmp_path / source)
+            import_videos([videos], tmp_path / source, VideoSettings(size=32), instruction=other)
+        else:
+            write_video(tmp_path / source / "0.mp4", 9)
+        with pytest.raises(ConfigError, match="frames of other videos"):
+            open_footage([tmp_path / source], tmp_path / f"{source}-frames", 32, 15.0)
+    note = tmp_path / "set-frames" / "frames.json"
+    known = json.loads(note.read_text())
+    known["identity"] = json.dumps(json.loads(known["identity"])[:5])  # as earlier versions left it
+    note.write_text(json.dumps(known))
+    assert open_footage([tmp_path / "set"], tmp_path / "set-frames", 32, 15.0).identity == known["identity"]
+
+
 def test_videos_of_several_sources_may_have_the_same_names(tmp_path, capsys):
     for source, brightness in (("a", 0), ("b", 9)):
         (tmp_path / source / "videos").mkdir(parents=True)

@@ -66,6 +66,10 @@ def test_convolutional_quantiser_resumes_identically(many, tmp_path, monkeypatch
     with pytest.raises(Interrupted):
         vq.train(many, tmp_path / "cut", config)
     monkeypatch.setattr(vq, "run", original)
+    other = StandIn(episodes=40, length=4)
+    other.episodes[0].task = "another task"
+    with pytest.raises(ConfigError, match="other data"):
+        vq.train(other, tmp_path / "cut", config)
     vq.train(many, tmp_path / "cut", config)
     for name in ("whole", "cut"):
         assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 31
