@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import chores
 import numpy as np
@@ -84,6 +85,16 @@ def test_the_same_seed_gives_the_same_episode(micro_checkpoint):
     lane = stepped_lane.FastLane(job)
     a, b = lane.episode("reach", 3), lane.episode("reach", 3)
     assert np.array_equal(a.commanded, b.commanded) and a.row() == b.row()
+
+
+@pytest.mark.parametrize("rate", [15.0, 25.0, 30.0])
+def test_commands_are_on_one_grid_whatever_the_rate_of_the_policy(micro_checkpoint, tmp_path, rate):
+    folder = shutil.copytree(micro_checkpoint, tmp_path / "policy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rate": rate}))
+    lane = stepped_lane.FastLane(stepped_lane.Job(str(folder), "async", 1, 0.1, seconds=0.8))
+    record = lane.episode("reach", 3)
+    assert len(record.commanded) == pytest.approx(results.JERK_RATE * record.seconds, abs=2)
 
 
 @pytest.mark.parametrize("decoder", ["flow", "discrete"])
