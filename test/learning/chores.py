@@ -1,6 +1,7 @@
-"""Five steps for the tests of worklists, in a module that a spawned process can import."""
+"""Five steps for the tests of worklists, and workers that die, in a module that a spawned process can import."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -28,3 +29,11 @@ def listed(folder: Path, seconds: float = 0.0) -> Worklist:
 def do(folder: Path, seconds: float) -> None:
     worklist.PAUSE = 0.05
     listed(folder, seconds).run(lambda step: None)
+
+
+def begin(*_) -> None:
+    pass
+
+
+def die(_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 
+import chores
 import numpy as np
 import pytest
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.console import Console
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import evaluate, results, stepped_lane
 from vipra_ros.learning.results import EpisodeRecord
-from vipra_ros.sim import tasks
+from vipra_ros.sim import collect, tasks
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,16 @@ def test_the_same_seed_gives_the_same_episode(micro_checkpoint):
     assert np.array_equal(a.commanded, b.commanded) and a.row() == b.row()
 
 
+@pytest.mark.parametrize("rate", [15.0, 25.0, 30.0])
+def test_commands_are_on_one_grid_whatever_the_rate_of_the_policy(micro_checkpoint, tmp_path, rate):
+    folder = shutil.copytree(micro_checkpoint, tmp_path / "policy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rate": rate}))
+    lane = stepped_lane.FastLane(stepped_lane.Job(str(folder), "async", 1, 0.1, seconds=0.8))
+    record = lane.episode("reach", 3)
+    assert len(record.commanded) == pytest.approx(results.JERK_RATE * record.seconds, abs=2)
+
+
 @pytest.mark.parametrize("decoder", ["flow", "discrete"])
 def test_episodes_stepped_together_are_those_stepped_alone(micro_checkpoint, discrete_folder, decoder):
     folder = str(discrete_folder if decoder == "discrete" else micro_checkpoint)
@@ -116,6 +128,16 @@ def test_unknown_names_are_refused(micro_checkpoint):
         evaluate.main(micro_checkpoint, "push", latency=-0.1)
     with pytest.raises(ConfigError, match="no folder and none of the shipped models"):
         evaluate.main("models/none-such", "push")
+
+
+def test_a_worker_that_dies_ends_the_run(micro_checkpoint, tmp_path, monkeypatch):
+    for module in (evaluate, collect):
+        monkeypatch.setattr(module, "_begin", chores.begin)
+        monkeypatch.setattr(module, "_work", chores.die)
+    with pytest.raises(ConfigError, match="one of 2 worker processes died, .*fewer workers"):
+        evaluate.main(micro_checkpoint, "reach", episodes=2, workers=2, latency=0.1, quiet=True)
+    with pytest.raises(ConfigError, match="one of 2 worker processes died"):
+        collect.collect(tmp_path, ("reach",), 2, workers=2)
 
 
 def record(colour, acted_on, success=False, **more):

@@ -13,6 +13,7 @@ import torch
 
 from vipra_ros.config import ConfigError, build
 from vipra_ros.data.clips import Item
+from vipra_ros.data.import_videos import VideoSettings, import_videos
 from vipra_ros.learning import footage, label, latent, latent_health
 from vipra_ros.learning.footage import open_footage
 from vipra_ros.learning.loop import Interrupted
@@ -139,6 +140,34 @@ def test_footage_is_decoded_once_and_goes_on(videos, tmp_path, capsys):
     write_video(tmp_path / "more" / "good.mp4", 0, length=5)
     assert len(open_footage([tmp_path / "more"], tmp_path / "other", 32, 15.0).images) == 5
     assert "bad.mp4 is left out" in capsys.readouterr().err
+    open_footage([tmp_path / "more"], tmp_path / "other", 32, 15.0)
+    assert f"left out before: bad.mp4 (1); to try again, delete {tmp_path / 'other'}" in capsys.readouterr().err
+    (tmp_path / "more" / "good.mp4").unlink()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no video could be read; see the messages above"):
+            open_footage([tmp_path / "more"], tmp_path / "none", 32, 15.0)
+        assert "bad.mp4 is left out" in capsys.readouterr().err
+
+
+def test_frames_of_other_data_of_the_same_names_are_refused(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    for source, instruction, other in (("videos", "", ""), ("set", "go", "stay")):
+        if instruction:
+            import_videos([videos], tmp_path / source, VideoSettings(size=32), instruction=instruction)
+        before = open_footage([tmp_path / source], tmp_path / f"{source}-frames", 32, 15.0)
+        assert open_footage([tmp_path / source], tmp_path / f"{source}-frames", 32, 15.0).identity == before.identity
+        if instruction:
+            shutil.rmtree(tmp_path / source)
+            import_videos([videos], tmp_path / source, VideoSettings(size=32), instruction=other)
+        else:
+            write_video(tmp_path / source / "0.mp4", 9)
+        with pytest.raises(ConfigError, match="frames of other videos"):
+            open_footage([tmp_path / source], tmp_path / f"{source}-frames", 32, 15.0)
+    note = tmp_path / "set-frames" / "frames.json"
+    known = json.loads(note.read_text())
+    known["identity"] = json.dumps(json.loads(known["identity"])[:5])  # as earlier versions left it
+    note.write_text(json.dumps(known))
+    assert open_footage([tmp_path / "set"], tmp_path / "set-frames", 32, 15.0).identity == known["identity"]
 
 
 def test_videos_of_several_sources_may_have_the_same_names(tmp_path, capsys):
@@ -262,6 +291,23 @@ def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):
         label.label(videos, trained, tmp_path / "one", stride=2, videos_per_shard=4)
     with pytest.raises(ConfigError, match="run vipra train latent first"):
         label.label(videos, tmp_path, tmp_path / "three")
+
+
+def test_a_data_set_is_labelled_in_whole_and_of_videos_what_can_be_read(videos, trained, tmp_path, capsys):
+    shutil.copytree(videos, tmp_path / "videos")
+    made = import_videos([videos], tmp_path / "set", VideoSettings(size=32), instruction="go").video_of("front", 0)[0]
+    (tmp_path / "videos" / "1.mp4").write_bytes(b"no video")
+    label.label(tmp_path / "videos", trained, tmp_path / "some")
+    assert pq.read_table(tmp_path / "some" / "labels-00000.parquet").num_rows == 5 * LENGTH
+    assert "1.mp4 is left out" in capsys.readouterr().err
+    whole = made.read_bytes()
+    made.write_bytes(b"no video")
+    with pytest.raises(ConfigError, match=f"{made.name} cannot be read: .*run the same command again, it goes on"):
+        label.label(tmp_path / "set", trained, tmp_path / "all")
+    assert not list((tmp_path / "all").glob("*.parquet")), "a shard that is there is not made again"
+    made.write_bytes(whole)
+    label.label(tmp_path / "set", trained, tmp_path / "all")
+    assert pq.read_table(tmp_path / "all" / "labels-00000.parquet").num_rows == 6 * LENGTH
 
 
 def test_latents_without_their_weights_promise_no_labels(videos, trained, tmp_path):

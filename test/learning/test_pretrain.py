@@ -154,7 +154,7 @@ def test_pretraining_begins_at_labelled_frames(data, tmp_path, pretrained, monke
     table = pq.read_table(folder / "labels-00000.parquet")
     third = table.filter([i % 3 == 0 for i in table["frame_index"].to_pylist()])
     pq.write_table(third, folder / "labels-00000.parquet")
-    with pytest.raises(ConfigError, match="frames have no label"):
+    with pytest.raises(ConfigError, match="frames have no label; delete labels-00000.parquet and run `vipra label`"):
         pretrain.read_labels(folder, data)
     (folder / "labels.json").write_text(json.dumps(json.loads((folder / "labels.json").read_text()) | {"every": 3}))
     jobs = []
@@ -177,7 +177,7 @@ def test_labels_that_do_not_fit_are_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="codebook has 2"):
         pretrain.read_labels(tmp_path / "a", data)
     (tmp_path / "a" / "labels-00000.parquet").unlink()
-    with pytest.raises(ConfigError, match="have no label"):
+    with pytest.raises(ConfigError, match="have no label; run `vipra label` again"):
         pretrain.read_labels(tmp_path / "a", data)
     assert np.isclose(pretrain.guess(np.array([0, 0, 1]), np.array([0]), 2), -np.log(3 / 5))
 

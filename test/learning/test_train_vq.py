@@ -66,6 +66,10 @@ def test_convolutional_quantiser_resumes_identically(many, tmp_path, monkeypatch
     with pytest.raises(Interrupted):
         vq.train(many, tmp_path / "cut", config)
     monkeypatch.setattr(vq, "run", original)
+    other = StandIn(episodes=40, length=4)
+    other.episodes[0].task = "another task"
+    with pytest.raises(ConfigError, match="other data"):
+        vq.train(other, tmp_path / "cut", config)
     vq.train(many, tmp_path / "cut", config)
     for name in ("whole", "cut"):
         assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 31
@@ -77,6 +81,16 @@ def test_patch_quantiser_is_fitted_in_closed_form(many, tmp_path):
     error, images = squared_error(tmp_path, many)
     assert error < 0.3 * ((images - np.median(images, axis=0)) ** 2).mean()
     assert vq.load_vq(tmp_path).config.codes_per_frame == 16
+
+
+def test_pictures_of_another_size_are_cut_and_scaled(tmp_path):
+    wide = StandIn(episodes=20, length=4)
+    wide._images = np.pad(wide._images.repeat(2, 1).repeat(2, 2), ((0, 0), (0, 0), (8, 8), (0, 0)))
+    vq.train(wide, tmp_path, training(MODEL | dict(kind="patch", patch=4, code_dim=12)))
+    plain = StandIn(episodes=20, length=4)
+    error, images = squared_error(tmp_path, plain)
+    assert error < 0.3 * ((images - np.median(images, axis=0)) ** 2).mean()
+    assert np.array_equal(vq.read_frames(wide, training(MODEL))[0], vq.read_frames(plain, training(MODEL))[0])
 
 
 def test_blob_shift_measures_pixels():

@@ -80,3 +80,28 @@ def test_other_settings_are_refused_before_anything_is_done(tmp_path):
     work.add(Step("more", 1.0, [], lambda: pytest.fail("began")))
     with pytest.raises(ConfigError, match="policy was done with other settings"):
         work.run(lambda step: None)
+
+
+def test_what_was_begun_goes_on_with_the_same_settings_only(tmp_path):
+    def broken():
+        raise KeyboardInterrupt
+
+    def work(settings, do):
+        made = Worklist(tmp_path)
+        made.add(Step("demos", 1.0, settings, do))
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        work(["reach", 20], broken).run(lambda step: None)
+    with pytest.raises(ConfigError, match="demos.begun: demos was begun with other settings; delete"):
+        work(["reach", 10], lambda: pytest.fail("began")).run(lambda step: None)
+    work(["reach", 20], lambda: None).run(lambda step: None)
+    assert work([], broken).done("demos") and not (tmp_path / "demos.begun").exists()
+
+
+def test_a_step_begun_with_other_settings_meanwhile_is_refused(tmp_path):
+    work = Worklist(tmp_path)
+    work.add(Step("first", 1.0, [], lambda: (tmp_path / "second.begun").write_text('{"settings": [1]}')))
+    work.add(Step("second", 1.0, [2], lambda: pytest.fail("began"), ("first",)))
+    with pytest.raises(ConfigError, match="second was begun with other settings"):
+        work.run(lambda step: None)

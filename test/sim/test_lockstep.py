@@ -80,6 +80,14 @@ def test_thinking_time_is_charged(lane):
     assert late.status.late > 0 and late.success
 
 
+@pytest.mark.parametrize("fps, ticks", [(10.0, 6), (15.0, 4), (30.0, 2), (60.0, 1)])
+def test_the_executor_passes_at_its_own_rate_whatever_that_of_the_frames(fps, ticks):
+    lane = Lane(cameras=(), fps=fps)
+    assert lane.ticks == ticks
+    outcome = lane.run(tasks.sample_start("reach", 5), collect.Demonstrator(lane, 5, varied=False), seconds=0.5)
+    assert np.allclose(np.diff(outcome.time), 1 / 60) and outcome.speed.shape == outcome.commanded.shape
+
+
 def test_an_episode_on_disk_is_what_happened(tmp_path):
     own = Lane(cameras=("front",))
     own.eyes = Eyes(own.world.model, 64)

@@ -6,9 +6,11 @@ import collections
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
+
+from vipra_ros.config import ConfigError
 
 Job = tuple[Any, ...]
 
@@ -47,6 +49,23 @@ def results(work: Callable, jobs: Iterable[Job], workers: int) -> Iterator[tuple
                     yield again, _alone(work, again)
                 waiting.clear()
                 pool = _pool(workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def each(work: Callable, jobs: Sequence, workers: int, begin: Callable, given: tuple, at_once: int = 1) -> Iterator:
+    """`work(job)` of every job in order, in processes that each began with `begin(*given)`.
+
+    Raises:
+        ConfigError: one of them died, and with it what it was at; a multiprocessing.Pool would wait for that for ever.
+    """
+    # Not fork: as below, and the children would share torch's threads and the GL context.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, given)
+    try:
+        yield from pool.map(work, jobs, chunksize=at_once)
+    except BrokenExecutor:
+        raise ConfigError(f"one of {workers} worker processes died, of too little memory or of what stands above; "
+                          "start again with fewer workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -6,13 +6,13 @@ Two lanes, one record per episode (`results.py`). The fast one runs in this proc
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
+from vipra_ros.data.workers import each
 from vipra_ros.learning import results
 from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.learning.stepped_lane import FastLane, Job, load, measure_latency
@@ -69,7 +69,7 @@ def main(
         The figures of `results.summarise`; for "all" the total, with one entry per task under "tasks".
 
     Raises:
-        ConfigError: unknown task, mode or checkpoint; no such device or weights.
+        ConfigError: unknown task, mode or checkpoint; no such device or weights; a worker died.
     """
     if task != "all" and task not in tasks.TASKS:
         raise ConfigError(f"task {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}, all")
@@ -141,9 +141,8 @@ def _fast(
               together=together)
     parts = [todo[i : i + together] for i in range(0, len(todo), together)]
     if workers > 1:
-        # spawn: a forked child would share torch's threads and the GL context
-        with multiprocessing.get_context("spawn").Pool(workers, _begin, (job,)) as pool:
-            records = list(_watched(chain.from_iterable(pool.imap(_work, parts)), len(todo), quiet))
+        made = each(_work, parts, workers, _begin, (job,))
+        records = list(_watched(chain.from_iterable(made), len(todo), quiet))
     else:
         lane = FastLane(job)
         records = list(_watched(chain.from_iterable(map(lane.episodes, parts)), len(todo), quiet))

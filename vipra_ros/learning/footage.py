@@ -21,6 +21,7 @@ from torch import Tensor
 from vipra_ros.config import ConfigError
 from vipra_ros.data.clips import Item, find_videos, grid_frames, square
 from vipra_ros.data.dataset import Dataset
+from vipra_ros.learning.tokenise import fingerprint
 from vipra_ros.whole_file import write_whole
 
 _STATE = "observation.state"
@@ -95,9 +96,11 @@ def open_footage(
     listed = [entry for number, source in enumerate(map(Path, sources))
               for entry in _items(source, cameras, f"{number}:" * (len(sources) > 1))]
     order = np.random.default_rng(seed).permutation(len(listed)) if most else np.arange(len(listed))
-    identity = json.dumps([size, fps, most, seed if most else 0, [i.name for i, _, _ in listed]])
+    about = [size, fps, most, seed if most else 0, [i.name for i, _, _ in listed]]
     folder.mkdir(parents=True, exist_ok=True)
-    shots = _decode([listed[i] for i in order], folder, size, fps, most, identity)
+    # Folders of earlier versions say names alone.
+    identities = [json.dumps([*about, _data(listed)]), json.dumps(about)]
+    shots, identity = _decode([listed[i] for i in order], folder, size, fps, most, identities)
     if not shots:
         raise ConfigError(f"{', '.join(map(str, sources))}: no video could be read; see the messages above")
     total = shots[-1].first + shots[-1].count
@@ -119,14 +122,27 @@ def _items(source: Path, cameras: Sequence[str], before: str):
         yield item._replace(name=before + item.name), before + group, d
 
 
-def _decode(listed, folder: Path, size: int, fps: float, most: int, identity: str) -> list[Shot]:
+def _data(listed) -> list:
+    """What changes when data sets or files of the same names are others."""
+    sets = {id(d): d for _, _, d in listed if d is not None}
+    files = [item.path.stat() for item, _, d in listed if d is None]
+    return [*map(fingerprint, sets.values()), *([f.st_size, f.st_mtime_ns] for f in files)]
+
+
+def _decode(listed, folder: Path, size: int, fps: float, most: int, identities: list[str]) -> tuple[list[Shot], str]:
+    """All videos, and which of the `identities` the folder has; a new one gets the first."""
     import av
 
     data, note = folder / "frames.u8", folder / "frames.json"
-    known = json.loads(note.read_text()) if note.exists() and data.exists() else {"identity": identity, "shots": []}
-    if known["identity"] != identity:
+    known = {"identity": identities[0], "shots": []}
+    if note.exists() and data.exists():
+        known = json.loads(note.read_text())
+    if known["identity"] not in identities:
         raise ConfigError(f"{folder} holds frames of other videos or another size; delete it to make them again")
     shots = [Shot(*s) for s in known["shots"]]
+    if before := known.get("left_out"):
+        print(f"[footage] left out before: {', '.join(before[:5])}{' ...' if len(before) > 5 else ''} ({len(before)}); "
+              f"to try again, delete {folder}", file=sys.stderr)
     done = set(known.get("left_out", [])) | {s.name for s in shots}
     total = sum(s.count for s in shots)
     with data.open("r+b" if data.exists() else "w+b") as file:
@@ -154,8 +170,9 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identity: st
             total += count
             if len(shots) % 50 == 0:
                 _note(file, note, known, shots)
-        _note(file, note, known, shots)
-    return shots
+        if shots:  # where there is none, the next run tries all of them again
+            _note(file, note, known, shots)
+    return shots, known["identity"]
 
 
 def _note(file, note: Path, known: dict, shots: list[Shot]) -> None:

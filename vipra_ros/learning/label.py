@@ -134,7 +134,8 @@ def label(
         ray: address of a Ray cluster that does the work instead, a shard at a time, on its GPUs if it has any.
 
     Raises:
-        ConfigError: no latent actions there, `out` has labels of other ones or of another source, or a shard is lost.
+        ConfigError: no latent actions there, `out` has labels of other ones or of another source, a video of a data
+            set cannot be read, or a shard is lost.
     """
     source, latent, out = Path(source), Path(latent), Path(out)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
@@ -228,7 +229,11 @@ def _shard(work: _Work, number: int, advance: Callable[[], None] = lambda: None)
 
 def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: int,
            every: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of a video and where they lead to; a file that cannot be read is named and gives none."""
+    """Codes of a video and where they lead to; a file that cannot be read is named and gives none.
+
+    Raises:
+        ConfigError: it is of a data set (`rate`), whose frames all need labels.
+    """
     import av
 
     read = 0
@@ -246,6 +251,9 @@ def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: i
         codes = codes_of(model, pictures(fps), step, every=every)
         return codes, future(read, step, every=every)
     except (OSError, av.error.FFmpegError, IndexError) as error:
+        if rate:
+            raise ConfigError(f"{item.path} cannot be read: {error}; restore it, then run the same command again, it "
+                              "goes on") from None
         print(f"[label] {item.path} is left out: {error}", file=sys.stderr)
         return np.zeros((0, STEPS * model.config.codes_per_step), np.int8), np.zeros(0, np.int64)
 

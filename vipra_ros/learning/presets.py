@@ -29,10 +29,21 @@ def read(cls: type[T], preset: str | Path, job: str, overrides: dict[str, Any]) 
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"override {key}: {part} is a value, not a table")
-        if parts == ["loop"] and last in EXCLUSIVE and EXCLUSIVE[last] not in {k.split(".")[-1] for k in overrides}:
+        if parts[-1:] == ["loop"] and last in EXCLUSIVE and ".".join([*parts, EXCLUSIVE[last]]) not in overrides:
             table.pop(EXCLUSIVE[last], None)
         table[last] = value
     return build(cls, values, source=str(path))
+
+
+def dotted(table: dict[str, Any]) -> dict[str, Any]:
+    """`table` with dotted keys alone, as overrides are. What is nested came on top of a dotted key: --set nests."""
+    nested = {f"{key}.{name}": value for key, inner in table.items() if isinstance(inner, dict)
+              for name, value in dotted(inner).items()}
+    made = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    for name, other in EXCLUSIVE.items():
+        if f"loop.{name}" in nested and f"loop.{other}" not in nested:
+            made.pop(f"loop.{other}", None)
+    return made | nested
 
 
 def completed(cls: type, kept: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

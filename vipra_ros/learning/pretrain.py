@@ -110,9 +110,13 @@ def read_labels(folder: str | Path, dataset) -> Labels:
         latents[first + frame] = codes.reshape(-1, steps, width)
         future[first + frame] = first + np.clip(ahead, 0, last - 1)
     wanted = np.concatenate([np.arange(e.start, e.start + e.length, head.get("every", 1)) for e in dataset.episodes])
-    missing = int((future[wanted] < 0).sum())
-    if missing:
-        raise ConfigError(f"{folder}: {missing} of {len(wanted)} frames have no label; run `vipra label` again")
+    missing = wanted[future[wanted] < 0]
+    if len(missing):
+        place = next(i for i, e in enumerate(dataset.episodes) if e.start <= missing[0] < e.start + e.length)
+        shard = folder / f"labels-{place // head.get('videos_per_shard', 50):05d}.parquet"
+        again = f"delete {shard.name} and " if shard.exists() else ""  # a shard that is there is not made again
+        raise ConfigError(f"{folder}: {len(missing)} of {len(wanted)} frames have no label; {again}run `vipra label` "
+                          "again")
     if latents.min() < 0 or latents.max() >= head["codebook"]:
         raise ConfigError(f"{folder}: codes reach {latents.max()}, the codebook has {head['codebook']}; label again")
     return Labels(latents, future, head)

@@ -38,9 +38,7 @@ class Plan:
         #: (row, seed) -> name of its evaluation
         self.evaluations: list[tuple[Row, int, str]] = []
         rows = config.rows(table)
-        most = config.most_demos
-        # One episode more per task than is trained on: fine-tuning holds one out.
-        self._episodes("demos", most + max(1, round(0.1 * most)), config.demo_seed)
+        self._episodes("demos", config.demonstrations, config.demo_seed)
         self._episodes("videos", config.videos, config.video_seed)
         self._train("vq", "vq", {}, "videos")
         if any(row.videos != "robot" for row in rows):
@@ -235,11 +233,12 @@ class Plan:
         return made
 
     def _probe(self, row: Row) -> dict[str, float]:
-        """Linear probes of the latent actions of a row, R^2."""
+        """Linear probes of the latent actions of a row, R^2; none where only the pre-training behind them is given."""
         known = presets.read_variant(row.variant)
         if "pretrain" not in known:
             return {}
-        figures = json.loads((self._result(_latent(row, known)[0]) / "health.json").read_text())["figures"]
+        path = self._result(_latent(row, known)[0]) / "health.json"
+        figures = json.loads(path.read_text())["figures"] if path.exists() else {}
         return {k: v for k, v in figures.items() if k.startswith("probe_")}
 
 

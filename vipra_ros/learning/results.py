@@ -17,7 +17,7 @@ from rich.table import Table
 
 from vipra_ros.learning import metrics
 
-#: Hz, grid on which jerk is computed in both lanes: the executor's passes in the stepped world.
+#: Hz, grid on which jerk is computed in both lanes: the executor's passes in the stepped world, at most rates.
 JERK_RATE = 60.0
 
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.learning import metrics
-from vipra_ros.learning.results import EpisodeRecord
+from vipra_ros.learning.results import JERK_RATE, EpisodeRecord
 from vipra_ros.policy.observation import Observation
 from vipra_ros.policy.scheduler import replan_steps
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
 
-#: s, passes of the executor in the stepped world; an arrival counts at the next one.
+#: s, passes of the executor in the stepped world at most rates; an arrival counts at the next one.
 TICK = 1 / 60
 #: Inferences timed before an evaluation; the slowest of few is near the 95th percentile of many.
 TIMED = 20
@@ -168,7 +168,10 @@ class _Run:
         if job.video:
             caption = f"{goal.instruction}: {'done' if outcome.success else 'not done'}"
             write_video(Path(job.video) / f"{goal.task}-{self.seed:06d}.mp4", self.pictures, self.lane.fps, caption)
-        arrival = math.ceil(job.latency / TICK - 1e-9) * TICK
+        tick, commanded = 1.0 / (self.lane.fps * self.lane.ticks), outcome.commanded
+        arrival = math.ceil(job.latency / tick - 1e-9) * tick
+        if abs(tick * JERK_RATE - 1.0) > 1e-9:
+            commanded = metrics.resample(outcome.time, commanded, outcome.speed, 1 / JERK_RATE)
         accepted = [
             (t, t + arrival, rows)
             for (t, rows), verdict in zip(self.decider.made, outcome.verdicts)
@@ -192,7 +195,7 @@ class _Run:
             stopped="; ".join(status.reasons) if status.state_text in ("HOLD", "FAULT") else "",
             latencies=[arrival] * len(accepted),
             boundaries=metrics.boundary_steps(accepted, period).tolist(),
-            commanded=outcome.commanded,
+            commanded=commanded,
         )
 
 

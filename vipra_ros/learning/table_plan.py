@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vipra_ros.config import ConfigError, build, param
+from vipra_ros.learning import presets
 
 VIDEOS = ("robot", "other", "both")
 #: The jobs that have presets of their own.
@@ -54,11 +55,14 @@ class Reproduction:
     eval_seconds: float = param(5.0, doc="expected work per evaluated episode, for the plan", unit="s", low=0.0)
 
     def __post_init__(self) -> None:
+        # A table would take the place of a whole one of the preset, the seed of the row in it.
+        object.__setattr__(self, "overrides", {job: presets.dotted(table) for job, table in self.overrides.items()})
         if missing := [job for job in JOBS if job not in self.presets]:
             raise ConfigError(f"reproduce: presets has no {missing[0]}; name a preset or a YAML file for it")
         if other := self.step_seconds.keys() - {*JOBS, "discrete"}:
             raise ConfigError(f"reproduce: step_seconds of {min(other)}; name {', '.join(JOBS)} or discrete")
-        used = {"demo_seed": 1000, "video_seed": self.videos, "other_seed": self.videos, "eval_seed": self.episodes}
+        used = {"demo_seed": self.demonstrations, "video_seed": self.videos, "other_seed": self.videos,
+                "eval_seed": self.episodes}
         spans = sorted((getattr(self, name), name, count) for name, count in used.items())
         for (first, name, count), (second, other, _) in zip(spans, spans[1:]):
             if first + count > second:
@@ -77,6 +81,8 @@ class Reproduction:
                 if str(k) == str(table) for r in v]
 
     @property
-    def most_demos(self) -> int:
-        """Demonstrations per task of the row with the most, of all tables: they share them."""
-        return max(row.demos for table in self.tables for row in self.rows(table))
+    def demonstrations(self) -> int:
+        """Collected per task, for the row with the most, of all tables: they share them. Some more than are trained on:
+        fine-tuning holds them out."""
+        most = max((row.demos for table in self.tables for row in self.rows(table)), default=0)
+        return most + max(1, round(0.1 * most))

@@ -22,9 +22,11 @@ from torch import Tensor
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.learning import presets
 from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
+from vipra_ros.learning.tokenise import fingerprint
 from vipra_ros.model.patch_vq import PatchVQ, make_quantiser
 from vipra_ros.model.vq import VQ, VQConfig
 from vipra_ros.model.weights_file import load_weights
+from vipra_ros.policy.pictures import resize
 
 #: Files that say of which kind the vq.safetensors beside them is, and their key that does.
 DESCRIBED = (("vq.json", "model"), ("pretrain.json", "vq"), ("config.json", "vq"))
@@ -51,15 +53,16 @@ class VQTraining:
 
 
 class VQJob:
-    """The quantiser's side of the loop. images uint8 (n, H, W, 3), camera int64 (n,)."""
+    """The quantiser's side of the loop. images uint8 (n, H, W, 3), camera int64 (n,); data: fingerprint of it."""
 
-    def __init__(self, config: VQTraining, images: np.ndarray, camera: np.ndarray, held: np.ndarray, out: Path):
+    def __init__(self, config: VQTraining, images: np.ndarray, camera: np.ndarray, held: np.ndarray, out: Path,
+                 data: str = ""):
         self.config, self.images, self.camera, self.held, self.out = config, images, camera, held, out
         torch.manual_seed(config.loop.seed)
         self.model = VQ(config.model).to(memory_format=torch.channels_last)
         self.model.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.hidden_matrices: list = []
-        self.identity = identity_of(config, str(images.shape))
+        self.identity = identity_of(config, str(images.shape), data)
         self.median = torch.stack(
             [
                 torch.from_numpy(np.median(images[camera == c][:: max(1, (camera == c).sum() // 300)], axis=0)).float()
@@ -207,13 +210,14 @@ def train(dataset, out: str | Path, config: str | Path | VQTraining = "tiny", **
         return out
     if config.model.kind == "vqgan":
         raise ConfigError("vq: kind = vqgan has no training here; its weights come from vipra import-lwm")
-    job = VQJob(config, images[keep], camera[keep], images[rest], out)
+    job = VQJob(config, images[keep], camera[keep], images[rest], out, fingerprint(opened))
     run(job, config.loop, out)
     return out
 
 
 def read_frames(dataset, config: VQTraining) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly picked frames uint8 (n, H, W, 3), camera by camera, and each one's camera index."""
+    """Evenly picked frames uint8 (n, S, S, 3), camera by camera, and each one's camera index; cut and scaled as the
+    policy does it with those of its cameras."""
     size, per_camera = config.model.image_size, config.frames // len(config.cameras)
     images, camera = [], []
     every = max(1, -(-len(dataset) // per_camera))
@@ -221,11 +225,7 @@ def read_frames(dataset, config: VQTraining) -> tuple[np.ndarray, np.ndarray]:
         for index, image in dataset.frames(name):
             if index % every:
                 continue
-            if image.shape != (size, size, 3):
-                raise ConfigError(
-                    f"{dataset.path}: camera {name} is {image.shape}; the quantiser wants {size} px squares"
-                )
-            images.append(image)
+            images.append(resize(image, size))
             camera.append(number)
     return np.stack(images), np.array(camera)
 

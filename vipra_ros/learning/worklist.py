@@ -1,7 +1,8 @@
 """Steps that build on each other, each done once, by one process or by several that share a folder.
 
-A finished step leaves FOLDER/NAME.json with the settings it was done with. One under way holds a lock on
-FOLDER/NAME.lock, which ends with its process, however that ends: another then takes the step over.
+A finished step leaves FOLDER/NAME.json with the settings it was done with, one that was begun FOLDER/NAME.begun. One
+under way holds a lock on FOLDER/NAME.lock, which ends with its process, however that ends: another then takes the step
+over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import presets, results
 from vipra_ros.machine import machine
-from vipra_ros.whole_file import in_whole
+from vipra_ros.whole_file import in_whole, write_whole
 
 #: s, between two looks at what other processes have finished.
 PAUSE = 2.0
@@ -87,7 +88,7 @@ class Worklist:
         """Do what is not done, the first possible step first, until all are, here or elsewhere; `after` each done here.
 
         Raises:
-            ConfigError: a step was done with other settings.
+            ConfigError: a step was done or begun with other settings.
         """
         for step in self.steps.values():
             self._check(step)
@@ -113,11 +114,15 @@ class Worklist:
                 if not mine or self.done(step.name):
                     continue
                 print(f"[reproduce] {step.name}", flush=True)
+                self._check(step)  # another process may have begun it since
+                begun = self.folder / f"{step.name}.begun"
+                write_whole(begun, json.dumps({"settings": step.settings}))
                 began = time.monotonic()
                 step.work()
                 minutes = (time.monotonic() - began) / 60
                 with in_whole(self._marker(step.name)) as marker:  # others take a marker that is there for done
                     results.write_json({"settings": step.settings, "minutes": minutes, "machine": machine()}, marker)
+                begun.unlink()
                 return step
         return None
 
@@ -125,6 +130,10 @@ class Worklist:
         marker = self._marker(step.name)
         if marker.exists() and not step.done_with(json.loads(marker.read_text())["settings"]):
             raise ConfigError(f"{marker}: {step.name} was done with other settings; give another folder")
+        begun = self.folder / f"{step.name}.begun"  # versions without it left none
+        if begun.exists() and not step.done_with(json.loads(begun.read_text())["settings"]):
+            raise ConfigError(f"{begun}: {step.name} was begun with other settings; delete this file and what the step "
+                              "has made so far, or give another folder")
 
     def _marker(self, name: str) -> Path:
         return self.folder / f"{name}.json"

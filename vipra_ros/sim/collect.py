@@ -6,7 +6,6 @@ episodes; `fci` goes through real franky and the simulated controller (`fci_lane
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from vipra_ros.control import kinematics
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.data import messages
 from vipra_ros.data.bag_writer import EpisodeWriter
+from vipra_ros.data.workers import each
 
 from . import expert, scene, tasks
 from .bodies import BODIES
@@ -158,7 +158,7 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
         task -> [successes, attempts] of this run.
 
     Raises:
-        ValueError: unknown task, lane or body, or a pair of them that does not go together.
+        ValueError: unknown task, lane or body, or a pair of them that does not go together; a worker died.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -178,9 +178,7 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
         from .fci_lane import run_jobs
         results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out, tuple(cameras))
     elif workers > 1:
-        # spawn: a forked child would share the parent's GL context
-        pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (out, tuple(cameras), after, body))
-        results = pool.imap_unordered(_work, jobs, chunksize=4)
+        results = each(_work, jobs, workers, _begin, (out, tuple(cameras), after, body), at_once=4)
     else:
         _begin(out, tuple(cameras), after, body)
         results = map(_work, jobs)

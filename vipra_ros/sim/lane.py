@@ -24,8 +24,8 @@ from .bodies import wear
 from .lockstep import LockstepWorld
 from .world import Eyes
 
-#: Passes of the executor per frame: 60 Hz at 15 frames per second.
-TICKS_PER_FRAME = 4
+#: Hz, passes of the executor; at a rate of frames that does not divide it, as near as whole passes per frame come.
+TICK_RATE = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Outcome:
     seconds: float = 0.0
     verdicts: list[str] = field(default_factory=list)
     decisions: int = 0
-    #: sampled at the tick rate: time, commanded and measured joints, (n,), (n, 7), (n, 7)
+    #: sampled at the ticks: time, commanded joints and their speed, measured joints, (n,), (n, 7), (n, 7), (n, 7)
     time: np.ndarray = field(default_factory=lambda: np.zeros(0))
     commanded: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
+    speed: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
     measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
     gripper: np.ndarray = field(default_factory=lambda: np.zeros(0))
     status: object = None
@@ -110,6 +111,7 @@ class Lane:
         self.profile = profile or load_profile("fr3")
         self.settings = settings or ExecutorSettings()
         self.fps, self.cameras, self._jpeg = fps, cameras, jpeg
+        self.ticks = max(1, round(TICK_RATE / fps))  # of a frame
         self.body = body
         self.world = LockstepWorld()
         wear(self.world.model, body)
@@ -171,16 +173,16 @@ class Lane:
                 outcome.decisions += 1
                 charged = latency() if callable(latency) else latency
                 arriving.append((now + charged, replace(chunk, stamp=now, chunk_id=outcome.decisions)))
-            for _ in range(TICKS_PER_FRAME):
+            for _ in range(self.ticks):
                 now = world.data.time
                 while arriving and arriving[0][0] <= now + 1e-9:
                     verdict = core.offer(arriving.pop(0)[1], now)
                     outcome.verdicts.append(str(verdict))
                 core.tick(now, self._state(core, q0))
                 reference = core.reference() or Reference.rest(now, q0)
-                world.advance(reference, period / TICKS_PER_FRAME)
+                world.advance(reference, period / self.ticks)
                 state = self._state(core, q0)
-                log.append((world.data.time, state.q_d, state.q, hand.opening))
+                log.append((world.data.time, state.q_d, state.dq_d, state.q, hand.opening))
                 if on_tick:
                     on_tick(world.data.time, state, state.q_d, state.dq_d, hand.opening)
                 judge.see(world.snapshot())
@@ -189,7 +191,7 @@ class Lane:
                 break
         outcome.success, outcome.time_to_success = judge.success, judge.success_time
         outcome.acted_on, outcome.seconds = judge.acted_on, world.data.time
-        outcome.time, outcome.commanded, outcome.measured, outcome.gripper = (np.array(c) for c in zip(*log))
+        outcome.time, outcome.commanded, outcome.speed, outcome.measured, outcome.gripper = map(np.array, zip(*log))
         outcome.status = core.status
         return outcome
 
