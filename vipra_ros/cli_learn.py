@@ -55,7 +55,7 @@ def _reproduce(a: argparse.Namespace) -> None:
 
 
 def _bench_flow(a: argparse.Namespace) -> None:
-    room("learning.flow_check:main")(a.flow, a.weights, a.size or (64, 128, 224), a.episodes, a.seed)
+    room("learning.flow_check:main")(a.flow, a.weights, a.size or (), a.episodes, a.seed)
 
 
 def _bench_memory(a: argparse.Namespace) -> None:

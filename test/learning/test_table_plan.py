@@ -65,3 +65,13 @@ def test_demonstrations_and_evaluations_do_not_share_starts_however_many_there_a
     read(demo_seed=890)  # 100 demonstrations and ten that are held out, seeds 890 to 999
     with pytest.raises(ConfigError, match="further apart"):
         read(demo_seed=891)
+
+
+def test_another_body_and_another_limit_are_settings_of_the_steps_they_change(tmp_path):
+    rows = {"tables": {2: [{"variant": "vipra_fm", "videos": "other"}]}}
+    plans = [Plan(read(**rows, **more), 2, tmp_path).steps for more in (
+        {}, {"other_videos": "/a"}, {"other_videos": "/b"}, {"seconds_limit": 5.0})]
+    latents = [steps["latent-other"].settings for steps in plans]
+    assert latents[0] == latents[3] != latents[1] != latents[2] != latents[0]
+    limits = [steps["eval-vipra_fm-other-25-0"].settings for steps in plans]
+    assert limits[0] == limits[1] and limits[3] == [*limits[0], 5.0]

@@ -26,8 +26,10 @@ def imagine(checkpoint: str | Path, dataset, out: str | Path, count: int = 6) ->
     codes that were imagined, and that already stand in the frame now.
 
     Raises:
-        ConfigError: no pre-trained model with a future frame, or the data set has no such camera.
+        ConfigError: no pre-trained model with a future frame, the data set has no such camera, or `out` is no PNG.
     """
+    if Path(out).suffix.lower() != ".png" or not Path(out).absolute().parent.is_dir():  # known before the work is done
+        raise ConfigError(f"{out} cannot be written; give a file that ends in .png in an existing folder")
     made, opened = Pretrained.load(checkpoint), open_dataset(dataset)
     c = made.config
     missing = [camera for camera in c.cameras if camera not in opened.cameras]

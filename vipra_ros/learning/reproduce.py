@@ -94,7 +94,7 @@ class Plan:
         name = f"{row.name}-{row.demos}-{seed}"
         trained = self._train(f"finetune-{name}", "finetune", changes, "demos", *([start] if start else []))
         count = c.episodes * len(c.tasks)
-        settings = [list(c.tasks), c.episodes, c.eval_seed, c.latency]
+        settings = [list(c.tasks), c.episodes, c.eval_seed, c.latency, *filter(None, [c.seconds_limit])]
         self.work.add(Step(f"eval-{name}", count * c.eval_seconds / 60, settings, lambda: self._evaluate(name),
                            (trained,)))
         self.evaluations.append((row, seed, name))
@@ -139,7 +139,9 @@ class Plan:
 
     def _said(self, *names: str) -> list[str]:
         """How the settings of a step name what it builds on."""
-        return [f"{name}: {self.config.given[name]}" if name in self.config.given else name for name in names]
+        c = self.config
+        brought = c.given | ({"other": c.other_videos} if c.other_videos else {})
+        return [f"{name}: {brought[name]}" if name in brought else name for name in names]
 
     def dataset(self, name: str) -> Path:
         """Folder of a data set by its name in the plan."""
