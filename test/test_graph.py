@@ -157,6 +157,15 @@ def test_ros_arguments(tmp_path):
     assert 'instruction:="say \\"2\\" \\\\ 3"' in p["policy"].ros_arguments()
 
 
+def test_a_parameter_file_wins_over_our_defaults_and_not_over_what_is_given(tmp_path):
+    params = tmp_path / "my.yaml"
+    params.write_text("executor: {ros__parameters: {sink: impedance}}\n/**: {ros__parameters: {use_sim_time: true}}")
+    found = by_name("teleop", params_file=str(params))
+    assert not {"sink", "use_sim_time"} & set(found["executor"].parameters)
+    assert by_name("teleop", params_file=str(params), sink="waypoints")["executor"].parameters["sink"] == "waypoints"
+    assert by_name("teleop")["executor"].parameters["sink"] == "velocity"
+
+
 @pytest.mark.parametrize("system, given, said", [
     ("policy", {"robto": "sim"}, "unknown argument 'robto'; known: robot"),
     ("sim", {"robot": "172.16.0.2"}, "unknown argument 'robot'"),

@@ -14,7 +14,7 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vipra_ros.config import ConfigError, share
+from vipra_ros.config import ConfigError, read_yaml, share
 from vipra_ros.policy import shipped
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
 from vipra_ros.policy.device import check_device
@@ -228,8 +228,10 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
     names += ["console"] * (values["console"] == "true")
     names += ["demonstrator"] * bool(values.get("expert"))
+    in_file = _parameters_in(values["params_file"])
     parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
-                         if {name, "*"} & set(a.node.split()) and values[a.name]} for name in names}
+                         if {name, "*"} & set(a.node.split()) and values[a.name]
+                         and not (a.name in in_file and values[a.name] == a.default)} for name in names}
     host = values["sim_host"] if simulated else values["robot"]
     armed = simulated if values["arm_on_start"] == "auto" else values["arm_on_start"] == "true"
     parameters["executor"] |= {"host": host, "arm_on_start": armed}
@@ -259,6 +261,13 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
                     params_file=values["params_file"], log_level=values["log_level"],
                     environment=environment(name, simulated))
             for name in names]
+
+
+def _parameters_in(path: str) -> set[str]:
+    """Names of the parameters that a ROS parameter file has, for whichever node: they win over our defaults."""
+    tables = (read_yaml(path) or {}).values() if path else ()
+    return {name for table in tables if isinstance(table, dict)
+            for name in (table.get("ros__parameters") or {})}
 
 
 def environment(executable: str, simulated: bool) -> dict[str, str]:

@@ -14,6 +14,7 @@ from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.data.convert import ConvertError, ConvertSettings, convert
 from vipra_ros.data.dataset import Dataset
 from vipra_ros.data.episode import load_episode
+from vipra_ros.data.relabel import relabel
 from vipra_ros.data.resample import Resampling
 
 META = {"instruction": "lift the blue cube", "task": "lift", "colour": "blue", "seed": 3, "success": True}
@@ -132,7 +133,9 @@ def test_resume_leaves_a_finished_conversion_of_the_same_bags(record, tmp_path):
     assert again.to_json() == report.to_json()
     with pytest.raises(ConvertError, match="exists; choose another"):
         run(tmp_path / "bags", out)
-    record("more", seconds=0.6)
+    with pytest.raises(ConvertError, match="or with other settings"):
+        run(tmp_path / "bags", out, resume=True, fps=7.0)
+    relabel(tmp_path / "bags" / "a", success=False)
     with pytest.raises(ConvertError, match="was made of other bags"):
         run(tmp_path / "bags", out, resume=True)
 
@@ -145,6 +148,8 @@ def test_results_are_kept_only_for_the_same_bag_and_settings(record, tmp_path):
     kept = (folder / "result.json").stat().st_mtime_ns
     assert convert_episode(bag, folder, settings) == first
     assert (folder / "result.json").stat().st_mtime_ns == kept
+    (folder / "result.json").write_text(json.dumps(first | {"status": "broken", "reason": "no space left"}))
+    assert convert_episode(bag, folder, settings)["status"] == "converted", "it may have been the disk"
     other = ConvertSettings(resampling=Resampling(fps=10.0))
     assert convert_episode(bag, folder, other)["frames"] < first["frames"]
     shutil.rmtree(bag)

@@ -171,6 +171,27 @@ def test_relabel_before_and_after_the_end(tmp_path):
     assert not (tmp_path / ".partial").exists()
 
 
+def test_relabel_while_an_episode_is_being_saved_means_that_one(tmp_path):
+    bench = Bench(tmp_path, pre_roll=0.0)
+
+    def episode(t, *end):
+        bench.at(t, "start")
+        bench.joints(t, t + 2)
+        bench.hand(t, 1.0)
+        bench.at(t + 2, *end)
+
+    episode(0.0, "finish", True)
+    bench.recorder.step()
+    episode(4.0, "finish", True)
+    assert bench.recorder.relabel("the second").success  # it is not on disk yet
+    bench.recorder.step()
+    assert [contents(b)[0]["instruction"] for b in find_bags([tmp_path])] == ["", "the second"]
+    episode(8.0, "discard")
+    assert "next episodes" in bench.recorder.relabel("the rest").message
+    bench.recorder.step()
+    assert [contents(b)[0]["instruction"] for b in find_bags([tmp_path])] == ["", "the second"]
+
+
 def test_a_disk_too_slow_for_the_topics_is_said_before_the_start(tmp_path):
     bench = Bench(tmp_path, speed_test=1)
     bench.recorder.try_disk()

@@ -195,3 +195,52 @@ def test_a_complete_bag_that_was_only_not_renamed(tmp_path):
     (got,) = repair.repair(tmp_path)
     meta, found = contents(got.path)
     assert got.path == Path(tmp_path / "late") and meta["success"] is True and "repaired" not in meta and found == put
+
+
+def test_all_files_of_a_bag_that_was_split_in_the_order_of_their_numbers(tmp_path):
+    folder, put = tmp_path / "bags" / "split", []
+    folder.mkdir(parents=True)
+    for number in (0, 1, 2, 10):
+        writer = EpisodeWriter(tmp_path / "made", f"part{number}")
+        put += fill(writer, 0.5, begin=number)
+        (folder / f"split_{number}.mcap").write_bytes((writer.close({}) / f"part{number}.mcap").read_bytes())
+    (got,) = repair.repair(tmp_path / "bags")
+    assert contents(got.path)[1] == put
+    assert list(repair.repair(tmp_path / "bags")) == [], "what was repaired and kept is not repaired again"
+
+
+@pytest.mark.parametrize("at", ["copying", "tidying up"])
+def test_a_repair_that_is_killed_doubles_no_episode(tmp_path, monkeypatch, at):
+    writer = EpisodeWriter(tmp_path, "cut")
+    put = fill(writer, 2.0)
+    writer.abandon()
+    (file,) = (tmp_path / ".partial").glob("*/*/*.mcap")
+    child = os.fork()
+    if not child:
+        def die(*_, **__):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if at == "copying":
+            repair.RawBag.close = die
+        else:
+            repair.shutil.rmtree = lambda path, **_: die() if Path(path) == file.parent else None
+        list(repair.repair(tmp_path))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (got,) = repair.repair(tmp_path)
+    assert got.path == tmp_path / "cut" and find_bags([tmp_path]) == [got.path]
+    assert contents(got.path)[1] == put[: len(contents(got.path)[1])]
+    assert list(repair.repair(tmp_path)) == []
+
+
+def test_a_stage_of_a_killed_recorder_is_not_in_the_way(tmp_path, monkeypatch):
+    """As after a power cut in a container, where the recorder has the same number again."""
+    import itertools
+
+    from vipra_ros.data import bag_writer
+
+    monkeypatch.setattr(bag_writer, "_serial", itertools.count())
+    (tmp_path / ".partial" / f"{os.getpid()}-0" / "old").mkdir(parents=True)
+    writer = EpisodeWriter(tmp_path, "new")
+    fill(writer, 0.2)
+    assert writer.close({}).name == "new" and (tmp_path / ".partial" / f"{os.getpid()}-0" / "old").exists()

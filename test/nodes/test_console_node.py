@@ -18,7 +18,7 @@ pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make se
 
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from std_msgs.msg import Bool, String  # noqa: E402
-from vipra_ros.msg import ExecutorStatus  # noqa: E402
+from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
 from vipra_ros.console.access import HEADER  # noqa: E402
 from vipra_ros.nodes.console import ConsoleNode  # noqa: E402
@@ -136,6 +136,18 @@ def test_the_page_carries_what_acts_and_pictures_pass_through(rig):
     assert rig.get("/camera/front") == (200, b"\xff\xd8 as it came")
     assert rig.get("/", Host="evil.example")[0] == 403
     assert rig.get("/", Origin="http://evil.example")[0] == 403
+
+
+def test_a_chunk_that_is_not_whole_costs_nothing(rig):
+    """The executor refuses such a chunk, and says why; the page with STOP must not end over it."""
+    whole = dict(action_space=ActionChunk.JOINT_POSITION, execute_steps=1, actions=[0.0] * 8)
+    for changes in ({"action_size": 0}, {"action_size": 3}, {"action_size": 8, "execute_steps": 2},
+                    {"action_size": 8, "lookahead": [0.0] * 5}):
+        rig.node._on_chunk(ActionChunk(**(whole | changes)))
+        assert rig.node.state.chunk is None
+    rig.node._on_chunk(ActionChunk(**whole, action_size=8))
+    assert rig.node.state.chunk[1].shape == (1, 8)
+    rig.node.state.chunk = None
 
 
 def test_without_an_executor_stop_says_so(rig):

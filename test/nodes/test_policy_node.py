@@ -255,6 +255,7 @@ def test_raw_images_and_sync_mode(micro_checkpoint, unused_ros_domain):
         ("checkpoint:=/none/such", "checkpoint '/none/such' is no folder and none of the shipped models"),
         ('camera_topics:=["front"]', "camera_topics = 'front': write camera=topic"),
         ("device:=gpu", "device = 'gpu': write auto, cpu, cuda, or cuda:1"),
+        ("rtc:=guided -p mode:=sync", "rtc = 'guided' with mode = 'sync'"),
     ],
 )
 def test_bad_parameters_end_the_node_with_one_line(parameter, said, micro_checkpoint, unused_ros_domain):
@@ -267,7 +268,7 @@ def test_bad_parameters_end_the_node_with_one_line(parameter, said, micro_checkp
             "-m",
             "vipra_ros.nodes.policy",
             "--ros-args",
-            *(x for p in given for x in ("-p", p)),
+            *(x for p in given for x in ("-p", *p.split(" "))),
         ],
         capture_output=True,
         text=True,

@@ -71,6 +71,39 @@ def rig(request, micro_checkpoint):
 
 
 @pytest.mark.parametrize("rig", ["guided"], indirect=True)
+def test_a_clock_that_is_set_back_begins_anew(rig):
+    """Neither is the next chunk waited for until the old time comes again, nor is a picture taken for one of before."""
+    first, _ = rig.step(0.4)
+    rig.step(1.0)
+    rig.clock -= 1.0
+    while rig.clock > -1.0:  # far enough to be no late picture
+        rig.clock -= 1.0
+    second, _ = rig.step(rig.clock + 0.4)
+    assert second.prior is None and second.stamp < first.stamp
+    assert not set(first.frame_stamps["front"]) & set(second.frame_stamps["front"])
+
+
+@pytest.mark.parametrize("rig", ["guided"], indirect=True)
+def test_joints_that_are_not_finite_are_unsaid(rig):
+    rig.loop.joints(0.0, np.full(8, np.nan))
+    rig.loop.joints(0.1, np.zeros(8))
+    rig.loop.joints(0.2, np.full(8, 0.5))
+    assert rig.loop._history._path == pytest.approx(0.5) and len(rig.loop._joints._stamps) == 2
+
+
+@pytest.mark.parametrize("rig", ["none"], indirect=True)
+def test_pictures_are_kept_as_long_as_their_stamps(micro_checkpoint, rig):
+    """A stride of seconds at a quick camera: what is chosen must be there."""
+    loop = rig.loop
+    loop._history.offsets = (-2.2, 0.0)
+    for k in range(400):
+        loop.image("front", k / 60, np.zeros((8, 8, 3), np.uint8), k)
+    chosen = loop._history.select(399 / 60)
+    assert not chosen.reasons and set(chosen.frame_stamps["front"]) <= set(loop._encoded["front"])
+    assert list(loop._encoded["front"]) == list(loop._history._cameras["front"].stamps)
+
+
+@pytest.mark.parametrize("rig", ["guided"], indirect=True)
 def test_the_running_chunk_is_the_prior_of_the_next(rig):
     first, rows = rig.step(0.4)
     assert first.prior is None

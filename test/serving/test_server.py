@@ -1,5 +1,6 @@
 """A real server, real clients, over the loopback."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from vipra_ros.cli import main
@@ -69,6 +70,44 @@ def test_words_the_policy_does_not_know_come_back_with_the_answer(serving, engin
         assert remote.infer(observation, 0).unknown_words == ()
         asked = dataclasses.replace(observation, instruction="paint the red mug")
         assert remote.infer(asked, 0).unknown_words == engine.infer(asked, 0).unknown_words == ("paint", "mug")
+
+
+def test_a_page_in_a_browser_is_not_answered(serving, engine):
+    with serving(engine, http_port=0) as (server, uri):
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(uri, origin="http://somewhere.example").__enter__()
+        url = f"http://{server.access.host}:{server.http_port}/reset"
+        body = b'{"task_description": "go"}'
+        asked = urllib.request.Request(url, body, {"Origin": "http://somewhere.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(asked, timeout=5)
+        assert urllib.request.urlopen(urllib.request.Request(url, body), timeout=5).status == 200
+
+
+def test_a_server_that_says_nothing_is_left():
+    """Its places would run out: every attempt that failed would keep one."""
+    from websockets.sync.server import serve
+
+    open_ones = []
+
+    def silent(connection):
+        open_ones.append(connection)
+        with contextlib.suppress(ConnectionClosed):
+            connection.recv()
+        open_ones.remove(connection)
+
+    with serve(silent, "127.0.0.22", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        uri = f"ws://127.0.0.22:{server.socket.getsockname()[1]}"
+        for _ in range(3):
+            with pytest.raises(NoAnswer, match="no policy server"):
+                RemoteEngine(Server(uri, deadline=0.3))
+        end = time.monotonic() + 5.0
+        while open_ones and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not open_ones
+        server.shutdown()
 
 
 def test_jpeg_on_the_wire_is_the_engine_on_those_jpegs(serving, engine, observation):

@@ -43,6 +43,19 @@ _LATCHED = Qos(
 )
 
 
+def _stage(partial: Path) -> Path:
+    """A new folder of this writer's own below `partial`."""
+    while True:
+        stage = partial / f"{os.getpid()}-{next(_serial)}"
+        try:
+            stage.mkdir(parents=True)
+            return stage
+        except FileNotFoundError:  # a writer that finishes may remove the empty `.partial` under us
+            continue
+        except FileExistsError:  # of a writer that was killed, and had the same number
+            continue
+
+
 class EpisodeWriter:
     """Writes one episode.
 
@@ -63,15 +76,9 @@ class EpisodeWriter:
         self.path = root / name
         if self.path.exists():
             raise BagError(f"{self.path} exists; choose another name or delete it")
-        self._stage = root / PARTIAL / f"{os.getpid()}-{next(_serial)}"
         self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
         self._sync, self._channels, self._last, self._flushed = sync, {}, 0, 0
-        for _ in range(3):  # a writer that finishes may remove the empty `.partial` under us
-            try:
-                self._stage.mkdir(parents=True)
-                break
-            except FileNotFoundError:
-                continue
+        self._stage = _stage(root / PARTIAL)
         self._bag = Writer(self._stage / name, version=9, storage_plugin=StoragePlugin.MCAP)
         if compress:
             self._bag.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)

@@ -21,7 +21,7 @@ from vipra_ros.data import workers as processes
 from vipra_ros.data.assembly import Assembly, ConvertError
 from vipra_ros.data.bags import find_bags
 from vipra_ros.data.report import Report
-from vipra_ros.data.work import ConvertSettings, blank, convert_episode
+from vipra_ros.data.work import ConvertSettings, blank, convert_episode, signature
 from vipra_ros.progress import bar
 
 __all__ = ["ConvertError", "ConvertSettings", "Report", "convert", "convert_episode"]
@@ -62,11 +62,12 @@ def convert(
         raise ConvertError(f"no bags in {bags}; record some, or give the folder that holds them")
     if workers < 1:
         raise ConvertError(f"workers = {workers}: at least 1")
+    made_of = [settings.digest(), [signature(bag) for bag in found]]
     if out.exists():
-        if resume and (report := _finished(out, found)):
+        if resume and (report := _finished(out, found, made_of)):
             return report
         raise ConvertError(
-            f"{out} exists{' and was made of other bags' if resume else ''}; "
+            f"{out} exists{' and was made of other bags, or with other settings' if resume else ''}; "
             "choose another folder or delete it"
         )
     stage = out.parent / f".{out.name}.partial"
@@ -75,7 +76,7 @@ def convert(
     shutil.rmtree(stage / "dataset", ignore_errors=True)
     stage.mkdir(parents=True, exist_ok=True)
 
-    report = Report(out, fps=settings.resampling.fps)
+    report = Report(out, fps=settings.resampling.fps, made_of=made_of)
     assembly = Assembly(stage / "dataset", settings, report)
     with bar("converting", len(found), progress) as advance:
         for bag, result in _results(found, stage, settings, workers, ray):
@@ -109,16 +110,18 @@ def _results(
         yield bag, (folder, result | {"bag": str(bag)})
 
 
-def _finished(out: Path, bags: Iterable[Path]) -> Report | None:
-    """The report of a finished conversion of exactly these bags."""
+def _finished(out: Path, bags: Iterable[Path], made_of: list) -> Report | None:
+    """The report of a finished conversion of exactly these bags, as they are now, with these settings."""
     path = out / "meta" / "report.json"
     if not path.exists():
         return None
     values = json.loads(path.read_text(encoding="utf-8"))
     if [e["bag"] for e in values["episodes"]] != [str(b) for b in bags]:
         return None
+    if values.get("made_of", made_of) != made_of:  # reports of earlier versions do not say
+        return None
     same = ("episodes", "seconds", "video_seconds", "encode_seconds", "frames")
-    return Report(out, **{k: values[k] for k in same})
+    return Report(out, made_of=made_of, **{k: values[k] for k in same})
 
 
 def _folder_name(bag: Path) -> str:

@@ -91,6 +91,7 @@ class Recorder:
         self._open: OpenEpisode | None = None
         self._seen: Counter = Counter()  # messages of the episode under way, or of the last one
         self._last: dict[str, Any] = {}
+        self._ended: OpenEpisode | None = None  # the last one, while it is not on disk
         self._ending = False
         self._words = ""  # of the episodes to come
         self._speed = 0.0  # bytes/s that the disk takes, 0: not known
@@ -147,6 +148,8 @@ class Recorder:
             return Result(False, "no words; say what the demonstration does")
         with self._lock:
             episode, last = self._open, self._last.get("episode") if self._last.get("saved") else None
+            if self._ended is not None:  # what is put now is done behind its end
+                last = self._ended.name if self._ended.keep else None
             if episode is not None:
                 episode.instruction = instruction
                 self._put(self._note)
@@ -190,6 +193,7 @@ class Recorder:
                 return Result(False, "nothing is being recorded; call start first")
             episode.end, episode.success, episode.keep = now, success, keep
             episode.notes += [note] * bool(note)
+            self._ended = episode
             self._put(lambda: self._end(episode))
             count = sum(self._seen.values())
         what = "is being saved" if keep else "is thrown away"
@@ -305,19 +309,21 @@ class Recorder:
         with self._lock:
             if self._open is not None and self._open.name == name:
                 self._open = None
+            if self._ended is not None and self._ended.name == name:
+                self._ended = None
             self._last = {"episode": name, "saved": False, "flags": [f"episode: lost, {error}"]}
         self._say("error", f"{name} is lost: {error}; what was written: vipra bags repair {self.root}")
         self._changed()
 
     def _end(self, episode: OpenEpisode) -> None:
         take = self._take
-        if take is None:
+        if take is None:  # it was lost, and that was said
+            self._on_disk(episode)
             return
         if not episode.keep:
             self._take = None
             take.discard()
-            with self._lock:
-                self._last = {"episode": episode.name, "saved": False, "flags": []}
+            self._on_disk(episode, {"episode": episode.name, "saved": False, "flags": []})
             self._say("info", f"{episode.name}: thrown away")
             return
         try:
@@ -327,11 +333,17 @@ class Recorder:
             self._fail(episode.name, error)
             return
         self._take = None
-        with self._lock:
-            self._last = {"episode": episode.name, "saved": True, "success": episode.success}
-            self._last |= {k: meta[k] for k in ("instruction", "seconds", "flags", "reception")}
+        told = {k: meta[k] for k in ("instruction", "seconds", "flags", "reception")}
+        self._on_disk(episode, {"episode": episode.name, "saved": True, "success": episode.success, **told})
         self._show(table(meta["reception"], meta["flags"]))
         size = sum(r["size"] for r in meta["reception"].values()) / MB
         self._say("info", f"{episode.name}: {meta['seconds']:.1f} s, {size:.1f} MB, success {episode.success}")
         for flag in meta["flags"]:
             self._say("warning", f"{episode.name} is flagged: {flag}")
+
+    def _on_disk(self, episode: OpenEpisode, last: dict[str, Any] | None = None) -> None:
+        """The episode's end is done; `last`: what became of it."""
+        with self._lock:
+            self._last = last or self._last
+            if self._ended is episode:
+                self._ended = None

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from vipra_ros.data.messages import NS, MessageError
 from vipra_ros.data.rawbag import RawBag
 from vipra_ros.data.reception import Meter
 from vipra_ros.data.salvage import Salvage
+from vipra_ros.whole_file import write_whole
 
 WORDS = "policy/instruction"
+#: Beside an unfinished bag: the name of the episode that was made of it.
+DONE = "repaired_as"
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,31 @@ def repair(folder: Path) -> Iterator[Repaired]:
     """
     folder = Path(folder)
     for bag in find_bags([folder]):
-        files = sorted(bag.glob("*.mcap"))
-        if _readable(bag) or not files:
+        files = sorted(bag.glob("*.mcap"), key=_natural)
+        if _readable(bag) or not files or (bag.parent / f"{bag.name}-repaired").exists():
             continue
-        yield _restore(files[0], bag.parent, f"{bag.name}-repaired", keep=True)
+        yield _restore(files, bag.parent, f"{bag.name}-repaired", keep=True)
     for stage in sorted((folder / PARTIAL).glob("*")):
-        if stage.name.startswith("relabel-"):
-            continue  # a copy of a finished episode; the next relabel clears it away
+        if stage.name.startswith(("relabel-", "repair-")):
+            continue  # a copy of an episode; the next relabel, or repair, clears it away
         for file in sorted(stage.glob("*/*.mcap")):
-            yield _restore(file, folder, file.parent.name, keep=False)
+            yield _restore([file], folder, file.parent.name, keep=False)
 
 
-def _restore(file: Path, root: Path, name: str, keep: bool) -> Repaired:
-    if _in_use(file):
+def _natural(file: Path) -> list:
+    """The tenth file of a bag comes behind the second."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+
+
+def _restore(files: list[Path], root: Path, name: str, keep: bool) -> Repaired:
+    file = files[0]
+    if any(map(_in_use, files)):
         return Repaired(file.parent, None, "is being written; nothing to repair")
+    there = _made_of(file.parent.parent, root) if not keep else None
+    if there is not None:  # a repair was killed before it tidied up
+        shutil.rmtree(file.parent)
+        _clear(file.parent.parent)
+        return Repaired(file.parent, there, "was repaired before", *_extent(there))
     target = _free_name(root, name)
     if not keep and _readable(file.parent):  # complete: only the last rename is missing
         count, seconds = _extent(file.parent)
@@ -74,22 +90,22 @@ def _restore(file: Path, root: Path, name: str, keep: bool) -> Repaired:
     shutil.rmtree(new.parent, ignore_errors=True)
     new.parent.mkdir(parents=True)
     try:
-        return _rewrite(file, new, target, keep)
+        return _rewrite(files, new, target, keep)
     except OSError as error:
         return Repaired(file.parent, None, f"{error.strerror}; the copy needs room")
     finally:
         _clear(new.parent)
 
 
-def _rewrite(file: Path, new: Path, target: Path, keep: bool) -> Repaired:
-    """Copy what can be read of `file` into the bag `new`, describe it, and give it its name."""
-    found, notes = Salvage(file), _notes(file)
+def _rewrite(files: list[Path], new: Path, target: Path, keep: bool) -> Repaired:
+    """Copy what can be read of a bag's `files` into the bag `new`, describe it, and give it its name."""
+    file, parts, notes = files[0], [Salvage(f) for f in files], _notes(files[0])
     namespace = str(notes.pop("namespace", "")).strip("/")
     prefix = f"/{namespace}/" if namespace else "/"
     meters: dict[str, Meter] = {}
     words, described, first = "", None, 0
     bag, count = RawBag(new, compress=False), 0
-    for channel, stamp, raw in found.messages():
+    for channel, stamp, raw in chain.from_iterable(part.messages() for part in parts):
         name = channel.topic.removeprefix(prefix)
         if name == META_TOPIC:
             with contextlib.suppress(MessageError):
@@ -101,25 +117,29 @@ def _rewrite(file: Path, new: Path, target: Path, keep: bool) -> Repaired:
         bag.write(channel.topic, channel.msgtype, stamp, raw, channel.definition, channel.qos)
         meters.setdefault(name, Meter()).note(stamp, _stamped(channel.msgtype, raw), len(raw))
         first, count = min(first or stamp, stamp), count + 1
+    reason, size, read = next((p.reason for p in parts if p.reason), ""), *(
+        sum(getattr(p, name) for p in parts) for name in ("size", "read"))
     if not count:
         bag.abort()
-        return Repaired(file.parent, None, f"holds no message ({found.reason}); delete it")
+        return Repaired(file.parent, None, f"holds no message ({reason}); delete it")
     seconds = (bag.last - first) / NS
     meta = described or {"instruction": words, **notes}
     meta["instruction"] = meta.get("instruction") or words
     if described is None:
-        lost = f", {found.size - found.read} bytes were lost" if found.size > found.read else ""
-        flags = [f"episode: repaired, {found.reason or 'it was never ended'}{lost}; label it"]
+        lost = f", {size - read} bytes were lost" if size > read else ""
+        flags = [f"episode: repaired, {reason or 'it was never ended'}{lost}; label it"]
         flags += ["episode: no instruction; relabel it"] * (not meta["instruction"])
         report = {t: m.reception(first, bag.last).as_dict() for t, m in sorted(meters.items())}
         meta |= {"seconds": round(seconds, 3), "good": False, "flags": flags, "reception": report}
     meta["repaired"] = True
     bag.close(meta, prefix)
+    if not keep:
+        write_whole(file.parent.parent / DONE, target.name)
     os.rename(new, target)
     if not keep:
         shutil.rmtree(file.parent)
         _clear(file.parent.parent)
-    return Repaired(file.parent, target, found.reason or "was never ended", count, seconds)
+    return Repaired(file.parent, target, reason or "was never ended", count, seconds)
 
 
 def _readable(bag: Path) -> bool:
@@ -129,6 +149,15 @@ def _readable(bag: Path) -> bool:
             return True
     except BagError:
         return False
+
+
+def _made_of(stage: Path, root: Path) -> Path | None:
+    """The episode that was made of what the stage holds, if there is one."""
+    with contextlib.suppress(OSError, BagError):
+        there = root / (stage / DONE).read_text(encoding="utf-8")
+        with EpisodeReader(there) as reader:
+            return there if reader.meta().get("repaired") else None
+    return None
 
 
 def _extent(bag: Path) -> tuple[int, float]:
@@ -176,7 +205,8 @@ def _clear(stage: Path) -> None:
     if stage.name.startswith("repair-"):
         shutil.rmtree(stage, ignore_errors=True)
     elif stage.is_dir():
-        (stage / NOTES).unlink(missing_ok=True)
+        for name in (NOTES, DONE):
+            (stage / name).unlink(missing_ok=True)
     for folder in (stage, stage.parent):
         try:
             folder.rmdir()

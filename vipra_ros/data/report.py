@@ -21,6 +21,7 @@ class Report:
     fps: float = 0.0
     times: list[float] = field(default_factory=list)  # s of each bag, those of earlier runs too
     rss_mb: float = 0.0  # most memory of one worker
+    made_of: list = field(default_factory=list)  # settings and bags, as `vipra_ros.data.work` signs them
 
     def account(self, result: dict[str, Any]) -> None:
         """Add what one bag has cost."""
@@ -49,6 +50,7 @@ class Report:
             "encode_seconds": round(self.encode_seconds, 2),
             "flags": self.flags(),
             "episodes": self.episodes,
+            "made_of": self.made_of,
         }
 
     def __str__(self) -> str:

@@ -79,11 +79,12 @@ def convert_episode(bag: Path, folder: Path, settings: ConvertSettings) -> dict[
     already, made of the same bag with the same settings, are returned as they are.
     """
     began = time.monotonic()
-    key = {"settings": settings.digest(), "bag": _signature(bag)}
+    key = {"settings": settings.digest(), "bag": signature(bag)}
     kept = folder / "result.json"
     if kept.exists():
         result = json.loads(kept.read_text(encoding="utf-8"))
-        if result.get("key") == key:
+        # What is broken may have been the disk: it is tried again.
+        if result.get("key") == key and result["status"] != "broken":
             return result
     shutil.rmtree(folder, ignore_errors=True)
     partial = folder.with_name(folder.name + ".tmp")
@@ -223,7 +224,7 @@ def blank(bag: Path) -> dict[str, Any]:
     }
 
 
-def _signature(bag: Path) -> list:
+def signature(bag: Path) -> list:
     """Size and time of the bag's files: a bag that was recorded again is converted again."""
     files = [bag] if bag.is_file() else sorted(f for f in bag.iterdir() if f.is_file())
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]

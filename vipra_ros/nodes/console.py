@@ -162,8 +162,11 @@ class ConsoleNode(Node):
         self.state.outcome = json.loads(message.data)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        if message.action_space == ActionChunk.JOINT_POSITION:
-            rows = np.array([*message.actions, *message.lookahead]).reshape(-1, message.action_size)
+        width = JOINTS + 1
+        counts = len(message.actions), len(message.actions) + len(message.lookahead)
+        whole = message.action_size == width and counts[0] == width * message.execute_steps and counts[1] % width == 0
+        if message.action_space == ActionChunk.JOINT_POSITION and whole:  # the executor says what is wrong with others
+            rows = np.array([*message.actions, *message.lookahead]).reshape(-1, width)
             self.state.on_chunk(rows, message.execute_steps)
 
     def _on_joints(self, what: str, message: JointState) -> None:

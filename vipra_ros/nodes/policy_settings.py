@@ -71,3 +71,6 @@ class PolicySettings:
                                       f"set {name} to {here!r}, or choose engine 'torch'")
             return
         check_weights(self.weights, self.engine, self.rtc)
+        if self.rtc != "none" and self.mode == "sync":
+            raise ConfigError(f"policy: rtc = {self.rtc!r} with mode = 'sync', where a chunk begins when it arrives "
+                              "and goes on from nothing: choose mode 'async', or rtc 'none'")

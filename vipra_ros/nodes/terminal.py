@@ -39,7 +39,8 @@ class Terminal:
         """The next key, empty when none comes in time."""
         if not select.select([sys.stdin], [], [], seconds)[0]:
             return ""
-        return os.read(sys.stdin.fileno(), 1).decode("ascii", "ignore") or "\x04"
+        data = os.read(sys.stdin.fileno(), 1)
+        return data.decode("ascii", "ignore") if data else "\x04"  # of an umlaut's bytes none is a key
 
     def ask(self, prompt: str) -> str:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)

@@ -32,8 +32,6 @@ RATE_WINDOW = 5.0
 SETTLE = 0.1
 #: s without a word from the executor after which it counts as gone; it speaks at 10 Hz.
 EXECUTOR_TIMEOUT = 1.0
-#: Undecoded images kept per camera: two seconds at 60 Hz.
-KEPT = 120
 #: s between two attempts at an engine that gives no answer.
 RETRY = 0.2
 #: s; a stamp further back than this is a clock set back, not an image that came late.
@@ -72,7 +70,7 @@ class PolicyLoop:
         self._history: FrameHistory | None = None
         self._encoded: dict[str, OrderedDict[float, object]] = {}
         self._monitors: dict[str, StreamMonitor] = {}
-        self._joints = JointHistory()
+        self._joints, self._clock = JointHistory(), 0  # the latter counts how often the clock was set back
         self._scheduler: Scheduler | None = None
         self._phase, self._reasons = Phase.LOADING, ()
         self._unanswered: tuple[str, ...] = ()
@@ -95,19 +93,27 @@ class PolicyLoop:
                 return
             kept, newest = self._encoded[camera], next(reversed(self._encoded[camera]), -math.inf)
             if stamp < newest - CLOCK_JUMP:
-                self._history.clear()
-                for images in self._encoded.values():
-                    images.clear()
+                self._set_back()
             self._monitors[camera].image(stamp)
             # The history chooses by stamps and compares fingerprints; only chosen pictures are decoded.
             if self._history.add(camera, stamp, np.array([fingerprint])):
                 kept[stamp] = encoded
-                while len(kept) > KEPT:
+                while next(iter(kept)) < self._history.oldest(camera):
                     kept.popitem(last=False)
                 self._wake.notify_all()
 
+    def _set_back(self) -> None:
+        """The clock was: nothing of before is of any time now."""
+        self._history.clear()
+        for images in self._encoded.values():
+            images.clear()
+        self._scheduler.reset()
+        self._joints, self._last, self._clock = JointHistory(), None, self._clock + 1
+
     def joints(self, stamp: float, vector: np.ndarray) -> None:
-        """Measured joints (rad) and the gripper's opening in [-1, 1], (n + 1,)."""
+        """Measured joints (rad) and the gripper's opening in [-1, 1], (n + 1,); not finite is as good as unsaid."""
+        if not np.isfinite(vector).all():
+            return
         with self._wake:
             self._joints.add(stamp, vector)
             if self._history is not None:
@@ -207,14 +213,15 @@ class PolicyLoop:
                 return
             pictures = {c: [self._encoded[c][t] for t in stamps] for c, stamps in chosen.frame_stamps.items()}
             vectors = self._joints.at(stamp, plan.joints, plan.period) if plan.joints else None
-            task, words, epoch = self._task_id, self._instruction, self._epoch()
+            task, words, epoch, clock = self._task_id, self._instruction, self._epoch(), self._clock
             prior = self._prior(stamp) if getattr(engine, "guided", False) else None
         frames = self._frames(pictures, chosen.frame_stamps)
         if frames is None:
             return
         began, seed = time.monotonic(), None if self.timing.seed is None else self.timing.seed + number
         try:
-            prediction = engine.infer(Observation(stamp, frames, words, vectors, chosen.frame_stamps, prior), seed)
+            seen = {c: tuple((clock, t) for t in stamps) for c, stamps in chosen.frame_stamps.items()}
+            prediction = engine.infer(Observation(stamp, frames, words, vectors, seen, prior), seed)
             if unknown := prediction.unknown_words:
                 raise NoAnswer(f"instruction: the policy knows no word {unknown[0]!r}; say it in others")
         except NoAnswer as error:
@@ -229,7 +236,8 @@ class PolicyLoop:
             self._set(Phase.RUNNING, ())
         self._inference.add(time.monotonic() - began)
         with self._wake:
-            if self._stopped or task != self._task_id or epoch != self._epoch() or self._holds():
+            now = self._task_id, self._epoch(), self._clock
+            if self._stopped or (task, epoch, clock) != now or self._holds():
                 return
             self._chunks, self._empty_since, self._published_at = number, None, time.monotonic()
             self._sent.append(self._published_at)
@@ -238,18 +246,9 @@ class PolicyLoop:
             self._last = stamp, rows, task, epoch
         self._publish(
             ActionChunk(
-                stamp=stamp,
-                chunk_id=number,
-                step_period=plan.period,
-                actions=rows[: plan.execute],
-                lookahead=rows[plan.execute :],
-                action_space=plan.action_space,
-                joint_names=plan.joint_names,
-                task_id=task,
-                instruction=words,
-                checkpoint=plan.checkpoint,
-                epoch=epoch,
-                policy_id=self.policy_id,
+                stamp, number, plan.period, actions=rows[: plan.execute], lookahead=rows[plan.execute :],
+                action_space=plan.action_space, joint_names=plan.joint_names, task_id=task, instruction=words,
+                checkpoint=plan.checkpoint, epoch=epoch, policy_id=self.policy_id,
             )
         )
 
@@ -279,7 +278,7 @@ class PolicyLoop:
 
         Committed is what is reached within the longest of the last delays, as the paper's algorithm 1 takes it.
         """
-        moves = self._executor is None or self._executor[0] == Executor.RUNNING
+        moves = self.timing.mode == "async" and (self._executor is None or self._executor[0] == Executor.RUNNING)
         if self._last is None or self._last[2:] != (self._task_id, self._epoch()) or not moves:
             return None
         delay = self._scheduler.latency.percentile(100)

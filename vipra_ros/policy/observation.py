@@ -6,7 +6,9 @@ observation are the ones nearest to t and t - stride * period, refused when none
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,14 +28,15 @@ class Observation:
         joints: (n, a) most recent joint vectors with the gripper's opening (-1 .. 1) last, oldest first, when
             the checkpoint asks for proprio or relative actions.
         prior: what the chunk before this one has for its steps; for an engine that is guided by it.
-        frame_stamps: camera -> stamps of its frames, s; lets the engine encode a frame once. None: encode all.
+        frame_stamps: camera -> what tells its frames from all others, as their stamps in s do while the clock is not
+            set back; lets the engine encode a frame once. None: encode all.
     """
 
     stamp: float
     frames: dict[str, np.ndarray]
     instruction: str
     joints: np.ndarray | None = None
-    frame_stamps: dict[str, tuple[float, ...]] | None = None
+    frame_stamps: dict[str, tuple[Hashable, ...]] | None = None
     prior: Prior | None = None
 
 
@@ -131,6 +134,11 @@ class FrameHistory:
             mine.stamps.popleft()
             mine.images.popleft()
         return True
+
+    def oldest(self, camera: str) -> float:
+        """Stamp of the oldest frame kept, s; infinite where there is none."""
+        stamps = self._cameras[camera].stamps
+        return stamps[0] if stamps else math.inf
 
     def moved(self, joints: np.ndarray) -> None:
         """Tell the measured joints (rad): identical frames are suspicious only while the robot moves.

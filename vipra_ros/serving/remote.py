@@ -122,6 +122,14 @@ class RemoteEngine:
     # --- the wire ------------------------------------------------------------------------------------------
 
     def _connect(self, deadline: float) -> None:
+        try:
+            self._contract = self._greet(deadline)
+        except BaseException:
+            self._drop()  # else the server would keep its place for us
+            raise
+
+    def _greet(self, deadline: float) -> Contract:
+        """Connect, and hear what is served."""
         s = self.server
         left = max(0.05, min(s.deadline, deadline - time.monotonic()))
         headers = {"Authorization": f"Bearer {s.token}"} if s.token else None
@@ -129,9 +137,8 @@ class RemoteEngine:
             context = {"ssl": ssl.create_default_context(cafile=s.ca or None)} if s.uri.startswith("wss:") else {}
         except OSError as error:
             raise ConfigError(f"server_ca = {s.ca!r}: {error.strerror or error}") from None
-        connection = None
         try:
-            connection = connect(
+            self._connection = connect(
                 s.uri,
                 additional_headers=headers,
                 compression=None,
@@ -141,7 +148,7 @@ class RemoteEngine:
                 proxy=None,
                 **context,
             )
-            metadata = decode(connection.recv(timeout=left, decode=False))
+            metadata = decode(self._connection.recv(timeout=left, decode=False))
         except InvalidURI as error:
             raise ConfigError(f"server = {s.uri!r}: {error}") from None
         except InvalidStatus as error:
@@ -159,12 +166,11 @@ class RemoteEngine:
         # A peer whose network is gone takes no bytes: the kernel ends such a send, as `recv` ends a wait.
         seconds, rest = divmod(s.deadline, 1.0)
         limit = struct.pack("ll", int(seconds), int(rest * 1e6))
-        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         contract = agree(metadata, s.describe)
         if self._contract is not None and contract != self._contract:
-            connection.close()
             raise ConfigError(f"{s.uri} now serves another policy than before; start the policy node again")
-        self._contract, self._connection = contract, connection
+        return contract
 
     def _exchange(self, data: bytes, deadline: float, patience: float) -> bytes | str:
         s = self.server

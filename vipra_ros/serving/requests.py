@@ -12,6 +12,8 @@ from vipra_ros.serving.batching import Answer
 from vipra_ros.serving.contract import Contract
 from vipra_ros.serving.wire import MOST_BYTES, decode, encode
 
+#: A program sends no Origin; a page in somebody's browser does, and could ask any server that its computer reaches.
+FROM_A_PAGE = "a browser asks; only programs are answered"
 #: Pixels of one image: a camera of 4K.
 MOST_PIXELS = 3840 * 2160
 

@@ -32,7 +32,7 @@ import numpy as np
 from vipra_ros.config import ConfigError
 from vipra_ros.policy.observation import Observation, ObservationError
 from vipra_ros.serving.contract import Contract
-from vipra_ros.serving.requests import MOST_PIXELS, Request, read_pictures, read_seed
+from vipra_ros.serving.requests import FROM_A_PAGE, MOST_PIXELS, Request, read_pictures, read_seed
 from vipra_ros.serving.wire import MOST_TEXT, WireError
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Routes:
         method, path, fields = _read_head(head)
         if path == "/healthz":
             return HTTPStatus.OK, self._server.health(), True
+        if "origin" in fields:
+            raise _Refused(HTTPStatus.FORBIDDEN, FROM_A_PAGE, True)
         if not self._server.access.lets_in(fields.get("authorization")):
             raise _Refused(HTTPStatus.UNAUTHORIZED, "wrong or missing token", True)
         steps = {"/reset": self._reset, "/step": self._step, "/step_bytes": self._step_bytes}

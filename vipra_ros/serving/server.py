@@ -29,7 +29,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.policy.observation import ObservationError
 from vipra_ros.serving.batching import BOUND, MOST, Answer, Batcher
 from vipra_ros.serving.contract import Contract, read_token
-from vipra_ros.serving.requests import Request, read_request, write_reply
+from vipra_ros.serving.requests import FROM_A_PAGE, Request, read_request, write_reply
 from vipra_ros.serving.routes import Routes
 from vipra_ros.serving.wire import MOST_BYTES, WireError, encode
 
@@ -191,6 +191,8 @@ class PolicyServer:
         """None lets a websocket begin; a response ends the request there."""
         if request.path.partition("?")[0] == "/healthz":
             return connection.respond(HTTPStatus.OK, json.dumps(self.health()) + "\n")
+        if "Origin" in request.headers:
+            return connection.respond(HTTPStatus.FORBIDDEN, FROM_A_PAGE + "\n")
         if not self.access.lets_in(request.headers.get("Authorization")):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong or missing token\n")
         if self._connections >= MOST_CONNECTIONS:
