@@ -302,6 +302,17 @@ def test_an_arm_with_an_error_is_recovered_in_idle(make_rig):
     assert "there is no fault" in rig.core.recover(rig.now).message
 
 
+def test_an_arm_beyond_its_margin_is_led_back_by_end_effector_rows():
+    profile = load_profile("fr3")
+    base = HOME.copy()
+    base[4] = profile.q_max[4] - 0.01  # pushed there by hand
+    rows = np.zeros((14, 7))
+    rows[:, 2] = 0.005
+    q = absolute(profile, "ee_delta", rows, base, 0)
+    z = kinematics.forward(profile, q)[:, 2, 3]
+    assert z[-1] - z[0] == pytest.approx(13 * 0.005, abs=2e-3) and (q <= profile.upper + 1e-9).all()
+
+
 def test_rows_out_of_reach_cost_little_and_leave_the_arm_at_the_edge():
     """All rows are converted while the operator's stop waits."""
     profile, out = load_profile("fr3"), np.zeros((128, 7))

@@ -244,3 +244,9 @@ def test_a_stage_of_a_killed_recorder_is_not_in_the_way(tmp_path, monkeypatch):
     writer = EpisodeWriter(tmp_path, "new")
     fill(writer, 0.2)
     assert writer.close({}).name == "new" and (tmp_path / ".partial" / f"{os.getpid()}-0" / "old").exists()
+
+
+def test_a_folder_whose_disk_is_gone_is_an_error(tmp_path):
+    (tmp_path / "bags").symlink_to(tmp_path / "gone")
+    with pytest.raises(OSError, match="exists"):
+        EpisodeWriter(tmp_path / "bags", "a")

@@ -2,7 +2,12 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import chores
 import numpy as np
@@ -138,6 +143,31 @@ def test_a_worker_that_dies_ends_the_run(micro_checkpoint, tmp_path, monkeypatch
         evaluate.main(micro_checkpoint, "reach", episodes=2, workers=2, latency=0.1, quiet=True)
     with pytest.raises(ConfigError, match="one of 2 worker processes died"):
         collect.collect(tmp_path, ("reach",), 2, workers=2)
+
+
+def test_workers_end_with_the_process_that_began_them(tmp_path):
+    """Killed, it cannot tell them; each would keep a policy in memory."""
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import chores
+from vipra_ros.data.workers import each
+if __name__ == "__main__":
+    for number in each(chores.number, [1, 2], 1, chores.begin, ()):
+        print(number, flush=True)
+        time.sleep(60)
+"""
+    (tmp_path / "job.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, tmp_path / "job.py"], stdout=subprocess.PIPE, text=True,
+                               env=environment)
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10.0
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
 
 
 def record(colour, acted_on, success=False, **more):

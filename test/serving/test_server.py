@@ -68,7 +68,7 @@ def test_words_the_policy_does_not_know_come_back_with_the_answer(serving, engin
         remote = RemoteEngine(Server(uri))
         remote.warm_up()  # in words of its own
         assert remote.infer(observation, 0).unknown_words == ()
-        asked = dataclasses.replace(observation, instruction="paint the red mug")
+        asked = dataclasses.replace(observation, instruction="paint the red mug.")
         assert remote.infer(asked, 0).unknown_words == engine.infer(asked, 0).unknown_words == ("paint", "mug")
 
 

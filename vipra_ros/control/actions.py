@@ -29,7 +29,8 @@ def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: n
     if action_space == "joint_delta":
         out[skip:] = base + np.cumsum(body[skip:], axis=0)
         return out
-    pose, q, reached = kinematics.forward(profile, base), base, True
+    q, reached = np.clip(base, profile.lower, profile.upper), True  # an arm beyond its margin comes back first
+    pose = kinematics.forward(profile, q)
     for k in range(skip, len(rows)):
         wanted = pose.copy()
         wanted[:3, 3] += body[k, :3]

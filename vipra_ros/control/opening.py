@@ -23,7 +23,7 @@ class Opening:
 
     def settle(self, value: float) -> None:
         """What the hand was told last, NaN for nothing: a change that it did not come to is taken back."""
-        if value != self.value and not (math.isnan(value) and math.isnan(self.value)):
+        if value != self.value and not math.isnan(self.value):
             self.value, self._since = value, -math.inf
 
     def set(self, now: float, value: float) -> None:

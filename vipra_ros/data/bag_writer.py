@@ -45,15 +45,17 @@ _LATCHED = Qos(
 
 def _stage(partial: Path) -> Path:
     """A new folder of this writer's own below `partial`."""
-    while True:
+    for attempt in itertools.count():
         stage = partial / f"{os.getpid()}-{next(_serial)}"
         try:
             stage.mkdir(parents=True)
             return stage
         except FileNotFoundError:  # a writer that finishes may remove the empty `.partial` under us
-            continue
+            if attempt == 100:
+                raise
         except FileExistsError:  # of a writer that was killed, and had the same number
-            continue
+            if not stage.exists():
+                raise
 
 
 class EpisodeWriter:

@@ -6,6 +6,7 @@ import collections
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
@@ -60,14 +61,30 @@ def each(work: Callable, jobs: Sequence, workers: int, begin: Callable, given: t
         ConfigError: one of them died, and with it what it was at; a multiprocessing.Pool would wait for that for ever.
     """
     # Not fork: as below, and the children would share torch's threads and the GL context.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, given)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (begin, given))
     try:
         yield from pool.map(work, jobs, chunksize=at_once)
     except BrokenExecutor:
         raise ConfigError(f"one of {workers} worker processes died, of too little memory or of what stands above; "
                           "start again with fewer workers") from None
+    except BaseException:  # Ctrl-C, or nobody wants the rest: what is under way is not waited for
+        for process in (pool._processes or {}).values():  # a method for this comes with Python 3.14
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(begin: Callable = lambda: None, given: tuple = ()) -> None:
+    """Ctrl-C is the parent's to answer; and a worker that waits for jobs does not notice that its parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(*given)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -85,5 +102,5 @@ def _alone(work: Callable, job: Job) -> Any:
 
 
 def _quiet_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it cancels what waits
+    _begin_worker()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -122,7 +122,7 @@ class Worklist:
                 minutes = (time.monotonic() - began) / 60
                 with in_whole(self._marker(step.name)) as marker:  # others take a marker that is there for done
                     results.write_json({"settings": step.settings, "minutes": minutes, "machine": machine()}, marker)
-                begun.unlink()
+                begun.unlink(missing_ok=True)
                 return step
         return None
 

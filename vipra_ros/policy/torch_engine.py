@@ -110,7 +110,8 @@ class TorchEngine:
                 chunk[:committed] = observation.prior.rows[:committed]
         clock.mark("denormalise")
         times = clock.finish()
-        unknown = [tuple(self.prompt.unknown_words(o.instruction)) for o in observations]
+        unknown = [tuple(w for w in self.prompt.unknown_words(o.instruction) if any(c.isalnum() for c in w))
+                   for o in observations]  # a full stop tells nothing apart
         return [Prediction(chunk, dict(times), *rest) for chunk, *rest in zip(chunks, seeds, unknown)]
 
     def _words(self, instructions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
