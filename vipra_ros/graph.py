@@ -265,7 +265,7 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
 
 def _parameters_in(path: str) -> set[str]:
     """Names of the parameters that a ROS parameter file has, for whichever node: they win over our defaults."""
-    tables = (read_yaml(path) or {}).values() if path else ()
+    tables = read_yaml(path).values() if path else ()
     return {name for table in tables if isinstance(table, dict)
             for name in (table.get("ros__parameters") or {})}
 

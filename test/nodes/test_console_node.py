@@ -140,7 +140,7 @@ def test_the_page_carries_what_acts_and_pictures_pass_through(rig):
 
 def test_a_chunk_that_is_not_whole_costs_nothing(rig):
     """The executor refuses such a chunk, and says why; the page with STOP must not end over it."""
-    whole = dict(action_space=ActionChunk.JOINT_POSITION, execute_steps=1, actions=[0.0] * 8)
+    whole = dict(action_space=ActionChunk.JOINT_POSITION, execute_steps=1, horizon=1, actions=[0.0] * 8)
     for changes in ({"action_size": 0}, {"action_size": 3}, {"action_size": 8, "execute_steps": 2},
                     {"action_size": 8, "lookahead": [0.0] * 5}):
         rig.node._on_chunk(ActionChunk(**(whole | changes)))

@@ -117,8 +117,7 @@ def _rewrite(files: list[Path], new: Path, target: Path, keep: bool) -> Repaired
         bag.write(channel.topic, channel.msgtype, stamp, raw, channel.definition, channel.qos)
         meters.setdefault(name, Meter()).note(stamp, _stamped(channel.msgtype, raw), len(raw))
         first, count = min(first or stamp, stamp), count + 1
-    reason, size, read = next((p.reason for p in parts if p.reason), ""), *(
-        sum(getattr(p, name) for p in parts) for name in ("size", "read"))
+    reason, missing = next((p.reason for p in parts if p.reason), ""), sum(p.size - p.read for p in parts)
     if not count:
         bag.abort()
         return Repaired(file.parent, None, f"holds no message ({reason}); delete it")
@@ -126,7 +125,7 @@ def _rewrite(files: list[Path], new: Path, target: Path, keep: bool) -> Repaired
     meta = described or {"instruction": words, **notes}
     meta["instruction"] = meta.get("instruction") or words
     if described is None:
-        lost = f", {size - read} bytes were lost" if size > read else ""
+        lost = f", {missing} bytes were lost" if missing > 0 else ""
         flags = [f"episode: repaired, {reason or 'it was never ended'}{lost}; label it"]
         flags += ["episode: no instruction; relabel it"] * (not meta["instruction"])
         report = {t: m.reception(first, bag.last).as_dict() for t, m in sorted(meters.items())}

@@ -23,7 +23,7 @@ from vipra_ros.policy.shipped import resolve
 from vipra_ros.sim import tasks
 
 #: s, passes of the executor in the stepped world at most rates; an arrival counts at the next one.
-TICK = 1 / 60
+TICK = 1 / JERK_RATE
 #: Inferences timed before an evaluation; the slowest of few is near the 95th percentile of many.
 TIMED = 20
 #: Pixels of a frame in the videos.

@@ -28,6 +28,7 @@ from vipra_ros.console.web import PageServer
 from vipra_ros.control.profile import JOINTS, load_profile
 from vipra_ros.data.topics import Topics
 from vipra_ros.msg import ActionChunk, ExecutorStatus, PolicyStatus
+from vipra_ros.nodes import convert
 from vipra_ros.nodes.parameters import declare
 from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import serve
@@ -162,12 +163,10 @@ class ConsoleNode(Node):
         self.state.outcome = json.loads(message.data)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        width = JOINTS + 1
-        counts = len(message.actions), len(message.actions) + len(message.lookahead)
-        whole = message.action_size == width and counts[0] == width * message.execute_steps and counts[1] % width == 0
+        chunk = convert.chunk(message, 0.0)
+        whole = chunk.actions.ndim == 2 and chunk.actions.shape[1] == JOINTS + 1
         if message.action_space == ActionChunk.JOINT_POSITION and whole:  # the executor says what is wrong with others
-            rows = np.array([*message.actions, *message.lookahead]).reshape(-1, width)
-            self.state.on_chunk(rows, message.execute_steps)
+            self.state.on_chunk(np.vstack([chunk.actions, chunk.lookahead]), message.execute_steps)
 
     def _on_joints(self, what: str, message: JointState) -> None:
         if len(message.position) >= JOINTS:
