@@ -34,7 +34,7 @@ def _ended(process: graph.Process, event: ProcessExited, context: LaunchContext)
 def _nodes(context: LaunchContext, system: str) -> list[Node]:
     return [Node(
         package="vipra_ros", executable=p.executable, name=p.executable, namespace=p.namespace or None,
-        parameters=[p.params_file] * bool(p.params_file) + [p.parameters],
+        parameters=([p.file_beside()] if p.params_file else []) + [p.parameters],
         ros_arguments=["--log-level", p.log_level], additional_env=p.environment, output="screen",
         emulate_tty=True,
         sigterm_timeout="1.5", sigkill_timeout="1.0",  # seconds after Ctrl-C: everything has ended within 3 s

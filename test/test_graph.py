@@ -208,3 +208,17 @@ def test_the_arguments_a_user_expects_are_there_and_described():
 def test_every_system_has_its_launch_file():
     for system in graph.SYSTEMS:
         assert f'("{system}")' in (REPOSITORY / "launch" / f"{system}.launch.py").read_text()
+
+
+def test_a_parameter_file_wins_over_what_nobody_typed(tmp_path):
+    file = tmp_path / "site.yaml"
+    file.write_text("/**/executor: {ros__parameters: {arm_on_start: false, realtime_config: enforce}}\n"
+                    "/**: {ros__parameters: {use_sim_time: true}}\n")
+    found = by_name("sim", params_file=str(file))
+    assert not {"arm_on_start", "realtime_config"} & set(found["executor"].parameters)
+    assert found["sim"].parameters["publish_clock"] is True  # else all would wait for a clock that nobody publishes
+    found = by_name("sim", params_file=str(file), arm_on_start="true", realtime_config="ignore")
+    assert found["executor"].parameters["arm_on_start"] is True
+    assert found["executor"].parameters["realtime_config"] == "ignore"
+    file.write_text("sim: {ros__parameters: {publish_clock: true}}")
+    assert "publish_clock" not in by_name("sim", params_file=str(file))["sim"].parameters

@@ -148,6 +148,7 @@ def test_examples_parse(command, capsys):
     (["up", "polcy"], "no system 'polcy'; known systems: policy"),
     (["up", "sim", "seed=3"], "write name:=value"),
     (["node", "nix"], "no node 'nix'; known nodes: "),
+    (["node", "executor", "dry_run:=true"], "'dry_run:=true' has no meaning before --ros-args"),
     (["train", "vq", "a", "b", "--preset", "huge"], "config/learning/huge/vq.yaml"),
     (["eval", "--checkpoint", "models/nowhere"], "models/nowhere"),
 ])

@@ -13,6 +13,7 @@ import pytest
 #: Says its name and then sleeps; `stubborn` ignores SIGINT, a number ends by itself with that status.
 CHILD = """
 import signal, sys, time
+sys.stdout.reconfigure(errors="replace")
 print("here is", sys.argv[1], "pid", __import__("os").getpid(), flush=True)
 if sys.argv[2] == "stubborn":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -27,7 +28,7 @@ sys.exit(int(sys.argv[2]))
 class Run:
     """A `System` of dummy processes in a process of its own."""
 
-    def __init__(self, folder, processes, required, finishing, commands):
+    def __init__(self, folder, processes, required, finishing, commands, pipe):
         child = folder / "child.py"
         child.write_text(CHILD)
         code = textwrap.dedent(f"""
@@ -41,7 +42,11 @@ class Run:
         self.log = folder / "log.txt"
         self.names = [name for name, _ in processes]
         with self.log.open("w") as out:
-            self.process = subprocess.Popen([sys.executable, "-c", code], stdout=out, stderr=out)
+            self.reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out) if pipe else None
+            into = self.reader.stdin if pipe else out
+            self.process = subprocess.Popen([sys.executable, "-c", code], stdout=into, stderr=out)
+        if pipe:
+            into.close()
 
     def wait_for(self, text, seconds=20.0):
         until = time.monotonic() + seconds
@@ -66,8 +71,8 @@ class Run:
 def run(tmp_path):
     runs = []
 
-    def start(processes, required=(), finishing=(), commands=False):
-        runs.append(Run(tmp_path, processes, required, finishing, commands))
+    def start(processes, required=(), finishing=(), commands=False, pipe=False):
+        runs.append(Run(tmp_path, processes, required, finishing, commands, pipe))
         return runs[-1]
 
     yield start
@@ -145,6 +150,26 @@ def test_nothing_is_left_when_the_manager_itself_is_killed(run):
     while r.left() and time.monotonic() < until:
         time.sleep(0.05)
     assert r.left() == []
+
+
+def test_a_reader_that_is_gone_keeps_nothing_from_ending(run):
+    """`vipra up ... | tee log`, and Ctrl-C: the terminal ends tee too, and a print fails in the signal's handler."""
+    r = run([("executor-1", "calm"), ("policy-2", "stubborn")], ["executor-1"], pipe=True)
+    r.wait_started()
+    r.reader.kill()
+    r.reader.wait()
+    r.process.send_signal(signal.SIGINT)
+    assert r.process.wait(timeout=10) == 130
+    assert r.left() == []
+
+
+def test_a_word_that_the_terminal_cannot_show_ends_nothing(run, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    r = run([("ex\u00e9cutor-1", "calm")], ["ex\u00e9cutor-1"])
+    time.sleep(2.0)
+    assert r.process.poll() is None
+    r.process.send_signal(signal.SIGINT)
+    assert r.process.wait(timeout=10) == 130
 
 
 def test_the_real_system_starts_and_ends(tmp_path):

@@ -46,6 +46,9 @@ def _node(a: argparse.Namespace) -> None:
     known = sorted(p.stem for p in modules if "\ndef main(" in p.read_text())
     if a.name not in known:
         raise ConfigError(f"no node {a.name!r}; known nodes: {', '.join(known)}")
+    if a.ros_arguments and a.ros_arguments[0] != "--ros-args":  # rclpy passes over them: the arm would move in earnest
+        raise ConfigError(f"{a.name}: {a.ros_arguments[0]!r} has no meaning before --ros-args; write "
+                          f"vipra node {a.name} --ros-args -p name:=value, and options of vipra before `node`")
     # Until the node takes the signals over, which is after seconds of imports, there is nothing to bring to an end;
     # Python's own answer, a traceback out of a half-imported library, would be reported as a crash.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -109,7 +112,8 @@ COMMANDS = (
             (arg("--task", nargs="+", default=["reach", "push"], choices=TASKS, help="tasks (reach push)"),
              arg("--seed", type=int, default=1000, help="scene of the first demonstration (%(default)s)"),
              arg("--episodes", type=int, default=1, metavar="N", help="per task (%(default)s)"),
-             arg("--out", default="out/demo-teleop", metavar="DIR", help="for bags, data set, logs")), _demo_teleop),
+             arg("--out", default="out/demo-teleop", metavar="DIR",
+                 help="for bags, data set, logs (%(default)s, where an earlier run is replaced)")), _demo_teleop),
     Command("up", "Run", "Start the nodes of a system: policy, teleop, sim or replay.",
             "vipra up policy robot:=sim task:=lift instruction:='lift the red cube'",
             (arg("system", help="policy, teleop, sim or replay"),

@@ -6,13 +6,8 @@ emulated GELLO moved by the scripted expert -> gello node -> executor -> simulat
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +16,6 @@ from vipra_ros.config import ConfigError
 
 #: s that one demonstration may take, with the start and the end of its system.
 LIMIT = 120.0
-#: s after SIGINT that all nodes are given to end.
-END_TIMEOUT = 6.0
 #: The servos are a program here and share the cores with all else: one may answer late.
 LATE = """/**/gello:
   ros__parameters:
@@ -30,7 +23,10 @@ LATE = """/**/gello:
 """
 #: s; for the same reason longer pauses in the bags are bridged than on a robot, where they would mean a fault.
 BRIDGED = 0.4
-SAID = re.compile(r"\[demonstrator\]: (.*)")
+#: What it logs, and its last word where it fails.
+SAID = re.compile(r"(?:\[demonstrator\]:|\] demonstrator:) (.*)")
+#: Folder in which an earlier run is replaced; elsewhere nothing is.
+OUT = "out/demo-teleop"
 
 
 def run(tasks: Sequence[str], seed: int, episodes: int, out: str | Path) -> int:
@@ -38,15 +34,19 @@ def run(tasks: Sequence[str], seed: int, episodes: int, out: str | Path) -> int:
 
     Args:
         tasks: demonstrated one after the other, `episodes` each, seeds from `seed` on.
-        out: folder for bags, dataset, logs and replay.json; what an earlier run left there is replaced.
+        out: folder for bags, dataset, logs and replay.json; what is in OUT is replaced.
 
     Raises:
-        ConfigError: a demonstration did not succeed; the message says what was seen.
+        ConfigError: a demonstration did not succeed, the message says what was seen; another folder than OUT has bags
+            or a data set already.
     """
     from rich.console import Console
 
     out = Path(out)
     bags, dataset = out / "bags", out / "dataset"
+    for old in (bags, dataset):
+        if old.exists() and out.resolve() != Path(OUT).resolve():
+            raise ConfigError(f"{old} is there already, and would be replaced; move it away, or give another --out")
     for old in (bags, dataset):
         shutil.rmtree(old, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -73,49 +73,15 @@ def demonstrate(task: str, seed: int, episodes: int, bags: Path, log: Path) -> l
     Raises:
         ConfigError: it did not end well.
     """
-    from vipra_ros.nodes.system import PATIENT
+    from vipra_ros.nodes.system import PATIENT, System
 
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as parameters:
-        parameters.write(PATIENT + LATE)
-        parameters.flush()
-        number = os.getpid()
-        given = {
-            "robot": "sim",
-            "gello": "emulated",
-            "expert": task,
-            "seed": seed,
-            "episodes": episodes,
-            "record": bags,
-            "params_file": parameters.name,
-            "sim_host": f"127.2.{number // 250 % 250}.{number % 250 + 1}",
-        }
-        command = [sys.executable, "-m", "vipra_ros.cli", "up", "teleop", *(f"{k}:={v}" for k, v in given.items())]
-        domain = os.environ.get("ROS_DOMAIN_ID") or str(1 + number % 100)
-        environment = {**os.environ, "ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-        with log.open("w") as file:
-            # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order.
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                                       env=environment, start_new_session=True)
-            try:
-                status = process.wait(LIMIT + 30.0 * episodes)
-            except subprocess.TimeoutExpired:
-                status = -1
-            finally:
-                _end(process)
+    given = {"gello": "emulated", "expert": task, "seed": seed, "episodes": episodes, "record": bags}
+    with System(log=log, system="teleop", parameters=PATIENT + LATE, arm_on_start="auto", **given) as system:
+        status = system.wait(LIMIT + 30.0 * episodes)
     said = [s for s in SAID.findall(log.read_text(errors="replace")) if not s.startswith("an emulated")]
     if status:
-        raise ConfigError(f"demonstration of {task}: {said[-2:] or 'nothing was said'} (log: {log})")
+        raise ConfigError(f"demonstration of {task}: {'; '.join(said[-2:]) or 'nothing was said'} (log: {log})")
     return said
-
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _convert(bags: Path, dataset: Path, console) -> None:

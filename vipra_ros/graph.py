@@ -3,7 +3,7 @@
 A system is a list of processes. The launch arguments say what they get: `robot:=sim` starts the simulated
 controller beside the executor and gives the executor its address, `robot:=172.16.0.2` does neither. An
 argument left empty is not passed on at all, so that the node's own default or `params_file` decides.
-This module knows no ROS; it needs the standard library only.
+This module knows no ROS.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vipra_ros.config import ConfigError, read_yaml, share
+from vipra_ros import parameter_file
+from vipra_ros.config import ConfigError, share
 from vipra_ros.policy import shipped
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
 from vipra_ros.policy.device import check_device
@@ -66,10 +67,14 @@ class Process:
         if self.namespace:
             arguments += ["-r", f"__ns:=/{self.namespace.strip('/')}"]  # rcl takes absolute names only
         if self.params_file:
-            arguments += ["--params-file", self.params_file]
+            arguments += ["--params-file", self.file_beside()]
         for name, value in self.parameters.items():
             arguments += ["-p", f"{name}:={_yaml(value)}"]
         return arguments
+
+    def file_beside(self) -> str:
+        """`params_file`, or a copy without what `parameters` say; empty for none."""
+        return parameter_file.without(self.params_file, self.parameters) if self.params_file else ""
 
 
 _ROBOT = (
@@ -228,23 +233,30 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
     names += ["console"] * (values["console"] == "true")
     names += ["demonstrator"] * bool(values.get("expert"))
-    in_file = _parameters_in(values["params_file"])
+    file = values["params_file"]
+    in_file = {k: v for _, given in (parameter_file.sections(file) if file else ()) for k, v in given.items()}
     parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
                          if {name, "*"} & set(a.node.split()) and values[a.name]
                          and not (a.name in in_file and values[a.name] == a.default)} for name in names}
     host = values["sim_host"] if simulated else values["robot"]
     armed = simulated if values["arm_on_start"] == "auto" else values["arm_on_start"] == "true"
-    parameters["executor"] |= {"host": host, "arm_on_start": armed}
+    parameters["executor"] |= {"host": host}
+    if values["arm_on_start"] != "auto" or "arm_on_start" not in in_file:
+        parameters["executor"]["arm_on_start"] = armed
     if simulated:
-        parameters["executor"].setdefault("realtime_config", "ignore")
-        parameters["sim"] |= {"host": host, "publish_clock": values["use_sim_time"] == "true"}
+        if "realtime_config" not in in_file:
+            parameters["executor"].setdefault("realtime_config", "ignore")
+        parameters["sim"]["host"] = host
+        if "publish_clock" not in in_file:
+            clock = parameters["sim"].get("use_sim_time", in_file.get("use_sim_time", False))
+            parameters["sim"]["publish_clock"] = clock is True
     if "policy" in names:
         if simulated:
             parameters["policy"]["simulated"] = True
         if values["checkpoint"]:
             shipped.resolve(values["checkpoint"])
             check_folder(values["checkpoint"], simulated)
-            if not values["mode"] and mode_of_folder(values["checkpoint"]) == "sync":
+            if not values["mode"] and "mode" not in in_file and mode_of_folder(values["checkpoint"]) == "sync":
                 parameters["executor"]["mode"] = parameters["policy"]["mode"] = "sync"
     if values.get("expert"):
         # One port a robot, as there is one address; both sides learn it here.
@@ -261,13 +273,6 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
                     params_file=values["params_file"], log_level=values["log_level"],
                     environment=environment(name, simulated))
             for name in names]
-
-
-def _parameters_in(path: str) -> set[str]:
-    """Names of the parameters that a ROS parameter file has, for whichever node: they win over our defaults."""
-    tables = read_yaml(path).values() if path else ()
-    return {name for table in tables if isinstance(table, dict)
-            for name in (table.get("ros__parameters") or {})}
 
 
 def environment(executable: str, simulated: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -54,10 +55,23 @@ class _Printer:
     def write(self, message: Message) -> None:
         text = message.data.decode("utf-8", "replace") if isinstance(message.data, bytes) else message.data
         for line in text.splitlines():
-            print(f"[{message.name}] {line}", flush=True)
+            _print(f"[{message.name}] {line}")
 
     def say(self, level: str, name: str, text: str) -> None:
-        print(f"[{level}] [{name}]: {text}", flush=True)
+        _print(f"[{level}] [{name}]: {text}")
+
+
+def _print(text: str) -> None:
+    """A line for whoever reads; that nobody can must not keep the nodes from being watched and ended.
+
+    The reader of our pipe may be gone (Ctrl-C ends `tee` too), the disk full, or a signal handler speaks into a line.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
+    except (OSError, ValueError, RuntimeError):
+        pass
 
 
 class System(Manager):
@@ -79,8 +93,15 @@ class System(Manager):
     def run(self) -> int:
         """Start all, wait for the end of all; the exit status for the shell (130 after Ctrl-C)."""
         honcho_manager.KILL_WAIT = GRACE
-        signal.signal(signal.SIGHUP, lambda *_: self.terminate())  # the terminal was closed
-        self.loop()
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, lambda *_: self.terminate())  # the terminal was closed
+        try:
+            self.loop()
+        except BaseException:  # whatever it was, no arm goes on without us
+            self.terminate()
+            time.sleep(GRACE)
+            self.kill()
+            raise
         if self.failed:
             code = self._processes[self.failed]["returncode"]
             return 128 - code if code < 0 else code or 1  # a signal as shells count it; no end is a good one

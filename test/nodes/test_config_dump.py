@@ -46,7 +46,23 @@ def test_origins(capsys, tmp_path):
     assert policy["history.keep"]["origin"] == "default"
 
 
-@pytest.mark.parametrize("text, said", [("sped: 0.5", "no parameter 'sped'"), ("speed: 7.0", "at most 1.0"),
+@pytest.mark.parametrize("section", ["/**/executor", "/*", "/left/executor", "/left/**", "left: {executor"])
+def test_sections_that_ros_takes(capsys, tmp_path, section):
+    nested = "{" in section
+    namespace = "left" if "left" in section else ""
+    file = tmp_path / "my.yaml"
+    file.write_text(f"{section}: {{ros__parameters: {{speed: 0.5}}}}" + "}" * nested)
+    _, out, _ = dump(capsys, "sim", f"params_file:={file}", f"namespace:={namespace}", "--json")
+    assert json.loads(out)["executor"]["speed"] == {**json.loads(out)["executor"]["speed"], "value": 0.5,
+                                                    "origin": str(file)}
+    file.write_text(file.read_text().replace("speed", "sped"))
+    if section not in ("/*", "/left/**"):  # these may be for another node
+        code, _, err = dump(capsys, "sim", f"params_file:={file}", f"namespace:={namespace}")
+        assert code == 1 and "no parameter 'sped'" in err
+
+
+@pytest.mark.parametrize("text, said", [("speed: 1", "expected double; write it with a point, as in 1.0"),
+                                        ("sped: 0.5", "no parameter 'sped'"), ("speed: 7.0", "at most 1.0"),
                                         ("speed: fast", "expected a number")])
 def test_a_file_that_a_node_would_refuse(capsys, tmp_path, text, said):
     file = tmp_path / "my.yaml"

@@ -8,6 +8,7 @@ for part in ("rclpy", "franky", "franky_sim", "dynamixel_sdk"):
     pytest.importorskip(part)
 
 from vipra_ros import demo_teleop  # noqa: E402
+from vipra_ros.config import ConfigError  # noqa: E402
 from vipra_ros.data.bags import EpisodeReader  # noqa: E402
 from vipra_ros.data.dataset import Dataset  # noqa: E402
 
@@ -24,3 +25,15 @@ def test_an_emulated_gello_demonstrates_and_the_data_set_replays(tmp_path, unuse
     assert len(data.episodes) == 1 and len(data) > 15
     (replayed,) = json.loads((tmp_path / "replay.json").read_text())
     assert replayed["success"]
+
+
+def test_what_somebody_recorded_is_not_replaced(tmp_path):
+    (tmp_path / "bags" / "push-1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="bags is there already"):
+        demo_teleop.run(("reach",), 1000, 1, tmp_path)
+    assert (tmp_path / "bags" / "push-1").exists()
+
+
+def test_the_reason_of_a_failure_is_found_in_the_log():
+    text = "[demonstrator-5] [INFO] [1.0] [demonstrator]: reach: begin\n[demonstrator-5] demonstrator: no arm moves\n"
+    assert demo_teleop.SAID.findall(text) == ["reach: begin", "no arm moves"]

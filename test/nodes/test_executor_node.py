@@ -238,6 +238,25 @@ def test_arming_by_itself_ends_with_the_operators_first_word(client, unused_ros_
     assert process.returncode == 0, output
 
 
+def test_nothing_moves_beside_another_executor(client, unused_ros_domain):
+    """A service request reaches both, and what one says is taken for the other's."""
+    process = start(unused_ros_domain, dry_run="true", arm_on_start="true", **PATIENT)
+    try:
+        client.wait(lambda: client.heard["executor/status"] and client.status.state == ExecutorStatus.ARMED)
+        other = client.node.create_publisher(ExecutorStatus, "executor/status", 1)
+        client.wait(lambda: any("another executor" in reason for reason in client.status.reasons))
+        for name in ("arm", "home"):
+            answer = client.call(name)
+            assert not answer.success and "namespace or a ROS_DOMAIN_ID" in answer.message
+        assert client.call("stop").success
+        client.wait(lambda: client.status.state == ExecutorStatus.IDLE)
+        client.node.destroy_publisher(other)
+        client.wait(lambda: not any("another executor" in reason for reason in client.status.reasons))
+        assert client.call("arm").success
+    finally:
+        finish(process)
+
+
 def test_it_is_called_from_another_terminal(client, unused_ros_domain):
     def call(*words):
         done = subprocess.run([sys.executable, "-m", "vipra_ros.cli", "call", *words], capture_output=True, text=True,

@@ -112,6 +112,21 @@ def test_params_file_and_what_wins_over_it(node, tmp_path):
     assert (settings.rate, settings.depth) == (30.0, 2)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_a_launch_argument_says_wins_over_every_section(node, tmp_path, order):
+    """rcl merges the command line into the section for all, and a node's own section after it would win."""
+    sections = ["/**: {ros__parameters: {depth: 9, rate: 30.0}}", "/**/probe: {ros__parameters: {host: '10.0.0.1'}}",
+                "probe: {ros__parameters: {armed: true}}"][::order]
+    file = tmp_path / "p.yaml"
+    file.write_text("\n".join(sections))
+    p = graph.Process("probe", {"host": "127.0.0.9", "armed": False}, params_file=str(file))
+    words = p.ros_arguments()
+    copy = words[words.index("--params-file") + 1]
+    n = node(*(w for w in words if ":=" in w), params_file=copy)
+    settings = declare(n, Settings)
+    assert (settings.host, settings.armed, settings.depth, settings.rate) == ("127.0.0.9", False, 9, 30.0)
+
+
 @pytest.mark.parametrize("given, said", [
     ("rate:=20", "probe: parameter rate = 20: expected double; write it with a point"),
     ("rate:=99.0", "probe: parameter rate = 99.0: must be at least 1.0 and at most 60.0"),

@@ -12,8 +12,11 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from std_srvs.srv import Trigger
+
 from vipra_ros.nodes.session import Session
-from vipra_ros.nodes.system import SessionError, System
+from vipra_ros.nodes.spinner import lone_node
+from vipra_ros.nodes.system import SessionError, System, own_domain
 from vipra_ros.sim import scene, tasks
 
 
@@ -54,6 +57,23 @@ def test_a_system_that_cannot_start_says_why(unused_ros_domain, tmp_path):
                 session.wait_ready(seconds=60.0)
         finally:
             session.close()
+
+
+def test_a_simulated_run_goes_nowhere_near_another_executor(monkeypatch, unused_ros_domain):
+    """A service request reaches every server of its name: `executor/arm` would arm an arm of metal too."""
+    domain = unused_ros_domain + 1
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    assert own_domain() == domain  # nobody is there
+    node = lone_node("executor", domain, "left")
+    node.create_service(Trigger, "executor/arm", lambda request, response: response)
+    try:
+        with pytest.raises(SessionError, match=f"an executor is in ROS domain {domain}.*unset ROS_DOMAIN_ID"):
+            System("models/tiny")
+        monkeypatch.delenv("ROS_DOMAIN_ID")
+        assert 1 <= own_domain() <= 100 and os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    finally:
+        node.destroy_node()
+        node.context.shutdown()
 
 
 KILLED = """

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from vipra_ros import graph
-from vipra_ros.config import ConfigError, build, read_yaml
+from vipra_ros import graph, parameter_file
+from vipra_ros.config import ConfigError, build
 from vipra_ros.nodes.parameters import _rows
 
 #: Parameter tables of a node, as it declares them.
@@ -49,7 +49,9 @@ def values(process: graph.Process) -> list[Value]:
         ConfigError: a value is of a wrong type or out of range, or the node does not know the parameter.
     """
     name, file = process.executable, process.params_file
-    given = _from_file(file, process.namespace, name) if file else {}
+    full = "/" + "/".join(part for part in (process.namespace.strip("/"), name) if part)
+    sections = [s for s in parameter_file.sections(file) if parameter_file.matches(s[0], full)] if file else []
+    given = {k: v for _, parameters in sections for k, v in parameters.items()}
     found, known = [], set()
     for path in TABLES[name]:
         module, _, table = path.partition(":")
@@ -61,6 +63,8 @@ def values(process: graph.Process) -> list[Value]:
             value, origin = row.default, DEFAULT
             if row.name in given:
                 value, origin = given[row.name], file
+                if row.type.name.startswith("DOUBLE") and not row.optional:
+                    _as_ros(value, f"{file}: {name}: {row.name}")
             if row.name in process.parameters:
                 value, origin = process.parameters[row.name], LAUNCH
             if not isinstance(value, (bool, int, float, str, list, tuple, type(None))):
@@ -71,7 +75,8 @@ def values(process: graph.Process) -> list[Value]:
         missing = {v.name for v in found if v.origin == MISSING}
         if not missing & {row.name for row in rows}:
             build(cls, _nested(chosen, rows), source=f"{name} parameters")
-    unknown = sorted(set(_from_file(file, process.namespace, name, wild=False) if file else {}) - known - set(ROS_OWN))
+    own = {k for section, parameters in sections if section.endswith(f"/{name}") for k in parameters}
+    unknown = sorted(own - known - set(ROS_OWN))
     if unknown:
         raise ConfigError(f"{file}: {name} has no parameter {unknown[0]!r}; without params_file they are listed")
     return found
@@ -91,21 +96,11 @@ def _nested(chosen: dict[str, Any], rows: Sequence) -> dict[str, Any]:
     return made
 
 
-def _from_file(path: str, namespace: str, node: str, wild: bool = True) -> dict[str, Any]:
-    """Dotted parameters that a ROS parameter file has for a node; later sections win. wild: those for all nodes too."""
-    own = "/".join(part for part in (namespace.strip("/"), node) if part)
-    found: dict[str, Any] = {}
-    for section, table in read_yaml(path).items():
-        if section.strip("/") in ((own, "**", f"**/{node}") if wild else (own,)) and isinstance(table, dict):
-            found |= _flat(table.get("ros__parameters") or {})
-    return found
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _as_ros(value: Any, what: str) -> None:
+    """ConfigError for a whole number where a node wants a double: ROS does not convert it."""
+    for v in value if isinstance(value, list) else [value]:
+        if isinstance(v, int) and not isinstance(v, bool):
+            raise ConfigError(f"{what} = {value}: expected double; write it with a point, as in {float(v)}")
 
 
 def as_yaml(nodes: dict[str, list[Value]], namespace: str = "") -> str:

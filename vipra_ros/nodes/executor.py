@@ -173,11 +173,21 @@ class ExecutorNode(Node):
         if message.data:
             self.core.deadman(time.monotonic())
 
+    def _other(self) -> str:
+        """Why nothing may move: a service reaches every executor of its name, and what they say is taken for ours."""
+        if self.count_publishers("executor/status") < 2:
+            return ""
+        return (f"another executor, or a bag that is played, publishes {self.resolve_topic_name('executor/status')}; "
+                "end it, or give each arm a namespace or a ROS_DOMAIN_ID")
+
     def _service(self, command: Callable[[float], Result]) -> Callable:
+        safe = (self.core.stop, self.core.hold, self.core.recover, self.core.reset)
+
         def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             del request
             self._commanded = True
-            result = command(time.monotonic())
+            other = "" if command in safe else self._other()
+            result = Result(False, other) if other else command(time.monotonic())
             response.success, response.message = result.success, result.message
             return response
 
@@ -190,7 +200,8 @@ class ExecutorNode(Node):
         )
 
     def _match(self) -> None:
-        """Take the note back when the publisher that was not heard is gone."""
+        """Take the note back when the publisher that was not heard is gone; note an executor beside this one."""
+        self._note("other", self._other())
         if "qos in" not in self._notes:
             return
         others = self.get_publishers_info_by_topic("policy/chunk")
@@ -244,7 +255,7 @@ class ExecutorNode(Node):
                            f"use_sim_time to false" if stood else "")
                 self.core.tick(now, state)
                 if self.settings.arm_on_start and not armed:  # no longer, once an operator has said anything
-                    armed = self._commanded or self.core.arm(time.monotonic()).success
+                    armed = self._commanded or not self._other() and self.core.arm(time.monotonic()).success
                 self._publish(state)
                 status = self.core.status
                 said = (status.state, status.reasons, status.rejected, tuple(self._notes.values()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import time
 import uuid
@@ -257,6 +258,7 @@ def _last(reasons: list[str]) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Replay once; the exit status is 0 after the last row, 1 with one line of reason otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy calls it; an interrupted replay is no success
     rclpy.init(args=args)
     try:
         node = ReplayNode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def serve(args: list[str] | None, name: str, make: Callable[[], Any],
     with node:
         spinner = Spinner(node)
         # One that hears nothing any more, not even a stop, must end.
-        while not ending.wait(PERIOD) and not over(node) and not (node.failure or spinner.failure) and rclpy.ok():
-            pass
+        while not ending.is_set() and not over(node) and not (node.failure or spinner.failure) and rclpy.ok():
+            time.sleep(PERIOD)  # not ending.wait: the handler is of this thread too, and set() needs the lock of wait()
     failure = node.failure or spinner.failure
     spinner.close()
     return node, failure

@@ -19,6 +19,8 @@ from vipra_ros.up import end_with_parent
 
 #: s that a system is given to end after an interrupt.
 END_TIMEOUT = 6.0
+#: s in which an executor that is there is heard of.
+LOOK = 1.0
 #: Hz; the rate of the data sets, half of the sim node's default.
 CAMERA_RATE = 15.0
 #: ROS parameters. The simulated arm, its controller, its cameras and the policy share this machine's cores: pictures
@@ -40,6 +42,40 @@ class SessionError(RuntimeError):
     """The system does not do what the session needs; one line with the reason it gave."""
 
 
+def own_domain() -> int:
+    """ROS domain of a simulated run, with nobody in it; from here on this process stays on this computer.
+
+    A service request reaches every server of its name, and who arms a simulated arm must not arm one of metal.
+
+    Raises:
+        SessionError: ROS_DOMAIN_ID names a domain in which an executor is.
+    """
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    asked = os.environ.get("ROS_DOMAIN_ID")
+    # Other runs on this machine start in the same second: no fixed order.
+    for domain in [int(asked)] if asked else random.sample(range(1, 101), 100):
+        if not _executors(domain):
+            return domain
+    raise SessionError(f"an executor is in ROS domain {asked or 1} of this computer, and would be commanded too; end "
+                       "it, or unset ROS_DOMAIN_ID (or set another one)")
+
+
+def _executors(domain: int) -> bool:
+    from vipra_ros.nodes.spinner import lone_node  # rclpy; the rest of this module goes without
+
+    node = lone_node("looking", domain)
+    try:
+        end = time.monotonic() + LOOK
+        while time.monotonic() < end:
+            if any(name.endswith("/executor/arm") for name, _ in node.get_service_names_and_types()):
+                return True
+            time.sleep(0.05)
+        return False
+    finally:
+        node.destroy_node()
+        node.context.shutdown()
+
+
 class System:
     """`vipra up policy robot:=sim` as a child process; a simulated arm is alone in its ROS domain.
 
@@ -58,20 +94,19 @@ class System:
         parameters: str = PATIENT,
         **arguments: str,
     ):
-        pick = random.Random()  # other runs on this machine start in the same second
-        self._simulated = arguments.get("robot", "sim") == "sim"
-        self.domain = int(os.environ.get("ROS_DOMAIN_ID") or (pick.randint(1, 100) if self._simulated else 0))
-        host = f"127.{pick.randint(1, 250)}.{pick.randint(0, 250)}.{pick.randint(2, 250)}"
+        simulated = arguments.get("robot", "sim") == "sim"
+        self.domain = own_domain() if simulated else int(os.environ.get("ROS_DOMAIN_ID") or 0)
+        host = f"127.{random.randint(1, 250)}.{random.randint(0, 250)}.{random.randint(2, 250)}"
         given = {
             **({} if system == "sim" else {"robot": "sim"}),
             **({"checkpoint": str(checkpoint)} if system == "policy" else {}),
             "arm_on_start": "false",
             **arguments,
         }
-        if self._simulated:  # two cores have no more to give than the rate of the shipped policy
+        if simulated:  # two cores have no more to give than the rate of the shipped policy
             given = {"sim_host": host, "camera_rate": str(CAMERA_RATE), **given}
         self.log = Path(log or Path(tempfile.mkdtemp(prefix="vipra-")) / "system.log")
-        own = self._simulated and "params_file" not in given
+        own = simulated and "params_file" not in given
         self._parameters = self.log.with_name("parameters.yaml") if own else None
         if self._parameters:
             given["params_file"] = str(self._parameters)
@@ -92,8 +127,6 @@ class System:
         if self._parameters:
             self._parameters.write_text(self._text)
         environment = {**os.environ, "ROS_DOMAIN_ID": str(self.domain)}
-        if self._simulated:
-            environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         # A session of its own: Ctrl-C in our terminal reaches us alone, and we end the system in order. When we are
         # killed it is interrupted: no arm moves on without whoever started it.
         self._process = subprocess.Popen(
@@ -119,6 +152,13 @@ class System:
                 continue
         self._process.kill()
         self._process.wait()
+
+    def wait(self, seconds: float) -> int:
+        """Exit status of a system that ends by itself; -1 when it still runs after `seconds`."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return -1
 
     @property
     def pid(self) -> int:
