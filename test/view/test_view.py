@@ -230,6 +230,15 @@ def test_an_episode_of_a_data_set(record, tmp_path, capsys):
         sources.look(tmp_path / "set", 2)
 
 
+def test_episodes_of_one_name_are_two_recordings(tmp_path):
+    ids = set()
+    for folder in ("monday", "tuesday"):
+        rrd.write(sources.look(steady(tmp_path / folder)), tmp_path / f"{folder}.rrd")
+        (entry,) = RrdReader(tmp_path / f"{folder}.rrd").recordings()
+        ids.add(entry.recording_id)
+    assert len(ids) == 2 and all(i.startswith("steady-") for i in ids)
+
+
 def test_a_folder_of_bags_and_what_is_none(record, tmp_path):
     record("a", seconds=0.5)
     record("b", seconds=0.5)

@@ -13,7 +13,7 @@ from vipra_ros.view.sources import look
 
 
 def main(source: str, episode: int = 0, save: str = "", open_viewer: bool = False, web: bool = False,
-         profile: str = "") -> int:
+         profile: str = "", namespace: str = "") -> int:
     """Write SOURCE as a rerun recording.
 
     Args:
@@ -25,7 +25,7 @@ def main(source: str, episode: int = 0, save: str = "", open_viewer: bool = Fals
     """
     if open_viewer and not web and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise ConfigError("no display; use --web")
-    seen = look(source, episode, profile)
+    seen = look(source, episode, profile, namespace)
     from vipra_ros.view.rrd import write  # needs rerun; a wrong SOURCE is told without it
 
     path = Path(save or f"{seen.name}.rrd")
@@ -35,7 +35,9 @@ def main(source: str, episode: int = 0, save: str = "", open_viewer: bool = Fals
           f"{len(seen.chunks)} chunks, {rows.get('log', 0)} lines of states and reasons")
     if not open_viewer and not web:
         which = f" --episode {episode}" if episode else ""
-        print(f"look at it with: vipra view {shlex.quote(source)}{which} --open (or --web), or rerun {path}")
+        which += f" --namespace {shlex.quote(namespace)}" if namespace else ""
+        print(f"look at it with: vipra view {shlex.quote(source)}{which} --open (or --web), "
+              f"or rerun {shlex.quote(str(path))}")
         return 0
     # By itself a viewer would listen on all interfaces, whether it runs in a browser or in a window.
     options = ["--bind", "127.0.0.1", *(["--web-viewer"] if web else [])]

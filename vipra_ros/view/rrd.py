@@ -16,6 +16,7 @@ Entities, all on the timeline `time` (s):
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def write(seen: Seen, path: str | Path) -> dict[str, int]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    recording = rr.RecordingStream("vipra_ros", recording_id=seen.name)
+    # The viewer takes recordings of one id for one, and episodes of two folders may have the same name.
+    place = hashlib.sha256(bytes(seen.path)).hexdigest()[:8]
+    recording = rr.RecordingStream("vipra_ros", recording_id=f"{seen.name}-{place}")
+    recording.send_recording_name(seen.name)
     recording.save(path, default_blueprint=blueprint(seen))
     recording.log("arm", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
     out = _Out(recording)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from vipra_ros.data.incident import ARM_COMMAND, FIGURES, VERDICT
 from vipra_ros.data.messages import NS, MessageError
 from vipra_ros.data.topics import Topics
 
+#: What the simulated scene says of its task, and the flight recorder of changes of state.
+OUTCOME, CHANGE = "sim/outcome", "flight/change"
 #: Figures of ExecutorStatus and of the flight recorder that are drawn over time.
 FIGURE_NAMES = ("state", "tracking_error", "limiter_active", "boundary_step", "queue_time", "observation_age",
                 "obs_to_action_p95", "limited", "rejected", "late", "stall_fraction")
@@ -23,13 +25,12 @@ FIGURE_NAMES = ("state", "tracking_error", "limiter_active", "boundary_step", "q
 
 @dataclass(frozen=True)
 class Chunk:
-    """One answer of a policy. Times in s; `rows` (H, A), of which the first `execute` were to be executed."""
+    """One answer of a policy. Times in s; `rows` (H, A), those to be executed and the look-ahead behind them."""
 
     stamp: float
     arrival: float
     period: float
     rows: np.ndarray
-    execute: int
     action_space: str
 
     @property
@@ -43,6 +44,7 @@ class Seen:
     """What is known of an episode; times in s from its begin, of an incident from the fault.
 
     Attributes:
+        name: of the recording. path: where it is, without links.
         joints: "measured", "commanded", "arm_command" -> (times (N,), q (N, 7) rad, dq (N, 7) rad/s, NaN unknown).
         hand: "measured" (m of a finger), "commanded" (+1 open, -1 closed) -> (times, values).
         figures: name -> (times, values). texts: (time, level, text), level INFO, WARN or ERROR.
@@ -50,6 +52,7 @@ class Seen:
     """
 
     name: str
+    path: Path
     profile: RobotProfile
     joints: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
     hand: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -60,21 +63,22 @@ class Seen:
     pictures: Callable[[], Iterator[tuple[float, str, bytes]]] = lambda: iter(())
 
 
-def look(source: str | Path, episode: int = 0, profile: str = "") -> Seen:
+def look(source: str | Path, episode: int = 0, profile: str = "", namespace: str = "") -> Seen:
     """The episode at `source`: a bag (also an incident), a folder of bags, or a data set.
 
     Args:
         episode: which one of a folder of bags (in the order of their names) or of a data set.
         profile: of the robot; what the recording says, or fr3, when empty.
+        namespace: of the robot in a bag; the only one that has joint states when empty.
 
     Raises:
-        ConfigError: there is no such episode. BagError, DatasetError: it cannot be read.
+        ConfigError: there is no such episode, or nothing to be seen in it. BagError, DatasetError: it cannot be read.
     """
     path = Path(source)
     if (path / "meta" / "info.json").exists():
         return _dataset(path, episode, profile)
     try:
-        return _bag(_chosen(path, episode), profile)
+        return _bag(_chosen(path, episode), profile, namespace)
     except (ConfigError, MessageError, BagError):
         raise
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -103,16 +107,36 @@ def _profile(given: str, said: str) -> RobotProfile:
 # --- bags ----------------------------------------------------------------------------------------------------
 
 
-def _bag(path: Path, profile: str) -> Seen:
-    names = Topics()
+def _namespace(path: Path, joint_states: str) -> str:
+    """Of the robot that a bag is about; empty where it is not in one."""
     with EpisodeReader(path) as bag:
-        meta = bag.meta()
-        cameras = {names.image_of(c): c for c in names.cameras_in(list(bag.topics))}
+        found = [f"/{t}".removesuffix(f"/{joint_states}") for t in bag.topics if f"/{t}".endswith(f"/{joint_states}")]
+    # Below a robot are its leader and its hand.
+    robots = sorted(n for n in found if not any(n.startswith(f"{other}/") for other in found))
+    if len(robots) > 1:
+        raise ConfigError(f"{path} holds several robots; give --namespace {' or '.join(robots)}")
+    return robots[0] if robots else ""
+
+
+def _bag(path: Path, profile: str, namespace: str) -> Seen:
+    names = Topics()
+    namespace = namespace or _namespace(path, names.joint_states)
+    # What is drawn, and no more: images that are not compressed would fill the memory.
+    words = (names.instruction, OUTCOME)
+    drawn = (names.joint_states, names.joint_command, ARM_COMMAND, names.gripper_command, names.chunk, names.status,
+             FIGURES, CHANGE, VERDICT, *words)
+    with EpisodeReader(path, namespace=namespace) as bag:
+        meta, topics = bag.meta(), list(bag.topics)
+        cameras = {names.image_of(c): c for c in names.cameras_in(topics)}
         raw: dict[str, list[tuple[int, bytes]]] = {}
-        for topic, _, when, data in bag.messages([t for t in bag.topics if t not in cameras]):
+        for topic, _, when, data in bag.messages(drawn):
             raw.setdefault(topic, []).append((when, data))
         zero = meta["fault_ns"] if meta.get("kind") == "incident" else bag.start_ns
-    seen = Seen(path.name, _profile(profile, str(meta.get("robot", ""))), cameras=sorted(cameras.values()))
+    if not raw and not cameras:
+        raise ConfigError(f"{path} has nothing that can be shown in namespace /{namespace.strip('/')} (topics there: "
+                          f"{', '.join(topics) or 'none'}); give --namespace, or a bag with {names.joint_states}")
+    seen = Seen(path.resolve().name, path.resolve(), _profile(profile, str(meta.get("robot", ""))),
+                cameras=sorted(cameras.values()))
 
     def since(ns) -> np.ndarray:
         return (np.asarray(ns, np.int64) - zero) / NS
@@ -129,17 +153,17 @@ def _bag(path: Path, profile: str) -> Seen:
         if m.action_size and m.step_period > 0:
             rows = np.concatenate([m.actions, m.lookahead]).reshape(-1, m.action_size)
             stamp = float(since(m.header.stamp.sec * NS + m.header.stamp.nanosec))
-            seen.chunks.append(Chunk(stamp, float(since(when)), m.step_period, rows, m.execute_steps, m.action_space))
+            seen.chunks.append(Chunk(stamp, float(since(when)), m.step_period, rows, m.action_space))
     _statuses(seen, [(float(since(t)), messages.deserialize(d, messages.EXECUTOR_STATUS))
                      for t, d in raw.get(names.status, ())])
     _figures(seen, [(float(since(t)), messages.read_json(d)) for t, d in raw.get(FIGURES, ())])
-    for topic in (names.instruction, "sim/outcome"):
+    for topic in words:
         seen.texts += [(float(since(t)), "INFO", f"{topic}: {messages.read_string(d)}") for t, d in raw.get(topic, ())]
     _flight(seen, meta, raw, since)
     seen.texts.sort(key=lambda row: row[0])
 
     def pictures() -> Iterator[tuple[float, str, bytes]]:
-        with EpisodeReader(path) as again:
+        with EpisodeReader(path, namespace=namespace) as again:
             for topic, _, _, data in again.messages(list(cameras)):
                 yield float(since(messages.header_stamp(data))), cameras[topic], bytes(messages.image_data(data))
 
@@ -148,19 +172,26 @@ def _bag(path: Path, profile: str) -> Seen:
 
 
 def _joints(seen: Seen, what: str, rows: list, since) -> None:
-    """Columns by name: a message may hold the fingers too, and other joints first."""
-    times = since([r.header.stamp.sec * NS + r.header.stamp.nanosec for r in rows])
-    names = list(rows[0].name)
-    wanted = [n for n in seen.profile.joint_names if n in names] or names[:JOINTS]
+    """Columns by the names in each message: a hand may speak on the arm's topic, with joints of its own."""
+    own = seen.profile.joint_names
+    wanted = own if any(set(own) <= set(r.name) for r in rows) else rows[0].name[:JOINTS]
     if len(wanted) != JOINTS:
-        raise ConfigError(f"{seen.name}: joints {', '.join(names)} are not {seen.profile.name}'s; give --profile")
-    columns = [names.index(n) for n in wanted]
-    q = np.array([np.asarray(r.position)[columns] for r in rows])
-    dq = np.array([np.asarray(r.velocity)[columns] if len(r.velocity) else np.full(JOINTS, np.nan) for r in rows])
-    seen.joints[what] = times, q, dq
+        known = ", ".join(dict.fromkeys(n for r in rows for n in r.name))
+        raise ConfigError(f"{seen.name}: joints {known} are not {seen.profile.name}'s; give --profile")
+
+    def table(joints: Sequence[str], numbers: str) -> tuple[np.ndarray, np.ndarray]:
+        """(times, rows) of the messages that have one of `joints`, NaN where a number is missing."""
+        some = [r for r in rows if not set(joints).isdisjoint(r.name)]
+        at = [dict(zip(r.name, getattr(r, numbers), strict=False)) for r in some]
+        return since([r.header.stamp.sec * NS + r.header.stamp.nanosec for r in some]), np.array(
+            [[a.get(n, np.nan) for n in joints] for a in at])
+
+    times, q = table(wanted, "position")
+    seen.joints[what] = times, q, table(wanted, "velocity")[1]
     finger = seen.profile.finger_joint
-    if what == "measured" and finger in names:
-        seen.hand["measured"] = times, np.array([r.position[names.index(finger)] for r in rows])
+    if what == "measured" and any(finger in r.name for r in rows):
+        times, opening = table([finger], "position")
+        seen.hand["measured"] = times, opening[:, 0]
 
 
 def _statuses(seen: Seen, rows: list[tuple[float, object]]) -> None:
@@ -182,7 +213,7 @@ def _figures(seen: Seen, rows: list[tuple[float, dict]]) -> None:
 
 def _flight(seen: Seen, meta: dict, raw: dict, since) -> None:
     """What only the flight recorder knows: changes of state, what became of chunks, the faults."""
-    for t, d in raw.get("flight/change", ()):
+    for t, d in raw.get(CHANGE, ()):
         c = messages.read_json(d)
         text = " - ".join([c["text"], *c["reasons"], *([f"robot: {c['error']}"] if c["error"] else [])])
         seen.texts.append((float(since(t)), _level(c["text"]), text))
@@ -211,7 +242,8 @@ def _dataset(path: Path, number: int, profile: str) -> Seen:
     e = d.episodes[number]
     window = slice(e.start, e.start + e.length)
     times = np.arange(e.length) / d.fps
-    seen = Seen(f"{path.name}-{number}", _profile(profile, str(d.info.get("robot_type", ""))), cameras=d.cameras)
+    seen = Seen(f"{path.resolve().name}-{number}", path.resolve(),
+                _profile(profile, str(d.info.get("robot_type", ""))), cameras=d.cameras)
     seen.texts.append((0.0, "INFO", f"task: {e.task}" + (f", success: {e.success}" if e.success is not None else "")))
     space = (d.info.get("vipra_ros") or {}).get("action_space", "joint_position")
     for what, column, later in (("measured", "observation.state", 0.0), ("commanded", "action", 1 / d.fps)):
