@@ -47,6 +47,7 @@ TOOLS = (
             (arg("--robot", default="", metavar="IP", help="address of the arm's control unit; nothing moves"),
              arg("--gello", default="", metavar="PORT", help="serial port of the leader arm"),
              arg("--config", default="", metavar="FILE", help="of the leader arm; default: config/gello.yaml"),
+             arg("--arm", default="", metavar="NAME", help="section of that file, when it describes several"),
              arg("--camera", action="append", default=[], metavar="TOPIC", help="camera topic; repeatable"),
              arg("--checkpoint", default="", metavar="DIR", help="the policy that is to run"),
              arg("--profile", default="fr3", help="robot profile (%(default)s)"),

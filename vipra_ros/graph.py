@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,11 @@ from vipra_ros.policy.weights import WEIGHTS
 
 #: Where Fast DDS 3 and 2 look for a profile.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+def profile_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of `PROFILE_VARIABLES` that are read here; Fast DDS 3 reads the old name too, and complains."""
+    return PROFILE_VARIABLES[1:] if environment.get("ROS_DISTRO") == "jazzy" else PROFILE_VARIABLES
 
 
 @dataclass(frozen=True)
@@ -283,10 +289,9 @@ def environment(executable: str, simulated: bool) -> dict[str, str]:
     to a simulated arm stays on this computer: a real one may listen in the same network.
     """
     found = {"PYTHONUNBUFFERED": "1"}
-    if executable == "sim" and not any(v in os.environ for v in PROFILE_VARIABLES):
-        # Fast DDS 3 reads the old name too, and complains.
-        name = PROFILE_VARIABLES[1 if os.environ.get("ROS_DISTRO") == "jazzy" else 0]
-        found[name] = str(share("config", "fastdds.xml"))
+    variables = profile_variables(os.environ)
+    if executable == "sim" and not any(v in os.environ for v in variables):
+        found[variables[0]] = str(share("config", "fastdds.xml"))
     if simulated:
         found["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     return {k: v for k, v in found.items() if k not in os.environ}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import cameras, checkpoint, disk, gello, machine, network, report, robot
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding
@@ -48,13 +49,13 @@ def test_governor(tmp_path, names, level):
     assert found.level == level and (level == OK or "1 x powersave" in found.text)
 
 
-@pytest.mark.parametrize("capabilities, hard, real, level", [
+@pytest.mark.parametrize("capabilities, soft, real, level", [
     ("0000000000800000", 0, True, OK), ("0", 99, True, OK), ("0", resource.RLIM_INFINITY, True, OK),
     ("0", 0, False, WARN), ("0", 98, True, FAIL),
 ])
-def test_rtprio(tmp_path, capabilities, hard, real, level):
+def test_rtprio(tmp_path, capabilities, soft, real, level):
     tree(tmp_path, {"proc/self/status": f"Name: x\nCapEff:\t{capabilities}\n"})
-    assert machine.rtprio(tmp_path, lambda what: (0, hard), real).level == level
+    assert machine.rtprio(tmp_path, lambda what: (soft, resource.RLIM_INFINITY), real).level == level
 
 
 def test_clock():
@@ -77,9 +78,15 @@ def test_receive_buffer(tmp_path, text, level):
 
 def test_transport():
     name, profile = "FASTDDS_BUILTIN_TRANSPORTS", Path("/x/fastdds.xml")
-    for fine in ({}, {name: "DEFAULT"}, {"RMW_IMPLEMENTATION": "rmw_zenoh_cpp", name: "LARGE_DATA"},
-                 {"FASTRTPS_DEFAULT_PROFILES_FILE": "mine.xml"}):
+    for fine in ({}, {name: "DEFAULT"}, {"RMW_IMPLEMENTATION": "rmw_zenoh_cpp", name: "LARGE_DATA"}):
         assert network.transport(fine, profile).level == OK
+    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
+    jazzy = {"ROS_DISTRO": "jazzy"}  # Fast DDS 2 reads the old name alone
+    for given, said in (({old: "mine.xml"}, "Fast DDS with mine.xml"), ({new: "mine.xml"}, "Fast DDS with mine.xml"),
+                        ({}, f"{new}={profile}"), (jazzy, f"{old}={profile}"),
+                        (jazzy | {new: "mine.xml"}, f"{old}={profile}")):
+        found = network.transport(given, profile)
+        assert found.level == OK and said in found.text
     alone = network.transport({name: "LARGE_DATA"}, profile)
     assert alone.level == WARN and f"unset {name}" in alone.fix and str(profile) in alone.fix
 
@@ -113,6 +120,8 @@ def test_way_to_the_arm(tmp_path, host, files, level, said):
 def test_no_way_to_the_arm(tmp_path):
     assert network.way("172.16.0.2", tmp_path).level == FAIL
     assert network.way("not an address", tmp_path).level == FAIL
+    mistyped = robot.look("172..16.0.2", FR3, ask=pytest.fail)
+    assert [(f.check, f.level) for f in mistyped[1:]] == [("way to the arm", FAIL), ("robot server", FAIL)]
 
 
 def test_round_trip():
@@ -120,6 +129,8 @@ def test_round_trip():
     assert network.round_trip([0.0002] * 45 + [0.0008] * 5).level == WARN
     slow = [0.0002] * 45 + [0.002] * 5
     assert (network.round_trip(slow).level, network.round_trip(slow, simulated=True).level) == (FAIL, WARN)
+    cut = network.connecting("127.0.77.99")
+    assert cut.level == FAIL and "50 connections to 127.0.77.99 failed" in cut.text and "cable" in cut.fix
 
 
 def test_robot_server_versions():
@@ -175,10 +186,8 @@ def test_gello_port_and_its_group(tmp_path):
     primary, secondary = os.openpty()
     try:
         path = os.ttyname(secondary)
-        os.chmod(path, 0o660)
-        group = os.stat(path).st_gid
-        assert gello.port(path, groups=[group], user=12345).level == OK
-        refused = gello.port(path, groups=[], user=12345)
+        assert gello.port(path).level == OK
+        refused = gello.port(path, access=lambda path, mode: False)
         assert refused.level == FAIL and "usermod -aG" in refused.fix
     finally:
         os.close(primary), os.close(secondary)
@@ -236,6 +245,8 @@ def test_a_good_camera():
     ({"arrivals": [1.0]}, "rate", FAIL),
     ({"arrivals": [i / 10 for i in range(120)]}, "rate", WARN),
     ({"arrivals": [i / 30 + 0.2 * (i // 20) for i in range(120)]}, "rate", WARN),
+    ({"silence": 2.0}, "rate", FAIL),
+    ({"invalid": "topic name must not contain a space"}, "topic", FAIL),
     ({"digests": [b"x"] * 120}, "pictures", FAIL),
     ({"digests": [bytes([i // 4]) for i in range(120)]}, "pictures", WARN),
     ({"shape": (0, 0)}, "size", FAIL),
@@ -262,6 +273,14 @@ def test_checkpoint(tmp_path):
     wrong = checkpoint.compatibility(tiny, load_profile("panda"))
     assert [f.level for f in wrong] == [OK, FAIL] and "panda" in wrong[1].text
     assert checkpoint.compatibility(tmp_path, FR3)[0].level == FAIL
+
+
+def test_a_discrete_policy_is_for_simulated_arms(monkeypatch):
+    refusal = ConfigError("a discrete decoder; take a continuous policy")
+    monkeypatch.setattr(checkpoint, "check_deployment", lambda *a, **k: (_ for _ in ()).throw(refusal))
+    for real, level in ((False, WARN), (True, FAIL)):
+        found = checkpoint.compatibility(resolve("models/tiny"), FR3, real)[1]
+        assert (found.check, found.level, found.fix) == ("decoder", level, "take a continuous policy")
 
 
 def test_gpu_memory(tmp_path):

@@ -49,6 +49,26 @@ def test_what_is_not_there_fails(capsys, tmp_path):
     assert found["robot", "robot server"] == found["gello", "port"] == found["checkpoint", "loading"] == FAIL
 
 
+TWO = """
+{arm}: {{com_port: x, joint_signs: [1, 1, 1, 1, 1, 1, 1], assembly_offsets: [0, 0, 0, 0, 0, 0, 0]}}
+"""
+
+
+@pytest.mark.parametrize("text, words, fix", [
+    (TWO.format(arm="left") + TWO.format(arm="right"), (), "choose one of left, right"),
+    (TWO.format(arm="left") + TWO.format(arm="right"), ("--arm", "right"), None),
+    ("com_port: x\njoint_signs: 3\n", (), "--config FILE"), (None, (), "give the path of a YAML configuration"),
+])
+def test_a_wrong_file_of_leaders_is_a_finding_among_others(capsys, tmp_path, text, words, fix):
+    file = tmp_path / "gello.yaml"
+    if text is not None:
+        file.write_text(text)
+    _, table, found = doctor(capsys, "--out", str(tmp_path), "--gello", "/dev/ttyNONE", "--config", str(file), *words)
+    assert found["gello", "port"] == FAIL and ("disk", "space") in found
+    said = [f["fix"] for f in table["findings"] if f["check"] == "configuration"]
+    assert len(said) == (fix is not None) and all(fix in s for s in said)
+
+
 def test_without_ros_it_still_reports():
     code = """
 import sys
@@ -112,17 +132,19 @@ def test_cameras_of_a_ros_graph(unused_ros_domain, capsys, tmp_path):
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=unused_ros_domain)
     node = rclpy.create_node("driver", context=context)
-    live, frozen = (node.create_publisher(CompressedImage, f"camera/{c}/image_raw/compressed", qos_profile_sensor_data)
-                    for c in ("live", "frozen"))
+    live, frozen, ending = (
+        node.create_publisher(CompressedImage, f"camera/{c}/image_raw/compressed", qos_profile_sensor_data)
+        for c in ("live", "frozen", "ending"))
     words = node.create_publisher(String, "words", 1)
     still, over = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes(), threading.Event()
 
     def drive():
-        count = 0
+        count, heard = 0, 0
         while not over.wait(1 / 30):
             stamp, count = node.get_clock().now().to_msg(), count + 1
             moving = cv2.imencode(".jpg", np.full((48, 64, 3), count % 250, np.uint8))[1].tobytes()
-            for publisher, data in ((live, moving), (frozen, still)):
+            heard += ending.get_subscription_count() > 0
+            for publisher, data in ((live, moving), (frozen, still), *[(ending, moving)] * (heard < 20)):
                 message = CompressedImage(format="jpeg", data=data)
                 message.header.stamp = stamp
                 publisher.publish(message)
@@ -130,7 +152,8 @@ def test_cameras_of_a_ros_graph(unused_ros_domain, capsys, tmp_path):
     thread = threading.Thread(target=drive)
     thread.start()
     try:
-        topics = [f"/camera/{c}/image_raw/compressed" for c in ("live", "frozen", "absent")] + ["/words"]
+        topics = [f"/camera/{c}/image_raw/compressed" for c in ("live", "frozen", "absent", "ending")]
+        topics += ["/words", "front camera"]
         code, table, found = doctor(capsys, "--out", str(tmp_path), *[w for t in topics for w in ("--camera", t)])
     finally:
         over.set()
@@ -140,5 +163,7 @@ def test_cameras_of_a_ros_graph(unused_ros_domain, capsys, tmp_path):
     assert code == 1
     assert [found["cameras", f"{topics[0]} {c}"] for c in ("QoS", "pictures", "size", "stamp")] == [OK] * 4, table
     assert found["cameras", f"{topics[1]} pictures"] == FAIL and found["cameras", f"{topics[1]} size"] == OK
-    assert found["cameras", f"{topics[2]} publisher"] == FAIL and found["cameras", f"{topics[3]} QoS"] == FAIL
+    assert found["cameras", f"{topics[2]} publisher"] == FAIL and found["cameras", f"{topics[4]} QoS"] == FAIL
+    assert found["cameras", "front camera topic"] == found["cameras", f"{topics[3]} rate"] == FAIL
+    assert "silent since" in json.dumps(table)
     assert "64x48" in json.dumps(table)

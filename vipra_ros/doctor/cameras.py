@@ -14,6 +14,8 @@ AREA = "cameras"
 LEAST_RATE = 15.0
 #: A pause this many times the median period is a gap; more than this share of gaps is a finding.
 GAP, GAP_SHARE = 2.5, 0.02
+#: A camera has ended when nothing comes for this many median periods, and s.
+SILENCE, LEAST_SILENCE = 10, 0.5
 #: s between the stamp of a picture and its arrival.
 OLD, FUTURE = 0.2, 0.05
 #: bytes a second of one camera beyond which a recorder, and a network of 1 Gbit/s, have no room for a second one.
@@ -25,8 +27,9 @@ class Sample:
     """What was heard of one camera for some seconds.
 
     Attributes:
-        topic: its name. seconds: s listened for.
-        arrivals: s, monotonic, when messages came; ages: s, arrival less stamp (ROS clock).
+        topic: its name; invalid: why no topic can have this name. seconds: s listened for.
+        arrivals: s, monotonic, when messages came; silence: s from the last one to the end of listening.
+        ages: s, arrival less stamp (ROS clock).
         digests: of the picture's bytes, one a message; sizes: bytes of the messages.
         shape: (height, width) of the last picture, (0, 0) when it could not be decoded.
         publishers: how many there are; reliabilities: theirs ("reliable", "best_effort"); mismatch: why not.
@@ -42,6 +45,8 @@ class Sample:
     publishers: int = 0
     reliabilities: Sequence[str] = ()
     mismatch: str = ""
+    silence: float = 0.0
+    invalid: str = ""
 
 
 def judge(sample: Sample, simulated: bool = False) -> list[Finding]:
@@ -51,6 +56,8 @@ def judge(sample: Sample, simulated: bool = False) -> list[Finding]:
     def finding(check: str, level: str, text: str, fix: str = "") -> Finding:
         return Finding(AREA, f"{name} {check}", level, text, fix)
 
+    if sample.invalid:
+        return [finding("topic", FAIL, sample.invalid, "give the topic of a camera; ros2 topic list shows them")]
     if not sample.publishers:
         return [finding("publisher", FAIL, f"nobody publishes it (listened for {sample.seconds:.0f} s)",
                         "start the camera driver; ros2 topic list; ROS_DOMAIN_ID must be the same in both terminals")]
@@ -66,7 +73,11 @@ def judge(sample: Sample, simulated: bool = False) -> list[Finding]:
     rate = len(periods) / (sample.arrivals[-1] - sample.arrivals[0])
     gaps = float((periods > GAP * np.median(periods)).mean())
     text = f"{rate:.1f} Hz, longest pause {1e3 * periods.max():.0f} ms (n = {len(sample.arrivals)})"
-    if rate < LEAST_RATE * 0.95:
+    if sample.silence > max(SILENCE * np.median(periods), LEAST_SILENCE):
+        text = f"silent since {sample.silence:.1f} s, {rate:.1f} Hz before"
+        fix = "it ended while it was listened to: the driver's log, dmesg (USB), cable and power"
+        found.append(finding("rate", FAIL, text, fix))
+    elif rate < LEAST_RATE * 0.95:
         fix = f"{LEAST_RATE:.0f} Hz are needed: more light (exposure), a USB 3 port"
         found.append(finding("rate", WARN, text, fix))
     elif gaps > GAP_SHARE:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import RobotProfile
-from vipra_ros.doctor.report import FAIL, OK, WARN, Finding
+from vipra_ros.doctor.report import FAIL, OK, WARN, Finding, refusal
 from vipra_ros.policy.deployment import check_deployment
 
 AREA = "checkpoint"
@@ -17,8 +17,8 @@ MIB = 2**20
 WORKING, CONTEXT = 0.5, 500 * MIB
 
 
-def compatibility(folder: Path, profile: RobotProfile) -> list[Finding]:
-    """Loads the folder as the policy does and compares it with the robot."""
+def compatibility(folder: Path, profile: RobotProfile, real_arm: bool = False) -> list[Finding]:
+    """Loads the folder as the policy does and compares it with the robot; `real_arm`: one is to be driven."""
     try:
         from vipra_ros.policy.checkpoint import Checkpoint, CheckpointError
     except ImportError as error:
@@ -27,8 +27,7 @@ def compatibility(folder: Path, profile: RobotProfile) -> list[Finding]:
     try:
         checkpoint = Checkpoint.load(folder)
     except CheckpointError as error:
-        text, _, fix = str(error).rpartition("; ")
-        return [Finding(AREA, "loading", FAIL, text or fix, fix if text else "train or copy it again")]
+        return [refusal(AREA, "loading", error, "train or copy it again")]
     c = checkpoint.config
     text = f"{c.variant} {c.preset}, cameras {', '.join(c.cameras)}, {c.rate:g} Hz, "
     text += f"{c.execute_steps} of {c.horizon} steps"
@@ -36,13 +35,11 @@ def compatibility(folder: Path, profile: RobotProfile) -> list[Finding]:
     try:
         check_deployment(c.decoder, c.variant, simulated=False)
     except ConfigError as error:
-        text, _, fix = str(error).rpartition("; ")
-        found.append(Finding(AREA, "decoder", WARN, text, fix))
+        found.append(refusal(AREA, "decoder", error, "take another policy", FAIL if real_arm else WARN))
     try:
         checkpoint.check(profile)
     except CheckpointError as error:
-        text, _, fix = str(error).rpartition("; ")
-        return [*found, Finding(AREA, "robot profile", FAIL, text, fix)]
+        return [*found, refusal(AREA, "robot profile", error, "give the robot's own profile (--profile)")]
     return [*found, Finding(AREA, "robot profile", OK, f"joints and order of {profile.name}")]
 
 

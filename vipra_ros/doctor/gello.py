@@ -5,7 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,8 @@ SLOW_READ = 0.02
 READS = 50
 
 
-def port(path: str, groups: Collection[int] | None = None, user: int | None = None) -> Finding:
-    """Whether the serial device is there and ours to open. groups, user: ids; None: those of this process."""
-    groups, user = (os.getgroups() if groups is None else groups), (os.getuid() if user is None else user)
+def port(path: str, access: Callable[[str, int], bool] = os.access) -> Finding:
+    """Whether the serial device is there and ours to read and write."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -29,9 +28,7 @@ def port(path: str, groups: Collection[int] | None = None, user: int | None = No
         return Finding(AREA, "port", FAIL, f"{path}: {error.strerror}", f"plug it in; serial ports here: {there}")
     if not stat.S_ISCHR(found.st_mode):
         return Finding(AREA, "port", FAIL, f"{path} is no device", "give the serial port of the leader")
-    allowed = user == 0 or (user == found.st_uid and found.st_mode & stat.S_IRUSR) \
-        or (found.st_gid in groups and found.st_mode & stat.S_IRGRP) or found.st_mode & stat.S_IWOTH
-    if allowed:
+    if access(path, os.R_OK | os.W_OK):
         return Finding(AREA, "port", OK, os.path.realpath(path))
     try:
         group = grp.getgrgid(found.st_gid).gr_name

@@ -53,12 +53,12 @@ def rtprio(root: Path = ROOT, limit: Callable[[int], tuple[int, int]] = resource
     line = next((x for x in read(root / "proc/self/status").splitlines() if x.startswith("CapEff:")), "CapEff: 0")
     if int(line.split()[1], 16) >> CAP_SYS_NICE & 1:
         return Finding(AREA, "real-time priority", OK, "this process has CAP_SYS_NICE")
-    hard = limit(resource.RLIMIT_RTPRIO)[1]
-    if hard == resource.RLIM_INFINITY or hard >= RTPRIO:
-        return Finding(AREA, "real-time priority", OK, "allowed up to " + ("any" if hard < 0 else str(hard)))
+    soft, _ = limit(resource.RLIMIT_RTPRIO)  # the kernel asks for the soft one
+    if soft == resource.RLIM_INFINITY or soft >= RTPRIO:
+        return Finding(AREA, "real-time priority", OK, "allowed up to " + ("any" if soft < 0 else str(soft)))
     fix = "add '@realtime - rtprio 99' and '@realtime - memlock 102400' to /etc/security/limits.conf, join the group " \
           "(sudo groupadd -f realtime; sudo usermod -aG realtime $USER) and log in again"
-    text = f"allowed up to {hard}, {RTPRIO} is asked for"
+    text = f"allowed up to {soft}, {RTPRIO} is asked for"
     return Finding(AREA, "real-time priority", FAIL if real_arm else WARN, text, fix)
 
 

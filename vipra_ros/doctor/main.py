@@ -13,7 +13,7 @@ from vipra_ros.config import ConfigError, share
 from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import checkpoint as checkpoints
 from vipra_ros.doctor import disk, machine, network, report
-from vipra_ros.doctor.report import FAIL, Finding, guarded
+from vipra_ros.doctor.report import FAIL, Finding, guarded, refusal
 from vipra_ros.policy.shipped import resolve
 
 #: s that cameras are listened to.
@@ -22,8 +22,9 @@ OPTIONS = {"robot": "--robot IP", "gello": "--gello PORT", "cameras": "--camera 
            "checkpoint": "--checkpoint DIR"}
 
 
-def examine(robot: str = "", gello: str = "", gello_config: str = "", camera: tuple[str, ...] = (),
-            checkpoint: str = "", profile: str = "fr3", out: Path = Path(".")) -> list[Finding]:
+def examine(robot: str = "", gello: str = "", gello_config: str = "", gello_arm: str = "",
+            camera: tuple[str, ...] = (), checkpoint: str = "", profile: str = "fr3",
+            out: Path = Path(".")) -> list[Finding]:
     """All findings.
 
     Raises:
@@ -46,7 +47,7 @@ def examine(robot: str = "", gello: str = "", gello_config: str = "", camera: tu
     if robot:
         look("robot", "arm", _robot, robot, limits)
     if gello:
-        _gello(look, gello, gello_config)
+        look("gello", "leader", _gello, gello, gello_config, gello_arm)
     if camera:
         look("cameras", "listening", _cameras, camera, bool(robot) and not real)
     look("disk", "space", disk.room, out)
@@ -55,10 +56,9 @@ def examine(robot: str = "", gello: str = "", gello_config: str = "", camera: tu
     if checkpoint:
         try:
             folder = resolve(checkpoint)
-            look("checkpoint", "loading", checkpoints.compatibility, folder, limits)
+            look("checkpoint", "loading", checkpoints.compatibility, folder, limits, real)
         except ConfigError as error:
-            text, _, fix = str(error).rpartition("; ")
-            found.append(Finding("checkpoint", "loading", FAIL, text, fix))
+            found.append(refusal("checkpoint", "loading", error, "give a checkpoint's folder"))
     look("checkpoint", "GPU memory", lambda: checkpoints.memory(folder, checkpoints.gpus()))
     order = ("machine", "network", "robot", "gello", "cameras", "disk", "checkpoint")
     return sorted(found, key=lambda f: order.index(f.area))
@@ -69,17 +69,22 @@ def _robot(host: str, profile) -> list[Finding]:
     return robot.look(host, profile, lambda: room("robot.probe:ask")(host, profile))
 
 
-def _gello(look, port: str, config: str) -> None:
+def _gello(port: str, config: str, arm: str) -> list[Finding]:
     from vipra_ros.doctor import gello
     from vipra_ros.teleop.bus import ServoBus
     from vipra_ros.teleop.gello import load_gello
 
     path = port if "/" in port else f"/dev/serial/by-id/{port}"
-    look("gello", "port", gello.port, path)
-    settings = load_gello(config or share("config", "gello.yaml"))
+    found = guarded("gello", "port", lambda: gello.port(path))
+    try:
+        settings = load_gello(config or share("config", "gello.yaml"), arm)
+    except ConfigError as error:
+        return [*found, refusal("gello", "configuration", error, "correct it, or give another (--config FILE)")]
     if Path(path).exists():
-        look("gello", "latency timer", gello.latency, path)
-        look("gello", "servos", gello.servos, lambda: ServoBus(path, settings.servo_ids, settings.baudrate))
+        found += guarded("gello", "latency timer", lambda: gello.latency(path))
+        found += guarded("gello", "servos", lambda: gello.servos(
+            lambda: ServoBus(path, settings.servo_ids, settings.baudrate)))
+    return found
 
 
 def _cameras(topics: tuple[str, ...], simulated: bool) -> list[Finding]:
@@ -92,10 +97,10 @@ def _cameras(topics: tuple[str, ...], simulated: bool) -> list[Finding]:
     return [f for sample in samples for f in cameras.judge(sample, simulated)]
 
 
-def main(robot: str, gello: str, config: str, camera: list[str], checkpoint: str, profile: str, out: str,
+def main(robot: str, gello: str, config: str, arm: str, camera: list[str], checkpoint: str, profile: str, out: str,
          json: bool) -> int:
     """`vipra doctor`: print the report; 1 when something fails."""
-    found = examine(robot, gello, config, tuple(camera), checkpoint, profile, Path(out))
+    found = examine(robot, gello, config, arm, tuple(camera), checkpoint, profile, Path(out))
     given = {"robot": robot, "gello": gello, "cameras": camera, "checkpoint": checkpoint}
     skipped = {name: option for name, option in OPTIONS.items() if not given[name]}
     print(report.as_json(found, skipped) if json else report.as_text(found, skipped, sys.stdout.isatty()))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding, read
-from vipra_ros.graph import PROFILE_VARIABLES
+from vipra_ros.graph import profile_variables
 
 AREA = "network"
 ROOT = Path("/")
@@ -47,16 +47,17 @@ def receive_buffer(root: Path = ROOT) -> Finding:
 
 def transport(environment: dict[str, str], profile: Path) -> Finding:
     """Whether what is started from this terminal finds other nodes, and carries large best-effort messages."""
-    name, files = "FASTDDS_BUILTIN_TRANSPORTS", [v for v in PROFILE_VARIABLES if environment.get(v)]
+    name, variables = "FASTDDS_BUILTIN_TRANSPORTS", profile_variables(environment)
+    files = [environment[v] for v in variables if environment.get(v)]
     if "fastrtps" not in environment.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp"):
         return Finding(AREA, "transport", OK, f"{environment['RMW_IMPLEMENTATION']}, not Fast DDS")
     if environment.get(name, "DEFAULT") != "DEFAULT":
         return Finding(AREA, "transport", WARN, f"{name}={environment[name]}: finds no node that is started without it",
-                       f"unset {name}; for raw images: export {PROFILE_VARIABLES[0]}={profile}")
+                       f"unset {name}; for raw images: export {variables[0]}={profile}")
     if files:
-        return Finding(AREA, "transport", OK, f"Fast DDS with {environment[files[0]]}")
+        return Finding(AREA, "transport", OK, f"Fast DDS with {files[0]}")
     return Finding(AREA, "transport", OK, "Fast DDS as it comes; a driver of raw images needs "
-                                          f"{PROFILE_VARIABLES[0]}={profile}")
+                                          f"{variables[0]}={profile}")
 
 
 def shared_memory(folder: Path = Path("/dev/shm"), usage: Callable = shutil.disk_usage) -> Finding:
@@ -87,7 +88,7 @@ def way(host: str, root: Path = ROOT) -> Finding:
     """The interface to the arm: a cable of its own, at least 1 Gbit/s, packets of 1500 bytes."""
     try:
         address = socket.gethostbyname(host)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: 172..16.0.2
         return Finding(AREA, "way to the arm", FAIL, f"{host}: {error}", "give the address of the control unit")
     name, gateway = route(address, root)
     if not name:
@@ -123,6 +124,15 @@ def connect_times(host: str, port: int = FCI_PORT, count: int = CONNECTS, pause:
             times.append(time.perf_counter() - began)
         time.sleep(pause)
     return times
+
+
+def connecting(host: str, simulated: bool = False) -> Finding:
+    """`round_trip` of the connections to `host`, or what became of them."""
+    try:
+        return round_trip(connect_times(host), simulated)
+    except OSError as error:
+        return Finding(AREA, "round trip", FAIL, f"one of {CONNECTS} connections to {host} failed ({error})",
+                       "check cable and switch; end other programs that connect to the arm")
 
 
 def round_trip(times: Sequence[float], simulated: bool = False) -> Finding:

@@ -43,6 +43,12 @@ def read(path: Path) -> str:
         return ""
 
 
+def refusal(area: str, check: str, error: Exception, fix: str, level: str = FAIL) -> Finding:
+    """An error in the house's form, "what is wrong; what to do"; `fix` is for one that says no remedy."""
+    text, _, remedy = " ".join(str(error).split()).rpartition("; ")
+    return Finding(area, check, level, text or remedy, remedy if text else fix)
+
+
 def guarded(area: str, check: str, look: Callable[[], Finding | Sequence[Finding]]) -> list[Finding]:
     """What `look` finds. A check that breaks is a finding too, and never the end of the others."""
     try:

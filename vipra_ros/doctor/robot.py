@@ -162,13 +162,12 @@ def look(host: str, profile: RobotProfile, ask: Callable[[], ArmReport]) -> list
     except Stranger as error:
         return [*found, Finding(AREA, "robot server", FAIL, f"{host}: {error}",
                                 "give the address of the control unit; a proxy or another device answers here")]
-    except OSError as error:
-        text = f"nobody at {host}:{network.FCI_PORT} ({error.strerror or error})"
+    except (OSError, UnicodeError) as error:  # UnicodeError: 172..16.0.2
+        text = f"nobody at {host}:{network.FCI_PORT} ({getattr(error, 'strerror', None) or error})"
         return [*found, Finding(AREA, "robot server", FAIL, text,
                                 "check the address and the cable, switch the arm on, unlock joints, activate FCI")]
     time.sleep(RELEASE)
-    found += guarded(network.AREA, "round trip",
-                     lambda: network.round_trip(network.connect_times(host), simulated))
+    found += guarded(network.AREA, "round trip", lambda: network.connecting(host, simulated))
     time.sleep(RELEASE)
     try:
         report = ask()

@@ -41,12 +41,13 @@ class _Ear:
         self.sizes.append(len(message.data))
         self.last = message
 
-    def sample(self, seconds: float) -> Sample:
+    def sample(self, seconds: float, end: float) -> Sample:
+        """What was heard in `seconds` s until `end`, monotonic s."""
         infos = self.node.get_publishers_info_by_topic(self.topic)
         reliable = [i.qos_profile.reliability == ReliabilityPolicy.RELIABLE for i in infos]
         kinds = ["reliable" if r else "best_effort" for r in reliable]
         return Sample(self.topic, seconds, self.arrivals, self.ages, self.digests, self.sizes, _shape(self.last),
-                      len(infos), kinds, _mismatch(infos))
+                      len(infos), kinds, _mismatch(infos), end - self.arrivals[-1] if self.arrivals else 0.0)
 
 
 def _mismatch(infos: Sequence) -> str:
@@ -76,7 +77,13 @@ def listen(topics: Sequence[str], seconds: float) -> list[Sample]:
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     try:
-        names = [node.resolve_topic_name(t) for t in topics]
+        names, invalid = [], []
+        for topic in topics:
+            try:
+                names.append(node.resolve_topic_name(topic))
+            except RuntimeError as error:  # rclpy's RCLError; behind the reason it names a place in its sources
+                why = str(error).removeprefix("failed to resolve name: ").partition(", at /")[0]
+                invalid.append(Sample(topic, seconds, invalid=why))
         end = time.monotonic() + DISCOVERY
         while time.monotonic() < end and not all(node.get_publishers_info_by_topic(n) for n in names):
             executor.spin_once(timeout_sec=0.05)
@@ -84,7 +91,7 @@ def listen(topics: Sequence[str], seconds: float) -> list[Sample]:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             executor.spin_once(timeout_sec=0.05)
-        return [ear.sample(seconds) for ear in ears]
+        return [*invalid, *(ear.sample(seconds, end) for ear in ears)]
     finally:
         executor.shutdown()
         node.destroy_node()
