@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from vipra_ros import completion, graph
+from vipra_ros import completion
 from vipra_ros.cli import COMMANDS
 
 
@@ -48,13 +48,17 @@ def test_every_option_of_every_command(script):
 
 def test_launch_arguments(script):
     assert bash(script, "vipra", "up", "tel") == ["teleop"]
-    assert "checkpoint:=" in bash(script, "vipra", "up", "policy", "ch") and "policy" in graph.SYSTEMS
+    assert "checkpoint:=" in bash(script, "vipra", "up", "policy", "ch")
 
 
 def test_bash_registers_it(script):
     code = f"{script}\ncomplete -p vipra"
     done = subprocess.run(["bash", "--norc", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "complete -o default -F _vipra vipra"
+
+
+def test_fish_shows_no_placeholders():
+    assert "%(" not in completion.fish(COMMANDS)
 
 
 def test_fish():

@@ -6,6 +6,7 @@ bashcompinit, fish gets one `complete` line a word.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from vipra_ros.command import Command
@@ -112,7 +113,7 @@ def fish(commands: Sequence[Command]) -> str:
         helps = {flags[-1]: keywords.get("help", "") for flags, keywords in c.arguments}
         for option, choices in options(c).items():
             value = "" if choices is None else f" -x -a '{' '.join(choices)}'" if choices else " -r"
-            text = _quoted(helps.get(option, "").replace("%(default)s", "default").split("\n")[0])
+            text = _quoted(re.sub(r"%\(default\)\w", "default", helps.get(option, "")).split("\n")[0])
             lines.append(f"complete -c vipra -n '{here}' -l {option.lstrip('-')}{value} -d {text}")
         if words(c):
             lines.append(f"complete -c vipra -n '{here}' -a '{' '.join(words(c))}'")
