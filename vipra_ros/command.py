@@ -42,19 +42,14 @@ def to(path: str) -> Callable[[argparse.Namespace], int | None]:
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`["loop.minutes=5"]` as {"loop.minutes": 5}; values are YAML."""
-    import yaml
-
-    from vipra_ros.config import ConfigError
+    from vipra_ros.config import ConfigError, parse_yaml
 
     result = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
             raise ConfigError(f"--set {pair}: write KEY=VALUE")
-        try:
-            result[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: not a YAML value ({' '.join(str(error).split())})") from None
+        result[key] = parse_yaml(value, f"--set {pair}")
     return result
 
 

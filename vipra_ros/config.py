@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -91,6 +92,21 @@ class PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+#: YAML 1.1, which PyYAML speaks, takes 3e-4 and 1.0e5 for text; YAML 1.2 and ROS 2 take them for numbers.
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789"))
+
+
+def parse_yaml(content: str | bytes, source: str) -> Any:
+    """The value of a YAML text; ConfigError, beginning with `source`, when it is none."""
+    try:
+        return yaml.load(content.decode() if isinstance(content, bytes) else content, Loader=PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        # Beside its own errors the safe loader lets those of dates, numbers and deep nesting through.
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{source}: not valid YAML ({text[:MOST_SHOWN]})") from None
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping with the safe loader, with errors that name the file.
 
@@ -106,12 +122,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; give the path of a YAML configuration") from None
     if len(content) > MOST_BYTES:
         raise ConfigError(f"{path} has more than {MOST_BYTES} bytes; a configuration is smaller")
-    try:
-        values = yaml.load(content.decode(), Loader=PlainLoader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        # Beside its own errors the safe loader lets those of dates, numbers and deep nesting through.
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path}: not valid YAML ({text[:MOST_SHOWN]})") from None
+    values = parse_yaml(content, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vipra_ros.command import settings
 from vipra_ros.config import MOST_BYTES, ConfigError, build, load, read_yaml, share
 from vipra_ros.control.profile import RobotProfile, load_profile
 from vipra_ros.control.settings import ExecutorSettings
@@ -81,6 +82,15 @@ def test_no_text_and_no_file(tmp_path):
     for path in (tmp_path / "latin.yaml", tmp_path, tmp_path / "none.yaml"):
         with pytest.raises(ConfigError):
             read_yaml(path)
+
+
+def test_numbers_may_have_an_exponent_alone(tmp_path):
+    file = tmp_path / "numbers.yaml"
+    file.write_text("[3e-4, 1.0e5, -2E+3, .5e1, 12e, e5, '3e-4', 0x1e5]".join(("a: ", "\n")))
+    assert read_yaml(file)["a"] == [3e-4, 1e5, -2e3, 5.0, "12e", "e5", "3e-4", 0x1E5]
+    assert settings(["loop.lr=3e-4", "loop.steps=5"]) == {"loop.lr": 3e-4, "loop.steps": 5}
+    with pytest.raises(ConfigError, match="--set a=2001-99-99: not valid YAML"):
+        settings(["a=2001-99-99"])
 
 
 def test_a_value_of_many_digits_or_words_is_shown_in_part(tmp_path):
