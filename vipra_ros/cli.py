@@ -85,11 +85,11 @@ def _bench_data(a: argparse.Namespace) -> None:
 
 
 def _gello_read(a: argparse.Namespace) -> None:
-    room("teleop.calibrate:read_main")(a.config, a.port, a.profile)
+    room("teleop.calibrate:read_main")(a.config, a.arm, a.port, a.profile)
 
 
 def _gello_calibrate(a: argparse.Namespace) -> None:
-    room("teleop.calibrate:calibrate_main")(a.config, a.port, a.profile, a.out)
+    room("teleop.calibrate:calibrate_main")(a.config, a.arm, a.port, a.profile, a.out)
 
 
 def _gello_emulate(a: argparse.Namespace) -> None:
@@ -98,6 +98,7 @@ def _gello_emulate(a: argparse.Namespace) -> None:
 
 GELLO = (
     arg("--config", default="", metavar="FILE", help="YAML file of the leader arm; default: config/gello.yaml"),
+    arg("--arm", default="", help="section of that file, when it describes several"),
     arg("--port", default="", help="serial port; default: that of the file"),
     arg("--profile", default="fr3", help="robot profile of the follower (%(default)s)"),
 )

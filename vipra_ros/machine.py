@@ -31,3 +31,12 @@ def in_words() -> str:
     """The same in one line."""
     found = machine()
     return f"{found['cpu']}, {found['cores']} cores, Python {found['python']}"
+
+
+def peak_mb() -> float:
+    """MB that this process had in memory at most.
+
+    Not getrusage's ru_maxrss, which Linux keeps over exec: a child would have the peak of its parent.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

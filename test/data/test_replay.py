@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vipra_ros.data.bags import robots_in
 from vipra_ros.data.convert import ConvertSettings, convert
 from vipra_ros.data.dataset import Dataset, DatasetError
 from vipra_ros.data.replay import dataset_replay, load_replay
@@ -24,6 +25,13 @@ def test_rows_are_the_commands_one_period_later(record):
     times = np.arange(1, 31) / 15
     np.testing.assert_allclose(replay.rows[:, :7], [line(t) for t in times], atol=1e-9)
     np.testing.assert_array_equal(replay.rows[:, 7], np.where(times < 2 / 3 - 1e-6, 1.0, -1.0))
+
+
+def test_a_robot_in_a_namespace_is_found(record):
+    bag = record("e", q_cmd=line, namespace="left")
+    assert robots_in(bag) == ["/left"]
+    for namespace in ("", "/left", "/right"):  # a bag of the left arm may be replayed on the right one
+        assert len(load_replay(bag, namespace=namespace).rows) == 30
 
 
 def test_chunks_keep_the_grid_of_time_and_stand_still_behind_the_end(record):

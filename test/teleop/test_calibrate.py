@@ -100,8 +100,8 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     person, out = Person(), str(tmp_path / "gello.yaml")
     with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
         servos.baudrate = 0
-        calibrate_main("", servos.port, "fr3", out, person.ask)
-        read_main(out, "", "fr3")
+        calibrate_main("", "", servos.port, "fr3", out, person.ask)
+        read_main(out, "", "", "fr3")
     said = capsys.readouterr().out
     assert f"use gello_config:={out}" in said and "gripper 100 % open" in said
     assert said.count("+0.00") + said.count("-0.00") >= 7

@@ -155,6 +155,14 @@ class EpisodeReader:
         self.close()
 
 
+def robots_in(path: Path, joint_states: str = "joint_states") -> list[str]:
+    """Namespaces of the robots that the bag `path` is about: "" or "/left", ...; none without joint states."""
+    with EpisodeReader(path) as bag:
+        found = [f"/{t}".removesuffix(f"/{joint_states}") for t in bag.topics if f"/{t}".endswith(f"/{joint_states}")]
+    # Below a robot are its leader and its hand.
+    return sorted(n for n in found if not any(n.startswith(f"{other}/") for other in found))
+
+
 def _storage(path: Path) -> tuple[Path, dict[str, str]]:
     """What to open, and the custom data.
 

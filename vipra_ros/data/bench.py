@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vipra_ros.data import messages as m
-from vipra_ros.machine import in_words
+from vipra_ros.machine import in_words, peak_mb
 
 CAMERAS, HEIGHT, WIDTH, RATE = ("front", "wrist"), 480, 640, 30
 JOINTS = [f"fr3_joint{i + 1}" for i in range(7)]
@@ -94,6 +94,8 @@ def bench(
         seconds: length of an episode of the speed measurement. episodes: how many, one measurement each.
         lengths: s, of the bags of the memory measurement, one each.
     """
+    if json_path:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vipra_bench_") as folder:
         root = Path(folder)
         made = [pictures(seed), pictures(seed + 1)]
@@ -163,8 +165,8 @@ def one(bags: str, out: str, workers: str) -> None:
         "encode_s": report.encode_seconds,
         "video_s": report.video_seconds,
         "cpu_s": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-        "self_mb": own.ru_maxrss / 1024,
-        "child_mb": children.ru_maxrss / 1024 if int(workers) > 1 else 0.0,
+        "self_mb": peak_mb(),
+        "child_mb": report.rss_mb if int(workers) > 1 else 0.0,
         "workers": int(workers),
     }
     print(json.dumps(figures))

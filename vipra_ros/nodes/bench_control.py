@@ -7,7 +7,6 @@ The policy is this process: it decodes every picture and sends chunks of a smoot
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -123,7 +122,6 @@ def run(rates: list[float] | None = None, seconds: float = 30.0, json_path: str 
     """Measure every rate and print what came of it."""
     results = {"machine": machine(), "loop_hz": LOOP, "seconds": seconds, "rates": {}}
     with System(system="sim", parameters=PARAMETERS, camera_rate=str(CAMERA_RATE)) as system:
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         driver = Driver(system.domain)
         try:
             driver.until(lambda: driver.status and all(driver.pictures.values()), START, "pictures")

@@ -25,11 +25,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from vipra_ros import graph
+from vipra_ros.config import ConfigError
 from vipra_ros.data import messages
 from vipra_ros.data.bags import EpisodeReader, find_bags
 from vipra_ros.machine import in_words
 from vipra_ros.nodes.session import START_TIMEOUT, Session
 from vipra_ros.nodes.system import SessionError, System, processor_time
+from vipra_ros.up import end_with_parent
 
 WIDTH, HEIGHT, RATE = 640, 480, 30.0
 CAMERAS = ("left", "right")
@@ -42,6 +44,10 @@ BEFORE, AFTER = 8.0, 0.3
 def run(seconds: float = 60.0, raw_seconds: float = 20.0, out: str = "", json_path: str = "") -> int:
     """Measure compressed, then raw; 1 when a compressed picture was lost."""
     folder = Path(out or tempfile.mkdtemp(prefix="vipra-bench-"))
+    if out and folder.exists():
+        raise ConfigError(f"{folder} is there already; give another --out, or remove it")
+    if json_path:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
     results = {"machine": in_words(), "runs": {}}
     for kind, length in (("compressed", seconds), ("raw", raw_seconds)):
         if length > 0:
@@ -89,7 +95,7 @@ def measure(kind: str, seconds: float, folder: Path) -> dict:
 
 
 def _recorder(kind: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen:
-    parameters = [f"record:={folder}", "operator:=bench"]
+    parameters = [f"record:={graph.scalar(str(folder))}", "operator:=bench"]
     if kind == "compressed":
         parameters.append("cameras:=[left,right,front,wrist]")
     else:
@@ -103,6 +109,7 @@ def _recorder(kind: str, folder: Path, environment: dict[str, str]) -> subproces
         stdout=(folder / "recorder.log").open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=lambda: end_with_parent(signal.SIGINT),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.stops import CAUSES, PERIOD, SLOWEST, TIMEOUT, Stop, measure, ramp, specified
+from vipra_ros.up import end_with_parent
 
 #: rad/s below which the command published counts as zero, s a real stop is watched, Hz of the loop.
 STILL, WATCHED, RATE = 1e-4, 1.0, 100.0
@@ -46,15 +46,17 @@ class Stopper:
         from vipra_ros.msg import ActionChunk as ActionChunkMessage
         from vipra_ros.msg import ExecutorStatus
         from vipra_ros.nodes.spinner import Spinner, lone_node
+        from vipra_ros.nodes.system import own_domain
 
-        self.profile, domain = load_profile("fr3"), int(os.environ.get("ROS_DOMAIN_ID") or random.randint(1, 100))
+        self.profile, domain = load_profile("fr3"), own_domain()
         values = dict(dry_run="true", control_rate=RATE, chunk_timeout=chunk_timeout, start_ramp=0.0, start_speed=1.0,
                       overrun_fault=5.0, state_timeout=5.0, incident_keep=0)
         given = [word for k, v in values.items() for word in ("-p", f"{k}:={v}")]
-        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        environment = {**os.environ, "ROS_DOMAIN_ID": str(domain)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vipra_ros.cli", "node", "executor", "--ros-args", *given],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: end_with_parent(signal.SIGINT))
         self._request = Trigger.Request
         self.node = lone_node("bench_stop", domain)
         self.log: list[tuple[float, np.ndarray, np.ndarray]] = []

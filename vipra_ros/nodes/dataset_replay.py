@@ -18,7 +18,7 @@ from vipra_ros.data.dataset import Dataset, DatasetError, EpisodeInfo
 from vipra_ros.nodes.replay import ReplayError, ReplayNode
 from vipra_ros.nodes.session import SERVICE_TIMEOUT, START_TIMEOUT, Session
 from vipra_ros.nodes.spinner import Spinner
-from vipra_ros.nodes.system import PATIENT, System
+from vipra_ros.nodes.system import PATIENT, SessionError, System
 
 #: The arm comes from home. The rows were within the limits when they were recorded and are due from the first on: a
 #: slow start would leave the arm behind for good. Simulated arms only.
@@ -51,6 +51,8 @@ def run(dataset: str, episode: Sequence[str], json_path: str = "") -> int:
 
         return up("replay", {**given, "dataset": dataset, "episode": str(chosen[0])})
     given.pop("robot", None)
+    if json_path:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)  # said now, not after the last episode
     results = _on_simulated(d, [d.episodes[i] for i in chosen], given)
     _print(results)
     if json_path:
@@ -80,8 +82,8 @@ def _on_simulated(d: Dataset, episodes: Sequence[EpisodeInfo], given: dict[str, 
 
 
 def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
-    arguments = ["--ros-args", "-p", f"dataset:={d.path}", "-p", f"episode:={e.index}", "-p", "delay:=0.2"]
-    arguments += ["-p", f"wait:={SERVICE_TIMEOUT}"]
+    given = {"dataset": graph.scalar(str(d.path)), "episode": e.index, "delay": 0.2, "wait": SERVICE_TIMEOUT}
+    arguments = ["--ros-args", *(word for name, value in given.items() for word in ("-p", f"{name}:={value}"))]
     rclpy.init(args=arguments, domain_id=domain, signal_handler_options=rclpy.SignalHandlerOptions.NO)
     node = ReplayNode()
     spinner = Spinner(node)
@@ -89,7 +91,7 @@ def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
               "recorded_success": e.success, "success": False, "commanded": None, "measured": None, "reason": ""}
     try:
         session.home()
-        session.call("arm")
+        session.arm()
         node.approach()
         session.reset(e.task_key, e.seed)
         time.sleep(SETTLE)
@@ -98,7 +100,7 @@ def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
         while time.monotonic() < end and not session.outcome.get("success"):
             time.sleep(0.02)
         result["success"] = bool(session.outcome.get("success"))
-    except ReplayError as error:
+    except (ReplayError, SessionError) as error:  # this episode alone; the others have their results
         result["reason"] = str(error)
     finally:
         spinner.close()

@@ -28,7 +28,9 @@ from vipra_ros.nodes.fault_camera import Camera, SimulatedClock
 from vipra_ros.nodes.puppet import CAMERA
 from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.spinner import Spinner, lone_node
+from vipra_ros.nodes.system import own_domain
 from vipra_ros.sim.server import TableServer
+from vipra_ros.up import end_with_parent
 
 #: s a fault is watched, for things to come up, and that an arm may take to move again.
 WATCHED, START, AGAIN = 5.0, 60.0, 30.0
@@ -102,11 +104,10 @@ class Bench:
 
     def __init__(self, folder: Path):
         self.folder, self.profile, pick = folder, load_profile("fr3"), random.Random()
-        domain = int(os.environ.get("ROS_DOMAIN_ID") or pick.randint(1, 100))
+        domain = own_domain()
         self.host = f"127.{pick.randint(1, 250)}.{pick.randint(0, 250)}.{pick.randint(2, 250)}"
         self.environment = {**os.environ, "ROS_DOMAIN_ID": str(domain), "OMP_NUM_THREADS": "1",
-                            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "PYTHONUNBUFFERED": "1"}
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"  # of our own node too
+                            "PYTHONUNBUFFERED": "1"}
         self.node = lone_node("faults", domain)
         self.statuses: list[tuple[float, ExecutorStatus]] = []
         self.policies: list[tuple[float, PolicyStatus]] = []
@@ -164,7 +165,8 @@ class Bench:
 
     def _spawn(self, log: str, *words: str) -> subprocess.Popen:
         process = subprocess.Popen([sys.executable, *words], env=self.environment, text=True, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   preexec_fn=lambda: end_with_parent(signal.SIGINT))
 
         def keep() -> None:  # not by the process itself, whose disk may be made full
             with open(self.folder / log, "a") as out:

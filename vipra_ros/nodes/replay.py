@@ -83,7 +83,9 @@ class ReplayNode(Node):
         if bool(s.bag) == bool(s.dataset):
             raise ConfigError("replay: give the parameter bag, or dataset and episode")
         self.replay = (
-            dataset_replay(Path(s.dataset), s.episode) if s.dataset else load_replay(Path(s.bag), Resampling(fps=s.fps))
+            dataset_replay(Path(s.dataset), s.episode)
+            if s.dataset
+            else load_replay(Path(s.bag), Resampling(fps=s.fps), self.get_namespace())
         )
         self._status: ExecutorStatus | None = None
         self._measured: JointState | None = None

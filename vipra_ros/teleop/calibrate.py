@@ -83,15 +83,15 @@ def write(config: GelloConfig, path: str | Path) -> None:
     write_whole(path, "# Made by vipra gello calibrate.\n" + yaml.safe_dump(values, sort_keys=False))
 
 
-def _bus(config_path: str, port: str) -> tuple[GelloConfig, ServoBus]:
-    config = load_gello(config_path or share("config", "gello.yaml"))
+def _bus(config_path: str, arm: str, port: str) -> tuple[GelloConfig, ServoBus]:
+    config = load_gello(config_path or share("config", "gello.yaml"), arm)
     config = replace(config, com_port=port) if port else config
     return config, ServoBus(config.port, config.servo_ids, config.baudrate)
 
 
-def read_main(config_path: str, port: str, profile: str) -> None:
+def read_main(config_path: str, arm: str, port: str, profile: str) -> None:
     """`vipra gello read`: one reading as a table."""
-    config, bus = _bus(config_path, port)
+    config, bus = _bus(config_path, arm, port)
     robot = load_profile(profile)
     with bus:
         reading = bus.read()
@@ -105,9 +105,10 @@ def read_main(config_path: str, port: str, profile: str) -> None:
         print(latency_advice(config.port) or "latency timer: fine")
 
 
-def calibrate_main(config_path: str, port: str, profile: str, out: str, ask: Callable[[str], object] = input) -> None:
+def calibrate_main(config_path: str, arm: str, port: str, profile: str, out: str,
+                   ask: Callable[[str], object] = input) -> None:
     """`vipra gello calibrate`: ask, find, write `out`."""
-    config, bus = _bus(config_path, port)
+    config, bus = _bus(config_path, arm, port)
     with bus:
         found = calibrate(bus, config, load_profile(profile), lambda text: ask(text + " "))
     write(found, out)

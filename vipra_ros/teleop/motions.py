@@ -122,12 +122,13 @@ def scripted(path: str | Path, joints: int = 7) -> Motion:
             raise ConfigError(f"{path}: poses[{number}].q has {len(pose.q)} angles; the arm has {joints} joints")
     first = script.poses[0]
     puppet, pieces, now = Puppet(first.q, first.opening), [], first.hold
-    poses = script.poses[1:] + (script.poses[:1] if script.repeat else ())
+    poses, end = script.poses[1:] + (script.poses[:1] if script.repeat else ()), math.inf
     for pose in poses:
         end = puppet.go(now, pose.q, pose.opening, pose.seconds)
         pieces.append(puppet._path)
         now = end + pose.hold
-    return _joined(Puppet(first.q, first.opening)._path, pieces, now if script.repeat else math.inf)
+    # Again from where the first pose is reached: it is held at the beginning.
+    return _joined(Puppet(first.q, first.opening)._path, pieces, end if script.repeat else math.inf)
 
 
 def recorded(path: str | Path) -> Motion:

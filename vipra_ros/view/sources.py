@@ -11,7 +11,7 @@ import numpy as np
 from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import JOINTS, RobotProfile, load_profile
 from vipra_ros.data import messages
-from vipra_ros.data.bags import BagError, EpisodeReader, find_bags
+from vipra_ros.data.bags import BagError, EpisodeReader, find_bags, robots_in
 from vipra_ros.data.incident import ARM_COMMAND, FIGURES, VERDICT
 from vipra_ros.data.messages import NS, MessageError
 from vipra_ros.data.topics import Topics
@@ -109,10 +109,7 @@ def _profile(given: str, said: str) -> RobotProfile:
 
 def _namespace(path: Path, joint_states: str) -> str:
     """Of the robot that a bag is about; empty where it is not in one."""
-    with EpisodeReader(path) as bag:
-        found = [f"/{t}".removesuffix(f"/{joint_states}") for t in bag.topics if f"/{t}".endswith(f"/{joint_states}")]
-    # Below a robot are its leader and its hand.
-    robots = sorted(n for n in found if not any(n.startswith(f"{other}/") for other in found))
+    robots = robots_in(path, joint_states)
     if len(robots) > 1:
         raise ConfigError(f"{path} holds several robots; give --namespace {' or '.join(robots)}")
     return robots[0] if robots else ""
