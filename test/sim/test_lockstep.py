@@ -1,5 +1,8 @@
 """The stepped world and the scripted demonstrator in it, through the executor core."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -86,6 +89,39 @@ def test_the_executor_passes_at_its_own_rate_whatever_that_of_the_frames(fps, ti
     assert lane.ticks == ticks
     outcome = lane.run(tasks.sample_start("reach", 5), collect.Demonstrator(lane, 5, varied=False), seconds=0.5)
     assert np.allclose(np.diff(outcome.time), 1 / 60) and outcome.speed.shape == outcome.commanded.shape
+
+
+def test_frames_and_states_of_two_threads_make_a_whole_bag(lane, tmp_path):
+    """As through franky, where the control loop is a thread of its own and does not stop for the end of a bag."""
+    recorder = collect.Recorder(tmp_path, "reach-000001", lane, tasks.sample_start("reach", 1))
+    state = SimpleNamespace(q=np.zeros(7), dq=np.zeros(7), gripper_width=0.08)
+    running, refused, told = threading.Event(), [], 0
+    running.set()
+
+    def control():
+        nonlocal told
+        try:
+            while running.is_set():
+                recorder.state(told / 1e3, state, state.q, state.dq, 1.0 - 2.0 * (told % 2))
+                told += 1
+        except Exception as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=control)
+    thread.start()
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    for i in range(150):
+        recorder.frame(SimpleNamespace(time=i / 15, frames={"front": [(0.0, noise)]}))
+    recorder.close({"success": True})
+    before = told
+    while told < before + 10 and thread.is_alive():
+        pass
+    running.clear()
+    thread.join()
+    assert not refused
+    with EpisodeReader(tmp_path / "reach-000001") as bag:
+        read = [topic for topic, *_ in bag.messages()]
+    assert read.count("camera/front/image_raw/compressed") == 150 and "joint_states" in read
 
 
 def test_an_episode_on_disk_is_what_happened(tmp_path):

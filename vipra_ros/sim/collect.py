@@ -6,6 +6,7 @@ episodes; `fci` goes through real franky and the simulated controller (`fci_lane
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,10 +72,14 @@ class Demonstrator:
 
 
 class Recorder:
-    """Writes what a lane shows into one bag, on the topics of the robot."""
+    """Writes what a lane shows into one bag, on the topics of the robot.
+
+    Frames may come on one thread and states on another: the writer of a bag takes one message at a time.
+    """
 
     def __init__(self, root: Path, name: str, lane: Lane, start: tasks.Start):
         self.bag = EpisodeWriter(root, name, sync=False)
+        self._lock, self._open = threading.Lock(), True
         self._lane, self._tick, self._opening = lane, 0, None
         self._names = (*lane.profile.joint_names, FINGER)
         self.bag.write("policy/instruction", messages.STRING, messages.string(start.goal.instruction), EPOCH_NS)
@@ -84,12 +89,29 @@ class Recorder:
         stamp = EPOCH_NS + round(view.time * 1e9)
         for camera, frames in view.frames.items():
             jpeg = cv2.imencode(".jpg", frames[-1][1][..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-            self.bag.write(f"camera/{camera}/image_raw/compressed", messages.COMPRESSED_IMAGE,
-                           messages.compressed_image(stamp, f"{camera}_optical_frame", jpeg.tobytes()), stamp)
+            image = messages.compressed_image(stamp, f"{camera}_optical_frame", jpeg.tobytes())
+            with self._lock:
+                self.bag.write(f"camera/{camera}/image_raw/compressed", messages.COMPRESSED_IMAGE, image, stamp)
 
     def state(self, now: float, state, q_d: np.ndarray, dq_d: np.ndarray, opening: float) -> None:
-        """Joints measured and commanded, and the gripper command when it changes."""
-        stamp = EPOCH_NS + round(now * 1e9)
+        """Joints measured and commanded, and the gripper command when it changes; what comes after the end is dropped."""
+        with self._lock:
+            if self._open:
+                self._state(EPOCH_NS + round(now * 1e9), state, q_d, dq_d, opening)
+
+    def close(self, notes: dict) -> None:
+        """End the episode with its description."""
+        with self._lock:
+            self._open = False
+            self.bag.close(notes)
+
+    def discard(self) -> None:
+        """Throw the episode away."""
+        with self._lock:
+            self._open = False
+            self.bag.discard()
+
+    def _state(self, stamp: int, state, q_d: np.ndarray, dq_d: np.ndarray, opening: float) -> None:
         if opening != self._opening:
             self._opening = opening
             self.bag.write("executor/gripper_command", messages.FLOAT32, messages.float32(opening), stamp)
@@ -112,9 +134,9 @@ def record(lane: Lane, job: Job, out: Path) -> bool:
         outcome = lane.run(start, demonstrator, q0=q0, replan=EXECUTE, on_frame=recorder.frame,
                            on_tick=recorder.state, stop_on_success=True, rest=AFTER_SUCCESS)
     except BaseException:
-        recorder.bag.discard()
+        recorder.discard()
         raise
-    recorder.bag.close(meta(lane, job, start, outcome.success, outcome.seconds, job.random_start))
+    recorder.close(meta(lane, job, start, outcome.success, outcome.seconds, job.random_start))
     return outcome.success
 
 

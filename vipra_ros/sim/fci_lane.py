@@ -158,7 +158,7 @@ def run_jobs(jobs: Iterable, out: Path, cameras: tuple[str, ...]) -> Iterator[tu
             try:
                 success, seconds = lane.run(start, demonstrator, on_frame=recorder.frame, on_tick=recorder.state)
             except BaseException:
-                recorder.bag.discard()
+                recorder.discard()
                 raise
-            recorder.bag.close(meta(lane, job, start, success, seconds, random_start=False))
+            recorder.close(meta(lane, job, start, success, seconds, random_start=False))
             yield job, success

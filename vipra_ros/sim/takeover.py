@@ -77,13 +77,13 @@ class Takeover:
                                seconds=handover + tasks.TIME_LIMIT[job.task], rest=AFTER_SUCCESS)
         except BaseException:
             if recorder:
-                recorder.bag.discard()
+                recorder.discard()
             raise
         if recorder is None:
             return None
         if outcome.success and outcome.time_to_success < handover:  # the expert only saw it rest
-            recorder.bag.discard()
+            recorder.discard()
             return None
         notes = meta(lane, job, start, outcome.success, outcome.seconds - handover, job.random_start)
-        recorder.bag.close(notes | {"after_checkpoint": self._checkpoint.hash[:16], "handover": round(handover, 3)})
+        recorder.close(notes | {"after_checkpoint": self._checkpoint.hash[:16], "handover": round(handover, 3)})
         return outcome.success
