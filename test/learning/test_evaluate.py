@@ -100,6 +100,32 @@ def test_commands_are_on_one_grid_whatever_the_rate_of_the_policy(micro_checkpoi
     lane = stepped_lane.FastLane(stepped_lane.Job(str(folder), "async", 1, 0.1, seconds=0.8))
     record = lane.episode("reach", 3)
     assert len(record.commanded) == pytest.approx(results.JERK_RATE * record.seconds, abs=2)
+    assert record.seconds == pytest.approx(0.8, abs=1 / rate)
+    tick = 1 / (lane.lanes[0].fps * lane.lanes[0].ticks)
+    assert all(0.1 - 1e-9 <= late < 0.1 + tick + 1 / 240 for late in record.latencies)
+
+
+def test_a_policy_sees_the_frame_it_was_trained_to_look_back_on(micro_checkpoint, tmp_path):
+    folder = shutil.copytree(micro_checkpoint, tmp_path / "policy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"frame_stride": 20}))
+    lane, looked = stepped_lane.FastLane(stepped_lane.Job(str(folder), "async", 1, 0.1, seconds=2.0)), []
+    answer = lane.engine.infer_many
+
+    def infer_many(observations, seeds):
+        looked.append(observations[0])
+        return answer(observations, seeds)
+
+    lane.engine.infer_many = infer_many
+    drawn = {}
+    for own in lane.lanes:
+        look = own._look
+        own._look = lambda camera: drawn.setdefault(own.world.data.time, look(camera))
+    lane.episode("push", 3)
+    old, new = next(iter(looked[-1].frames.values()))
+    times = list(drawn)
+    at = times.index(looked[-1].stamp)
+    assert at >= 20 and np.array_equal(new, drawn[times[at]]) and np.array_equal(old, drawn[times[at - 20]])
 
 
 @pytest.mark.parametrize("decoder", ["flow", "discrete"])

@@ -91,6 +91,15 @@ def test_the_executor_passes_at_its_own_rate_whatever_that_of_the_frames(fps, ti
     assert np.allclose(np.diff(outcome.time), 1 / 60) and outcome.speed.shape == outcome.commanded.shape
 
 
+@pytest.mark.parametrize("fps", [7.0, 22.0, 25.0, 50.0])
+def test_frames_keep_their_rate_whether_or_not_it_divides_that_of_the_physics(fps):
+    lane, frames = Lane(cameras=(), fps=fps), []
+    outcome = lane.run(tasks.sample_start("reach", 5), collect.Demonstrator(lane, 5, varied=False), seconds=2.0,
+                       on_frame=lambda view: frames.append(view.time))
+    assert np.abs(np.array(frames) - np.arange(len(frames)) / fps).max() <= 1 / 480 + 1e-9
+    assert outcome.seconds == pytest.approx(len(frames) / fps, abs=1 / 480 + 1e-9)
+
+
 def test_frames_and_states_of_two_threads_make_a_whole_bag(lane, tmp_path):
     """As through franky, where the control loop is a thread of its own and does not stop for the end of a bag."""
     recorder = collect.Recorder(tmp_path, "reach-000001", lane, tasks.sample_start("reach", 1))

@@ -115,6 +115,7 @@ class FastLane:
                 cameras=c.cameras,
                 size=c.image_size,
                 jpeg=95,  # the policy sees what a camera topic carries
+                remember=c.frame_stride + 1,
             )
             for _ in range(job.together)
         ]
@@ -168,13 +169,12 @@ class _Run:
         if job.video:
             caption = f"{goal.instruction}: {'done' if outcome.success else 'not done'}"
             write_video(Path(job.video) / f"{goal.task}-{self.seed:06d}.mp4", self.pictures, self.lane.fps, caption)
-        tick, commanded = 1.0 / (self.lane.fps * self.lane.ticks), outcome.commanded
-        arrival = math.ceil(job.latency / tick - 1e-9) * tick
-        if abs(tick * JERK_RATE - 1.0) > 1e-9:
+        commanded = outcome.commanded
+        if abs(self.lane.fps * self.lane.ticks / JERK_RATE - 1.0) > 1e-9:
             commanded = metrics.resample(outcome.time, commanded, outcome.speed, 1 / JERK_RATE)
         accepted = [
-            (t, t + arrival, rows)
-            for (t, rows), verdict in zip(self.decider.made, outcome.verdicts)
+            (t, arrival, rows)
+            for (t, rows), arrival, verdict in zip(self.decider.made, outcome.arrivals, outcome.verdicts)
             if verdict == "accepted"
         ]
         status, period = outcome.status, self.fast.period
@@ -193,7 +193,7 @@ class _Run:
             limited=status.limited,
             rows=metrics.rows_executed(accepted, c.execute_steps, period, outcome.seconds),
             stopped="; ".join(status.reasons) if status.state_text in ("HOLD", "FAULT") else "",
-            latencies=[arrival] * len(accepted),
+            latencies=[round(arrival - t, 9) for t, arrival, _ in accepted],
             boundaries=metrics.boundary_steps(accepted, period).tolist(),
             commanded=commanded,
         )

@@ -85,14 +85,12 @@ class FciLane:
         decide(Scene(0.0, {}, self.state(), 1.0, start, world))  # plans, which takes a while
         self._must(self.core.arm(time.monotonic()))
         judge, began, frames = tasks.Judge(start.goal), time.monotonic(), 0
-        history: dict[str, list] = {c: [] for c in self.cameras}
         self._began, self._on_tick = began, on_tick
         try:
             while (now := time.monotonic() - began) < tasks.TIME_LIMIT[start.goal.task]:
                 data = self.server.freeze()
-                for camera in self.cameras:
-                    history[camera] = history[camera][-15:] + [(now, self.eyes.see(data, camera).copy())]
-                view = Scene(now, history, self.state(), self._opening(), start, world)
+                images = {camera: [(now, self.eyes.see(data, camera).copy())] for camera in self.cameras}
+                view = Scene(now, images, self.state(), self._opening(), start, world)
                 on_frame(view)
                 if frames % replan == 0:
                     self._chunk += 1

@@ -58,14 +58,15 @@ class Outcome:
     time_to_success: float = float("nan")
     acted_on: str | None = None
     seconds: float = 0.0
+    #: of each chunk that has arrived: what the executor said, and when that was
     verdicts: list[str] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
     decisions: int = 0
     #: sampled at the ticks: time, commanded joints and their speed, measured joints, (n,), (n, 7), (n, 7), (n, 7)
     time: np.ndarray = field(default_factory=lambda: np.zeros(0))
     commanded: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
     speed: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
     measured: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
-    gripper: np.ndarray = field(default_factory=lambda: np.zeros(0))
     status: object = None
 
 
@@ -103,14 +104,15 @@ class Lane:
         size: pixels, square.
         jpeg: quality of the JPEG each frame goes through, as on a camera topic; 0 leaves it as drawn.
         body: what the robot looks like (`bodies.py`).
+        remember: frames that a decision may look back on, the newest included.
     """
 
     def __init__(self, settings: ExecutorSettings | None = None, *, fps: float = 15.0,
                  cameras: tuple[str, ...] = ("front",), size: int = 128, jpeg: int = 0,
-                 profile: RobotProfile | None = None, body: str = "robot"):
+                 profile: RobotProfile | None = None, body: str = "robot", remember: int = 1):
         self.profile = profile or load_profile("fr3")
         self.settings = settings or ExecutorSettings()
-        self.fps, self.cameras, self._jpeg = fps, cameras, jpeg
+        self.fps, self.cameras, self._jpeg, self._remember = fps, cameras, jpeg, remember
         self.ticks = max(1, round(TICK_RATE / fps))  # of a frame
         self.body = body
         self.world = LockstepWorld()
@@ -147,7 +149,7 @@ class Lane:
             on_frame: sees every frame; on_tick: (time, state, q_d, dq_d, opening) at every executor pass.
             stop_on_success: end `rest` seconds after the judge is satisfied.
         """
-        world, period = self.world, 1.0 / self.fps
+        world, tick = self.world, 1.0 / (self.fps * self.ticks)
         q0 = np.array(scene.HOME) if q0 is None else np.asarray(q0, float)
         world.reset(start, q0)
         hand = _Hand(world)
@@ -159,11 +161,11 @@ class Lane:
         arriving: list[tuple[float, ActionChunk]] = []
         log: list[tuple] = []
         limit = seconds if seconds is not None else tasks.TIME_LIMIT[start.goal.task]
-        frame = 0
+        frame = done = 0
         while world.data.time < limit - 1e-6:
             now = world.data.time
             for camera in self.cameras:
-                history[camera] = history[camera][-15:] + [(now, self._look(camera))]
+                history[camera] = [*history[camera], (now, self._look(camera))][-self._remember :]
             state = self._state(core, q0)
             view = Scene(now, history, state, hand.opening, start, world)
             if on_frame:
@@ -178,11 +180,13 @@ class Lane:
                 while arriving and arriving[0][0] <= now + 1e-9:
                     verdict = core.offer(arriving.pop(0)[1], now)
                     outcome.verdicts.append(str(verdict))
+                    outcome.arrivals.append(now)
                 core.tick(now, self._state(core, q0))
                 reference = core.reference() or Reference.rest(now, q0)
-                world.advance(reference, period / self.ticks)
+                done += 1
+                world.advance(reference, done * tick)
                 state = self._state(core, q0)
-                log.append((world.data.time, state.q_d, state.dq_d, state.q, hand.opening))
+                log.append((world.data.time, state.q_d, state.dq_d, state.q))
                 if on_tick:
                     on_tick(world.data.time, state, state.q_d, state.dq_d, hand.opening)
                 judge.see(world.snapshot())
@@ -191,7 +195,7 @@ class Lane:
                 break
         outcome.success, outcome.time_to_success = judge.success, judge.success_time
         outcome.acted_on, outcome.seconds = judge.acted_on, world.data.time
-        outcome.time, outcome.commanded, outcome.speed, outcome.measured, outcome.gripper = map(np.array, zip(*log))
+        outcome.time, outcome.commanded, outcome.speed, outcome.measured = map(np.array, zip(*log))
         outcome.status = core.status
         return outcome
 

@@ -58,9 +58,13 @@ class LockstepWorld(World):
         """Set the goal of the hand, m between the fingers."""
         self._hand_goal = float(np.clip(width, 0.0, 0.08))
 
-    def advance(self, reference, seconds: float) -> None:
-        """Run the physics on, the servos following `reference.at(t)[0]` (7,) rad of simulation time."""
-        for _ in range(round(seconds / (SUBSTEPS * PHYSICS_STEP))):
+    def advance(self, reference, until: float) -> None:
+        """Run the physics on to the time `until`, s, the servos following `reference.at(t)[0]` (7,) rad.
+
+        To the nearest command, of which there are 240 a second: what one call rounds off the next one makes good.
+        """
+        command = SUBSTEPS * PHYSICS_STEP
+        for _ in range(round(until / command) - round(self.data.time / command)):
             self.data.ctrl[self._servo] = reference.at(self.data.time)[0]
             self._hand_force()
             mujoco.mj_step(self.model, self.data, SUBSTEPS)
