@@ -66,8 +66,11 @@ def _demo_teleop(a: argparse.Namespace) -> int:
 
 def _collect(a: argparse.Namespace) -> None:
     tasks = TASKS if a.task == "all" else (a.task,)
-    room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
-                                after=room("policy.shipped:resolve")(a.after) if a.after else "", body=a.body)
+    after = room("policy.shipped:resolve")(a.after) if a.after else ""
+    count = room("sim.collect:collect")(a.out, tasks, a.episodes, a.seed, a.lane, a.workers, a.cameras.split(","),
+                                        after=after, body=a.body)
+    for task, (good, new) in count.items():
+        print(f"{task}: {good} of {new} new demonstrations successful")
 
 
 def _convert(a: argparse.Namespace) -> None:

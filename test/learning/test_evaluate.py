@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from vipra_ros.config import ConfigError
+from vipra_ros.data.workers import each
 from vipra_ros.learning import evaluate, results, stepped_lane
 from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.sim import collect, tasks
@@ -117,10 +118,9 @@ def test_a_policy_sees_the_frame_it_was_trained_to_look_back_on(micro_checkpoint
         return answer(observations, seeds)
 
     lane.engine.infer_many = infer_many
-    drawn = {}
-    for own in lane.lanes:
-        look = own._look
-        own._look = lambda camera: drawn.setdefault(own.world.data.time, look(camera))
+    (own,), drawn = lane.lanes, {}
+    look = own._look
+    own._look = lambda camera: drawn.setdefault(own.world.data.time, look(camera))
     lane.episode("push", 3)
     old, new = next(iter(looked[-1].frames.values()))
     times = list(drawn)
@@ -169,6 +169,19 @@ def test_a_worker_that_dies_ends_the_run(micro_checkpoint, tmp_path, monkeypatch
         evaluate.main(micro_checkpoint, "reach", episodes=2, workers=2, latency=0.1, quiet=True)
     with pytest.raises(ConfigError, match="one of 2 worker processes died"):
         collect.collect(tmp_path, ("reach",), 2, workers=2)
+
+
+def test_a_worker_that_is_told_to_end_tidies_up_and_begins_nothing_new(tmp_path):
+    folders = [tmp_path / name for name in ("quick", "slow", "after")]
+    for folder in folders:
+        folder.mkdir()
+    jobs = each(chores.tidy, folders, 1, chores.begin, ())
+    next(jobs)
+    end = time.monotonic() + 30.0
+    while not (tmp_path / "slow" / "begun").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    jobs.close()
+    assert (tmp_path / "slow" / "tidied").exists() and not (tmp_path / "after" / "begun").exists()
 
 
 def test_workers_end_with_the_process_that_began_them(tmp_path):

@@ -133,6 +133,30 @@ def test_frames_and_states_of_two_threads_make_a_whole_bag(lane, tmp_path):
     assert read.count("camera/front/image_raw/compressed") == 150 and "joint_states" in read
 
 
+def test_what_a_killed_run_left_of_an_episode_goes_when_it_is_recorded_anew(lane, tmp_path, monkeypatch):
+    left, others, open_now = (collect.Recorder(tmp_path, name, lane, tasks.sample_start("reach", 1)).bag
+                              for name in ("reach-000001", "reach-000009", "reach-000002"))
+    left.abandon()
+    others.abandon()
+    monkeypatch.setattr(collect, "_begin", lambda *_: None)
+    monkeypatch.setattr(collect, "_work", lambda job: (job, True))
+    assert collect.collect(tmp_path, ["reach"], 3) == {"reach": [3, 3]}
+    assert {bag.name for bag in tmp_path.glob(".partial/*/*")} == {"reach-000009", "reach-000002"}
+    open_now.discard()
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"seed": -1}, "seed = -1: give 0 or more"),
+    ({"episodes": 0}, "episodes = 0: give at least 1"),
+    ({"workers": 0}, "workers = 0: give at least 1"),
+    ({"lane": "fci", "workers": 2}, "workers = 2: lane fci is one controller .*drop --workers"),
+])
+def test_what_cannot_be_collected_is_said_before_anything_starts(tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        collect.collect(tmp_path / "bags", ["reach"], **{"episodes": 1} | wrong)
+    assert not (tmp_path / "bags").exists()
+
+
 def test_an_episode_on_disk_is_what_happened(tmp_path):
     own = Lane(cameras=("front",))
     own.eyes = Eyes(own.world.model, 64)

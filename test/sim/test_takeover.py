@@ -1,8 +1,12 @@
 """The expert takes over from wherever a policy has got to."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
+from vipra_ros.config import ConfigError
 from vipra_ros.control import kinematics
 from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.sim import collect, expert, scene, tasks
@@ -69,19 +73,64 @@ def test_the_expert_succeeds_from_a_wrong_place(lane, task):
     assert good >= 3
 
 
-def test_what_is_recorded_begins_at_the_handover(lane, tmp_path):
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """`policy(execute_steps=3, ...)`: a copy of the shipped one with another configuration."""
     pytest.importorskip("torch")
     from vipra_ros.policy.shipped import resolve
+
+    def changed(**changes):
+        folder = shutil.copytree(resolve("models/tiny"), tmp_path_factory.mktemp("policy") / "copy")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        return folder
+
+    return changed
+
+
+def first_takeover(takeover, out, seeds):
+    """The first seed at which the expert brings the task to its end."""
+    return next(s for s in seeds if takeover.record(collect.Job("lift", s, random_start=False), out))
+
+
+@pytest.mark.parametrize("changes", [{}, {"rate": 10.0, "execute_steps": 9}])
+def test_what_is_recorded_begins_at_the_handover(policy, tmp_path, changes):
+    """Whatever the rows and the rate of the policy: the executor takes no others from the expert behind it."""
     from vipra_ros.sim.takeover import Takeover
 
-    takeover = Takeover(lane, resolve("models/tiny"))
-    for seed in range(700, 710):
-        if takeover.record(collect.Job("lift", seed, random_start=False), tmp_path):
-            break
+    seed = first_takeover(Takeover(policy(**changes), ("front",)), tmp_path, range(700, 710))
     with EpisodeReader(tmp_path / f"lift-{seed:06d}") as bag:
         meta = bag.meta()
         stamps = [t for _, _, t, _ in bag.messages(["camera/front/image_raw/compressed"])]
+    rate = changes.get("rate", 15.0)
     began = (min(stamps) - collect.EPOCH_NS) / 1e9
-    assert began == pytest.approx(meta["handover"], abs=0.6) and began >= meta["handover"] - 1e-6
+    assert began == pytest.approx(meta["handover"], abs=9 / rate) and began >= meta["handover"] - 1e-6
     assert meta["operator"] == collect.EXPERT and len(meta["after_checkpoint"]) == 16
-    assert len(stamps) == pytest.approx(meta["seconds"] * lane.fps, abs=12)
+    assert len(stamps) == pytest.approx(meta["seconds"] * rate, abs=12)
+
+
+@pytest.mark.parametrize("changes, cameras, says", [
+    ({"execute_steps": 1}, ("front",), "execute_steps 1: at 15 Hz a chunk comes every 5 rows, .*executes 5 or more"),
+    ({"action_space": "joint_delta", "relative_actions": False}, ("front",),
+     "action_space joint_delta: .*give a policy of joint positions"),
+    ({}, ("wrist",), "looks at camera front, not recorded here: give --cameras wrist,front"),
+])
+def test_a_policy_that_the_expert_cannot_follow_is_refused(policy, changes, cameras, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        collect.collect(tmp_path, ["lift"], 1, cameras=cameras, after=str(policy(**changes)), workers=2)
+
+
+def test_an_arm_without_a_way_costs_its_own_demonstration_alone(policy, tmp_path, monkeypatch, capsys):
+    """The same seed leads there at every attempt, and would end every collection."""
+    plan, asked = expert.rows, []
+
+    def rows(*a):
+        asked.append(a)
+        if len(asked) == 1:
+            raise kinematics.IkError("0.1 m are left")
+        return plan(*a)
+
+    monkeypatch.setattr(expert, "rows", rows)
+    made = collect.collect(tmp_path, ["lift"], 2, seed=700, cameras=("front",), after=str(policy()))
+    assert len(asked) == 2 and made["lift"][1] == 1
+    assert "1 of 2 left out, " in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -64,6 +64,14 @@ def repair(folder: Path) -> Iterator[Repaired]:
             continue  # a copy of an episode; the next relabel, or repair, clears it away
         for file in sorted(stage.glob("*/*.mcap")):
             yield _restore([file], folder, file.parent.name, keep=False)
+
+
+def forget(folder: Path, names: Collection[str]) -> None:
+    """Throw away what killed writers have left of the episodes `names` in `folder`, which are to be recorded anew."""
+    for bag in (Path(folder) / PARTIAL).glob("[0-9]*/*"):
+        if bag.name in names and not any(map(_in_use, bag.glob("*.mcap"))):
+            shutil.rmtree(bag)
+            _clear(bag.parent)
 
 
 def _natural(file: Path) -> list:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import multiprocessing
 import os
 import signal
@@ -57,13 +58,15 @@ def results(work: Callable, jobs: Iterable[Job], workers: int) -> Iterator[tuple
 def each(work: Callable, jobs: Sequence, workers: int, begin: Callable, given: tuple, at_once: int = 1) -> Iterator:
     """`work(job)` of every job in order, in processes that each began with `begin(*given)`.
 
+    Ctrl-C, or leaving the loop, ends the jobs under way by a SystemExit in them, so that they can tidy up.
+
     Raises:
         ConfigError: one of them died, and with it what it was at; a multiprocessing.Pool would wait for that for ever.
     """
     # Not fork: as below, and the children would share torch's threads and the GL context.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (begin, given))
     try:
-        yield from pool.map(work, jobs, chunksize=at_once)
+        yield from pool.map(functools.partial(_work, work), jobs, chunksize=at_once)
     except BrokenExecutor:
         raise ConfigError(f"one of {workers} worker processes died, of too little memory or of what stands above; "
                           "start again with fewer workers") from None
@@ -73,6 +76,21 @@ def each(work: Callable, jobs: Sequence, workers: int, begin: Callable, given: t
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _work(work: Callable, job: Any) -> Any:
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        return work(job)
+    except SystemExit:
+        os._exit(1)  # the pool would take it for the answer, and go on with the next job
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a pool that breaks says it again, to one that is tidying up
+    raise SystemExit
 
 
 def _begin_worker(begin: Callable = lambda: None, given: tuple = ()) -> None:

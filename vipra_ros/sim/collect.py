@@ -20,7 +20,9 @@ from vipra_ros.control import kinematics
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.data import messages
 from vipra_ros.data.bag_writer import EpisodeWriter
+from vipra_ros.data.repair import forget
 from vipra_ros.data.workers import each
+from vipra_ros.progress import bar
 
 from . import expert, scene, tasks
 from .bodies import BODIES
@@ -48,9 +50,14 @@ class Job:
 
 
 class Demonstrator:
-    """Plans the whole way at the first look, then hands it out chunk by chunk."""
+    """Plans the whole way at the first look, then hands it out chunk by chunk.
 
-    def __init__(self, lane: Lane, seed: int, varied: bool):
+    Args:
+        horizon, execute: rows of a chunk, and those of them to be executed.
+    """
+
+    def __init__(self, lane: Lane, seed: int, varied: bool, horizon: int = HORIZON, execute: int = EXECUTE):
+        self._horizon, self._execute = horizon, execute
         self._lane, self._rng = lane, np.random.default_rng([seed, 77]) if varied else None
         self._rows: np.ndarray | None = None
         self._begin = 0.0
@@ -65,9 +72,9 @@ class Demonstrator:
             way = expert.legs(goal, cube, yaw, tool[:3, 3], self._rng, view.state.gripper_width)
             self._rows = expert.rows(way, tool[:3, 3], view.state.q_d, period, self._lane.ik, turned)
         first = round((view.time - self._begin) / period)
-        rows = self._rows[np.minimum(np.arange(first, first + HORIZON), len(self._rows) - 1)]
-        return ActionChunk(stamp=view.time, chunk_id=0, step_period=period, actions=rows[:EXECUTE],
-                           lookahead=rows[EXECUTE:], joint_names=self._lane.profile.joint_names,
+        rows = self._rows[np.minimum(np.arange(first, first + self._horizon), len(self._rows) - 1)]
+        return ActionChunk(stamp=view.time, chunk_id=0, step_period=period, actions=rows[: self._execute],
+                           lookahead=rows[self._execute :], joint_names=self._lane.profile.joint_names,
                            instruction=view.start.goal.instruction, checkpoint=EXPERT)
 
 
@@ -94,7 +101,7 @@ class Recorder:
                 self.bag.write(f"camera/{camera}/image_raw/compressed", messages.COMPRESSED_IMAGE, image, stamp)
 
     def state(self, now: float, state, q_d: np.ndarray, dq_d: np.ndarray, opening: float) -> None:
-        """Joints measured and commanded, and the gripper command when it changes; what comes after the end is dropped."""
+        """Joints measured and commanded, the gripper command when it changes; nothing after the end."""
         with self._lock:
             if self._open:
                 self._state(EPOCH_NS + round(now * 1e9), state, q_d, dq_d, opening)
@@ -180,26 +187,37 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
         task -> [successes, attempts] of this run.
 
     Raises:
-        ValueError: unknown task, lane or body, or a pair of them that does not go together; a worker died.
+        ValueError: unknown task, lane or body, or a pair of them that does not go together; fewer than one episode or
+            worker; a checkpoint that cannot act here; a worker died.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    for name, number in (("episodes", episodes), ("workers", workers)):
+        if number < 1:
+            raise ValueError(f"{name} = {number}: give at least 1")
     if lane not in ("lockstep", "fci"):
         raise ValueError(f"lane {lane!r}: choose lockstep (fast) or fci (real franky, simulated controller)")
     jobs = [Job(task, seed + i, True) for i in range(episodes) for task in tasks_wanted]
     for job in jobs[: len(tasks_wanted)]:
         tasks.sample_start(job.task, job.seed)  # an unknown task is said before anything starts
-    jobs = [j for j in jobs if not (out / episode_name(j)).exists()]
+    if lane == "fci" and workers > 1:
+        raise ValueError(f"workers = {workers}: lane fci is one controller in real time; drop --workers, or take "
+                         "--lane lockstep")
     if lane == "fci" and after:
         raise ValueError("a policy can act first in the lockstep lane only; drop --after or take --lane lockstep")
     if body not in BODIES:
         raise ValueError(f"body {body!r}: choose {' or '.join(BODIES)}")
     if body != "robot" and (lane == "fci" or after):
         raise ValueError(f"body {body!r} is drawn in the lockstep lane, by the expert alone; drop --lane and --after")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    forget(out, {episode_name(j) for j in jobs})
+    jobs = [j for j in jobs if not (out / episode_name(j)).exists()]
     if lane == "fci":
         from .fci_lane import run_jobs
-        results: Iterable[tuple[Job, bool]] = run_jobs(jobs, out, tuple(cameras))
+        results: Iterable[tuple[Job, Result]] = run_jobs(jobs, out, tuple(cameras))
     elif workers > 1:
+        if after:  # said here in one line, not by every worker
+            from .takeover import check
+            check(after, cameras)
         results = each(_work, jobs, workers, _begin, (out, tuple(cameras), after, body), at_once=4)
     else:
         _begin(out, tuple(cameras), after, body)
@@ -207,35 +225,42 @@ def collect(out: str | Path, tasks_wanted: Sequence[str] = tasks.TASKS, episodes
     return _report(results, len(jobs), tasks_wanted)
 
 
+#: Of a demonstration: whether it did the task; None when none was needed, or why there could be none.
+Result = bool | None | kinematics.IkError
 _record: Callable[[Job], bool | None] | None = None
 
 
 def _begin(out: Path, cameras: tuple[str, ...], after: str, body: str) -> None:
     global _record
     cv2.setNumThreads(1)
-    lane = Lane(cameras=cameras, body=body)
     if after:
         from .takeover import Takeover
-        policy_first = Takeover(lane, after)
+        policy_first = Takeover(after, cameras)
         _record = lambda job: policy_first.record(job, out)  # noqa: E731
     else:
+        lane = Lane(cameras=cameras, body=body)
         _record = lambda job: record(lane, job, out)  # noqa: E731
 
 
-def _work(job: Job) -> tuple[Job, bool | None]:
-    return job, _record(job)
+def _work(job: Job) -> tuple[Job, Result]:
+    try:
+        return job, _record(job)
+    except kinematics.IkError as error:  # the same at every attempt: it must not end the others
+        return job, error
 
 
-def _report(results: Iterable[tuple[Job, bool]], total: int, wanted: Sequence[str]) -> dict[str, list[int]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _report(results: Iterable[tuple[Job, Result]], total: int, wanted: Sequence[str]) -> dict[str, list[int]]:
     count = {task: [0, 0] for task in wanted}
-    began = time.monotonic()
-    columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[rate]}"))
-    with Progress(*columns) as progress:
-        bar = progress.add_task("collect", total=total, rate="")
-        for done, (job, success) in enumerate(results, 1):
-            count[job.task][0] += bool(success)
-            count[job.task][1] += success is not None
-            progress.update(bar, advance=1, rate=f"{done / (time.monotonic() - began):.1f}/s")
+    began, lost = time.monotonic(), {}
+    with bar("collect", total) as advance:
+        for done, (job, result) in enumerate(results, 1):
+            if isinstance(result, kinematics.IkError):
+                lost[episode_name(job)] = result
+            else:
+                count[job.task][0] += bool(result)
+                count[job.task][1] += result is not None
+            advance(note=f"{done / (time.monotonic() - began):.1f}/s")
+    if lost:
+        name, why = next(iter(lost.items()))
+        print(f"{len(lost)} of {total} left out, the expert has no way from where the arm is; the first, {name}: {why}")
     return count

@@ -69,10 +69,12 @@ def sample_start(task: str, seed: int) -> Start:
     """Draw goal, cube poses and a start pose for the gripper.
 
     Raises:
-        ValueError: unknown task.
+        ValueError: unknown task, or a seed below 0.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose one of {', '.join(TASKS)}")
+    if seed < 0:
+        raise ValueError(f"seed = {seed}: give 0 or more")
     rng = np.random.default_rng([TASKS.index(task), seed])
     colour, zone = str(rng.choice(COLOURS)), str(rng.choice(ZONES))
     phrase = str(rng.choice(PHRASES[task]))
