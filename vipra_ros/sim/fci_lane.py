@@ -6,10 +6,11 @@ the hand's worker), in one process and without ROS, recorded with the same `Reco
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,16 @@ CONTROL_PERIOD = 0.01
 HOMING_SECONDS, OPENING_SECONDS = 20.0, 3.0
 
 
+def _own_host() -> str:
+    number = os.getpid()
+    return f"127.3.{number // 250 % 250}.{number % 250 + 1}"
+
+
 @dataclass
 class FciLane:
-    """One simulated controller, one executor core driving it through franky."""
+    """One simulated controller, at an address of this process, and one executor core driving it through franky."""
 
-    host: str = "127.0.44.18"
+    host: str = field(default_factory=_own_host)
     fps: float = 15.0
     cameras: tuple[str, ...] = scene.CAMERAS
     size: int = 128
