@@ -14,16 +14,17 @@ from vipra_ros.control.chunk import Waypoint
 from vipra_ros.control.profile import load_profile
 from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.robot.arm import FrankyArm
-from vipra_ros.sim import collect, tasks
+from vipra_ros.sim import collect, table, tasks
 from vipra_ros.sim.server import SimulatorError, TableServer
 from vipra_ros.sim.table import SharedState
 
 HOST = "127.0.44.8"
 
 
-def test_only_loopback_is_bound():
-    with pytest.raises(ValueError, match="loopback only"):
-        TableServer("0.0.0.0")
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.300", "127.nonsense", "localhost"])
+def test_only_loopback_is_bound(host):
+    with pytest.raises(ValueError, match=f"host '{host}': .*loopback only; use an address 127"):
+        TableServer(host)
 
 
 def test_franky_moves_the_arm_and_cubes_are_placed_under_it():
@@ -61,6 +62,9 @@ def test_a_dead_controller_is_a_failure_with_its_last_words():
         while server.failure is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert "ended with status -9" in str(server.failure)
+        for _ in range(2):  # a first line may still go into the pipe; none of them stops the end
+            with pytest.raises(SimulatorError, match="127.0.44.10 does not answer; start it again"):
+                server.place(tasks.sample_start("push", 4))
 
 
 def test_the_controller_does_not_outlive_its_owner():
@@ -100,6 +104,14 @@ def test_readers_of_the_shared_state_never_see_half_of_it(tmp_path):
     finally:
         running.clear()
         thread.join()
+
+
+def test_a_writer_that_died_at_work_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "WRITE_TIMEOUT", 0.05)
+    path = str(tmp_path / "state")
+    SharedState(path, 2, 2, create=True)._values[0] = 1.0
+    with pytest.raises(SimulatorError, match="ended while it wrote its state"):
+        SharedState(path, 2, 2).read(SimpleNamespace(time=0.0, qpos=np.zeros(2), qvel=np.zeros(2)))
 
 
 def test_a_demonstration_through_franky(tmp_path):

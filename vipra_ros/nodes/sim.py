@@ -25,7 +25,7 @@ from vipra_ros.nodes.parameters import declare
 from vipra_ros.nodes.quality import LATCHED
 from vipra_ros.nodes.run import begin
 from vipra_ros.sim import scene, tasks
-from vipra_ros.sim.server import TableServer
+from vipra_ros.sim.server import SimulatorError, TableServer
 from vipra_ros.sim.world import Eyes
 from vipra_ros.srv import ResetScene
 
@@ -40,8 +40,8 @@ class SimSettings:
     camera_rate: float = param(30.0, doc="images per second and camera", unit="Hz", low=1.0, high=60.0)
     image_size: int = param(128, doc="width and height of an image", unit="px", low=32, high=640)
     jpeg_quality: int = param(95, doc="JPEG quality of the compressed images", low=10, high=100)
-    raw_images: bool = param(False, doc="publish sensor_msgs/Image too (0.9 MB a frame at 640x480)")
-    fine_meshes: bool = param(False, doc="draw the arm's visual meshes, 8x slower than its collision meshes")
+    raw_images: bool = param(False, doc="publish sensor_msgs/Image too (1.2 MB a frame at 640 px)")
+    fine_meshes: bool = param(False, doc="draw the arm's visual meshes, 3 to 7 times slower than its collision meshes")
     publish_clock: bool = param(False, doc="publish the simulation time on /clock, for use_sim_time")
 
 
@@ -83,10 +83,10 @@ class SimNode(Node):
     def _reset(self, request: ResetScene.Request, response: ResetScene.Response) -> ResetScene.Response:
         try:
             start = tasks.sample_start(request.task, request.seed)
-        except ValueError as error:
+            self._begin(start, request.seed)
+        except (ValueError, SimulatorError) as error:
             response.success, response.message = False, str(error)
             return response
-        self._begin(start, request.seed)
         response.success, response.instruction = True, start.goal.instruction
         return response
 
@@ -128,10 +128,10 @@ class SimNode(Node):
         while self._running.is_set():
             data = self.server.freeze()
             stamp = self.get_clock().now().to_msg()
-            if self._clock_out:
-                seconds = float(data.time)
+            if self._clock_out:  # the node's own clock hears of this time only after these images
                 clock = Clock()
-                clock.clock.sec, clock.clock.nanosec = int(seconds), int(seconds % 1 * 1e9)
+                stamp = clock.clock
+                stamp.sec, stamp.nanosec = int(data.time), int(data.time % 1 * 1e9)
                 self._clock_out.publish(clock)
             for camera in scene.CAMERAS:
                 if self._watched(camera):

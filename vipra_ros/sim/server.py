@@ -6,6 +6,8 @@ process of their own (`table.py`); this side starts it, places things, and reads
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import mujoco
 from franky_sim.mujoco_simulator import MujocoSimulator
 
 from . import scene, tasks
-from .table import SharedState, start_to_json
+from .table import SharedState, SimulatorError, start_to_json
 from .world import World
 
 #: What franky_sim says when it cannot bind the ports of a controller at the address.
@@ -27,26 +29,26 @@ TAKEN = "Could not find available hostname"
 START_TIMEOUT, PLACE_TIMEOUT, END_TIMEOUT = 60.0, 10.0, 3.0
 
 
-class SimulatorError(OSError):
-    """The simulated controller does not start or does not answer; the text says why and what to do."""
-
-
 class TableServer:
     """A simulated controller at `host` and a view of the world it moves.
 
     Args:
         host: address of the controller; any 127.x.y.z, one per robot.
-        realtime: True paces physics by the wall clock, False runs as fast as the machine allows.
 
     Raises:
         ValueError: the address is none of the loopback's.
         SimulatorError: the address is taken by another controller.
     """
 
-    def __init__(self, host: str = "127.0.0.8", realtime: bool = True):
-        if not host.startswith("127."):
-            raise ValueError(f"host {host!r}: the simulated controller binds loopback only; use an address 127.x.y.z")
-        self.host, self._realtime = host, realtime
+    def __init__(self, host: str = "127.0.0.8"):
+        try:
+            loopback = ipaddress.IPv4Address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError(f"host {host!r}: the simulated controller binds loopback only; use an address 127.x.y.z, "
+                             "of numbers up to 255")
+        self.host = host
         sim = scene.build(MujocoSimulator())
         with sim:
             sim.start()
@@ -65,8 +67,7 @@ class TableServer:
             self._shared = SharedState(file.name, model.nq, model.nv, create=True)
             self._said, self._ended = [], False
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vipra_ros.sim.table", self.host, file.name,
-                 "realtime" if self._realtime else "fast"],
+                [sys.executable, "-m", "vipra_ros.sim.table", self.host, file.name],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             threading.Thread(target=self._listen, args=(self._process,), name="table", daemon=True).start()
             if not self._answered("ready", START_TIMEOUT):
@@ -80,7 +81,8 @@ class TableServer:
         process, self._process = self._process, None
         if process is None:
             return
-        process.stdin.close()
+        with contextlib.suppress(OSError):  # it has ended before, with what it was told last still in the pipe
+            process.stdin.close()
         try:
             process.wait(END_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -104,8 +106,9 @@ class TableServer:
     def _tell(self, line: str, answer: str) -> None:
         with self._answers:
             self._said = [x for x in self._said if x != answer]
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and will not answer
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
         if not self._answered(answer, PLACE_TIMEOUT):
             raise SimulatorError(f"the simulated controller at {self.host} does not answer; start it again")
 

@@ -31,6 +31,12 @@ from .world import World
 LATE_SECONDS = 0.02
 #: Milliseconds between two looks at standard input.
 LISTEN_EVERY = 10
+#: s that a writer may be at work, which takes microseconds and on a starved machine longer.
+WRITE_TIMEOUT = 2.0
+
+
+class SimulatorError(OSError):
+    """The simulated controller does not start or does not answer; the text says why and what to do."""
 
 
 class SharedState:
@@ -51,14 +57,19 @@ class SharedState:
         v[0] += 1
 
     def read(self, data: mujoco.MjData) -> None:
-        """Copy the newest whole state into `data`."""
-        v = self._values
-        while True:
+        """Copy the newest whole state into `data`.
+
+        Raises:
+            SimulatorError: the writer has ended in the middle of its work.
+        """
+        v, began = self._values, time.monotonic()
+        while time.monotonic() - began < WRITE_TIMEOUT:
             before = v[0]
             data.time = float(v[1])
             data.qpos[:], data.qvel[:] = v[2 : 2 + self._nq], v[2 + self._nq :]
             if before % 2 == 0 and v[0] == before:
                 return
+        raise SimulatorError("the simulated controller ended while it wrote its state; start it again")
 
 
 def start_to_json(start: tasks.Start) -> str:
@@ -93,7 +104,7 @@ def _obey(world: World, hand: HandLine, line: str) -> str:
     return "placed"
 
 
-def main(host: str, path: str, realtime: bool) -> None:
+def main(host: str, path: str) -> None:
     """Serve a controller at `host` until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent ends us in order
     sim = scene.build(MujocoSimulator())
@@ -125,8 +136,6 @@ def main(host: str, path: str, realtime: bool) -> None:
         advance(sim, server)
         shared.write(sim.data)
         tick += 1
-        if not realtime:
-            continue
         due += 0.001
         ahead = due - time.monotonic()
         if ahead > 0:
@@ -137,4 +146,4 @@ def main(host: str, path: str, realtime: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3] == "realtime")
+    main(sys.argv[1], sys.argv[2])

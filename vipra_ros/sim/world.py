@@ -77,7 +77,7 @@ class Eyes:
 
     Args:
         size: pixels, square.
-        fine: draw the arm's visual meshes (5x slower) instead of its collision meshes.
+        fine: draw the arm's visual meshes (3 to 7 times slower) instead of its collision meshes.
     """
 
     def __init__(self, model: mujoco.MjModel, size: int = 128, fine: bool = False):
