@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vipra_ros import cli
 from vipra_ros.control import kinematics
 from vipra_ros.control.reference import Reference
 from vipra_ros.data.bags import EpisodeReader
@@ -155,6 +156,14 @@ def test_what_cannot_be_collected_is_said_before_anything_starts(tmp_path, wrong
     with pytest.raises(ValueError, match=says):
         collect.collect(tmp_path / "bags", ["reach"], **{"episodes": 1} | wrong)
     assert not (tmp_path / "bags").exists()
+
+
+def test_the_command_says_how_many_succeeded(monkeypatch, capsys):
+    monkeypatch.setattr(collect, "collect", lambda *_, **__: {"push": [3, 4], "lift": [0, 4]})
+    with pytest.raises(SystemExit):
+        cli.main(["collect", "--expert", "out/bags"])
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["push: 3 of 4 new demonstrations successful", "lift: 0 of 4 new demonstrations successful"]
 
 
 def test_an_episode_on_disk_is_what_happened(tmp_path):
