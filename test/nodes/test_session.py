@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ pytest.importorskip("rclpy")
 
 from std_srvs.srv import Trigger
 
+from vipra_ros.msg import ExecutorStatus
+from vipra_ros.nodes import session as sessions
 from vipra_ros.nodes.session import Session
 from vipra_ros.nodes.spinner import lone_node
 from vipra_ros.nodes.system import SessionError, System, own_domain
@@ -103,3 +106,39 @@ def test_a_system_that_ended_says_the_reason_of_its_node(tmp_path):
                           "[INFO] [policy-2]: process has finished [pid 4, exit code 0]\n")
     with pytest.raises(SessionError, match=r"^executor-1 ended: executor: no arm at 172.16.0.2; activate"):
         system.check()
+
+
+class Alone(Session):
+    """A session without nodes, with an executor of one state; the scene succeeds only when the arm is told to stop."""
+
+    def __init__(self, state=ExecutorStatus.IDLE):
+        self.outcome, self.trace, self.finger = {}, None, 0.04
+        self.executor_status, self.policy_status, self._alive = ExecutorStatus(state=state), None, lambda: None
+        self.reset = lambda task, seed: "words"
+        self._lock = self.node = nullcontext()
+        self.home = self.instruct = self.arm = lambda *_: None
+
+    now = property(lambda self: time.monotonic())
+
+    def call(self, name):
+        self.outcome = {"success": True, "acted_on": "red"}
+
+
+def test_a_success_after_the_limit_is_none():
+    record = Alone().episode("reach", 1, seconds=0.05).record
+    assert not record.success and record.acted_on is None and np.isnan(record.time_to_success)
+
+
+def test_an_arm_that_faults_while_it_stops_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(sessions, "HOME_TIMEOUT", 0.1)
+    Alone(ExecutorStatus.FAULT).halt()
+    with pytest.raises(SessionError, match="a stop did not happen"):
+        Alone(ExecutorStatus.RUNNING).halt()
+
+
+def test_a_hand_that_stays_closed_says_what_opens_it(monkeypatch):
+    monkeypatch.setattr(sessions, "HAND_TIMEOUT", 0.05)
+    alone = Alone()
+    alone.finger = 0.0
+    with pytest.raises(SessionError, match="home_gripper: open in params_file"):
+        alone.open_hand()

@@ -37,6 +37,10 @@ STILL_TIMEOUT = 5.0
 OPEN_FINGER, HAND_TIMEOUT = 0.038, 5.0
 #: s for the way home from anywhere.
 HOME_TIMEOUT = 20.0
+#: Of a camera's pictures.
+CAMERA_TOPIC = "camera/{}/image_raw/compressed"
+#: States in which the arm has stopped by itself.
+ENDED = (ExecutorStatus.HOLD, ExecutorStatus.FAULT)
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Session:
         for camera in cameras if on_image else ():
             node.create_subscription(
                 CompressedImage,
-                f"camera/{camera}/image_raw/compressed",
+                CAMERA_TOPIC.format(camera),
                 lambda m, c=camera: on_image(c, _seconds(m.header.stamp), bytes(m.data)),
                 qos_profile_sensor_data,
             )
@@ -204,11 +208,13 @@ class Session:
 
     def open_hand(self, tick: Callable[[], None] = lambda: None) -> None:
         """Until the hand is open: a policy that sees a closed one at the start believes that it holds something."""
-        self.until(lambda: not self.finger < OPEN_FINGER, HAND_TIMEOUT, "an open hand", tick)
+        what = "an open hand (give the executor home_gripper: open in params_file, it then opens on the way home)"
+        self.until(lambda: not self.finger < OPEN_FINGER, HAND_TIMEOUT, what, tick)
 
     def _settle(self, tick: Callable[[], None]) -> None:
         time.sleep(0.15)
-        self.until(lambda: self.executor_status.state == ExecutorStatus.IDLE, HOME_TIMEOUT, "a stop", tick)
+        still = (ExecutorStatus.IDLE, *ENDED)  # an arm that faults on the way does not come to IDLE by itself
+        self.until(lambda: self.executor_status.state in still, HOME_TIMEOUT, "a stop", tick)
 
     def arm(self) -> None:
         """Arm as soon as the arm stands still; ends in ARMED or RUNNING."""
@@ -217,7 +223,7 @@ class Session:
         self.until(lambda: self.executor_status.state in ready, SERVICE_TIMEOUT, "arming")
 
     def halt(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Stop a healthy arm; ends in IDLE."""
+        """Stop the arm; ends in IDLE, or where it stopped by itself."""
         self.call("stop")
         self._settle(tick)
 
@@ -276,10 +282,11 @@ class Session:
             if self.now - done_at >= rest:
                 break
             status = self.executor_status
-            if status.state in (ExecutorStatus.FAULT, ExecutorStatus.HOLD):
+            if status.state in ENDED:
                 stopped = "; ".join(status.reasons) or status.state_text
                 break
         end, limited = self.now, self.executor_status.limited - before.limited
+        acted_on = self.outcome.get("acted_on")  # as `done_at`: what happens while the arm stops is no success in time
         with self._lock:
             self.trace = None
         if not stopped:
@@ -290,8 +297,8 @@ class Session:
         commanded = [np.array(c) for c in zip(*trace.commanded)] if len(trace.commanded) > 1 else None
         trace.record = EpisodeRecord(
             task=task, seed=seed, instruction=goal.instruction, colour=goal.colour, zone=goal.zone,
-            success=bool(self.outcome.get("success")),
-            acted_on=self.outcome.get("acted_on"),
+            success=not math.isnan(done_at),
+            acted_on=acted_on,
             time_to_success=done_at - trace.began,
             seconds=end - trace.began,
             chunks=accepted + refused,
@@ -308,8 +315,8 @@ class Session:
     # --- messages in ---------------------------------------------------------------------------------------
 
     def _on_executor(self, message: ExecutorStatus) -> None:
+        self._on_status(message)  # first: who acts on a state that it sees here has been told of it
         self.executor_status = message
-        self._on_status(message)
 
     def _on_policy(self, message: PolicyStatus) -> None:
         self.policy_status = message
