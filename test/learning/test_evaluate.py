@@ -161,6 +161,25 @@ def test_unknown_names_are_refused(micro_checkpoint):
         evaluate.main("models/none-such", "push")
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_the_first_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "_fast", lambda *_: pytest.fail("an episode was done"))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "out.json", tmp_path):
+        with pytest.raises(ConfigError, match="give a file in a folder"):
+            evaluate.main("models/tiny", "push", episodes=1, json_path=path)
+    os.mkfifo(tmp_path / "pipe")
+    results.check_writable(tmp_path / "pipe")  # does not wait for its reader
+
+
+def test_a_full_disk_costs_the_file_and_not_the_tables(monkeypatch, capsys, tmp_path):
+    about = {"checkpoint_hash": "0" * 64, "lane": "in-process", "latency_charged": None}
+    monkeypatch.setattr(evaluate, "_fast", lambda *_: ([record("red", None)], about))
+    monkeypatch.setattr(results, "write_json", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        evaluate.main("models/tiny", "push", episodes=1, json_path=tmp_path / "out.json")
+    assert "success on unseen starts" in capsys.readouterr().out
+
+
 def test_a_worker_that_dies_ends_the_run(micro_checkpoint, tmp_path, monkeypatch):
     for module in (evaluate, collect):
         monkeypatch.setattr(module, "_begin", chores.begin)

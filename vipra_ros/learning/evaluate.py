@@ -69,7 +69,8 @@ def main(
         The figures of `results.summarise`; for "all" the total, with one entry per task under "tasks".
 
     Raises:
-        ConfigError: unknown task, mode or checkpoint; no such device or weights; a worker died.
+        ConfigError: unknown task, mode or checkpoint; no such device or weights; `json_path` cannot be written; a
+            worker died.
     """
     if task != "all" and task not in tasks.TASKS:
         raise ConfigError(f"task {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}, all")
@@ -84,6 +85,8 @@ def main(
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
     mode = mode or mode_of_folder(folder) or MODES[0]
+    if json_path:
+        results.check_writable(json_path)
     check_device(device)
     check_weights(weights, engine)
     about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "device": device,
@@ -102,16 +105,16 @@ def main(
     result = parts[0]
     if task == "all":
         result = {**results.summarise("all", records, tasks.COLOURS, **about), "tasks": parts}
-    if json_path:
-        results.write_json(result, json_path)
-    if not quiet:
+    if not quiet:  # before the file: a disk that is full by now takes the file alone
         results.print_tables(parts, tasks.COLOURS)
         charged = about["latency_charged"]
         print(
             f"checkpoint {about['checkpoint_hash'][:16]}, {about['lane']} lane, mode {mode}"
             + (f", latency charged {1e3 * charged:.0f} ms" if charged is not None else "")
         )
-        if json_path:
+    if json_path:
+        results.write_json(result, json_path)
+        if not quiet:
             print(f"wrote {json_path}")
     return result
 

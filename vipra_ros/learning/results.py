@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vipra_ros.config import ConfigError
 from vipra_ros.learning import metrics
 
 #: Hz, grid on which jerk is computed in both lanes: the executor's passes in the stepped world, at most rates.
@@ -54,7 +56,7 @@ class EpisodeRecord:
     def row(self) -> dict:
         """The episode as it stands in the JSON."""
         rms, peak = metrics.jerk_figures([self.commanded], 1 / JERK_RATE)
-        return _clean(
+        return clean(
             {
                 "task": self.task,
                 "seed": self.seed,
@@ -92,7 +94,7 @@ def summarise(task: str, records: Sequence[EpisodeRecord], colours: Sequence[str
     boundaries = [b for r in records for b in r.boundaries]
     times = [r.time_to_success for r in records if r.success]
     episodes = [r.row() for r in records]
-    return _clean(
+    return clean(
         {
             "task": task,
             "n": n,
@@ -129,11 +131,22 @@ def summarise(task: str, records: Sequence[EpisodeRecord], colours: Sequence[str
     )
 
 
+def check_writable(path: str | Path) -> None:
+    """ConfigError when `write_json` could not write there; makes the folder, opens nothing: it may be a pipe."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a file in a folder that can be written") from None
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written; give a file in a folder that can be")
+
+
 def write_json(result: Mapping, path: str | Path) -> None:
     """Write a result; NaN becomes null, so every JSON reader takes it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(clean(result), indent=1, allow_nan=False) + "\n")
 
 
 def print_tables(results: Sequence[Mapping], colours: Sequence[str], console: Console | None = None) -> None:
@@ -148,21 +161,21 @@ def print_tables(results: Sequence[Mapping], colours: Sequence[str], console: Co
             str(r["n"]),
             f"{100 * r['success_rate']:.0f} %",
             f"{100 * r['wilson_low']:.0f} - {100 * r['wilson_high']:.0f} %",
-            _number(r["time_to_success"]["p50"], ".1f"),
-            _number(r["chunk_rate_hz"], ".1f"),
-            _number(r["action_rate_hz"], ".1f"),
+            number(r["time_to_success"]["p50"], ".1f"),
+            number(r["chunk_rate_hz"], ".1f"),
+            number(r["action_rate_hz"], ".1f"),
         )
     console.print(table)
     table = Table(title="how it moved")
     for name in ("task", "obs-to-action p50/p95/p99 ms", "jerk rms/peak", "step rad", "limited", "refused"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for r in results:
-        late = "/".join(_number(r["obs_to_action_ms"][p], ".0f") for p in ("p50", "p95", "p99"))
+        late = "/".join(number(r["obs_to_action_ms"][p], ".0f") for p in ("p50", "p95", "p99"))
         table.add_row(
             r["task"],
             late,
-            f"{_number(r['rms_jerk'], '.0f')}/{_number(r['peak_jerk'], '.0f')}",
-            _number(r["boundary_step_rad"], ".3f"),
+            f"{number(r['rms_jerk'], '.0f')}/{number(r['peak_jerk'], '.0f')}",
+            number(r["boundary_step_rad"], ".3f"),
             f"{100 * r['limiter_active_fraction']:.0f} %",
             str(r["rejected_chunks"]),
         )
@@ -180,18 +193,19 @@ def print_tables(results: Sequence[Mapping], colours: Sequence[str], console: Co
         console.print(table)
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """`value` for people; "-" for one that does not exist."""
     return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
-def _clean(value):
+def clean(value):
     """Plain Python for JSON: NaN and infinities as None."""
     if isinstance(value, Mapping):
-        return {k: _clean(v) for k, v in value.items()}
+        return {k: clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(v) for v in value]
+        return [clean(v) for v in value]
     if isinstance(value, np.ndarray):
-        return _clean(value.tolist())
+        return clean(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
