@@ -7,18 +7,16 @@ over.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import presets, results
+from vipra_ros.lock import held
 from vipra_ros.machine import machine
 from vipra_ros.whole_file import in_whole, write_whole
 
@@ -79,9 +77,9 @@ class Worklist:
 
     def under_way(self, name: str) -> bool:
         """Whether a process is at it now."""
-        if not (self.folder / f"{name}.lock").exists():
+        if not self._lock(name).exists():
             return False
-        with self._held(name) as mine:
+        with held(self._lock(name)) as mine:
             return not mine
 
     def run(self, after: Callable[[Step], None]) -> None:
@@ -110,7 +108,7 @@ class Worklist:
     def _one(self, steps: Iterable[Step]) -> Step | None:
         """Does the first of these that no other process is at."""
         for step in steps:
-            with self._held(step.name) as mine:
+            with held(self._lock(step.name)) as mine:
                 if not mine or self.done(step.name):
                     continue
                 print(f"[reproduce] {step.name}", flush=True)
@@ -138,16 +136,5 @@ class Worklist:
     def _marker(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    @contextlib.contextmanager
-    def _held(self, name: str) -> Iterator[bool]:
-        """Whether the step is this process's for the length of a `with`."""
-        file = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(file)  # and the lock with it
+    def _lock(self, name: str) -> Path:
+        return self.folder / f"{name}.lock"
