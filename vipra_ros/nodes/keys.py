@@ -60,6 +60,8 @@ class Keys:
             text = self._ask("instruction: ")
             if text.strip():
                 self._words.publish(String(data=text))
+            if self._waiting:  # nobody listened for an answer while the text was typed
+                self._waiting = (*self._waiting[:2], time.monotonic())
         return True
 
     def look(self) -> None:

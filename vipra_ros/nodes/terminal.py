@@ -42,6 +42,10 @@ class Terminal:
         data = os.read(sys.stdin.fileno(), 1)
         return data.decode("ascii", "ignore") if data else "\x04"  # of an umlaut's bytes none is a key
 
+    def forget(self) -> None:
+        """Drop what was typed so far: it was typed before the question that comes now."""
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+
     def ask(self, prompt: str) -> str:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
         try:
@@ -56,12 +60,6 @@ class Terminal:
 class Unattended:
     """Stands for the terminal when there is none: lines out, no keys."""
 
-    def __enter__(self) -> Unattended:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
     def say(self, text: str) -> None:
         print(text, flush=True)
 
@@ -71,3 +69,6 @@ class Unattended:
     def key(self, seconds: float) -> str:
         time.sleep(seconds)
         return ""
+
+    def forget(self) -> None:
+        pass
