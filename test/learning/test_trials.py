@@ -10,17 +10,8 @@ import pytest
 
 from vipra_ros.config import ConfigError, build
 from vipra_ros.learning import trial_page, trial_statistics
-from vipra_ros.learning.trials import (
-    FIRST_SEED,
-    Blind,
-    Journal,
-    Plan,
-    Trial,
-    brief,
-    interruptions,
-    load_plan,
-    schedule,
-)
+from vipra_ros.learning.trial_journal import Journal, Trial, interruptions
+from vipra_ros.learning.trials import FIRST_SEED, Blind, Plan, brief, load_plan, schedule
 
 SECRETS = ("alpha", "beta", "gamma", "10.1.2.3", "/data/alpha-98", "alpha-98", "ws://")
 
@@ -68,6 +59,14 @@ def test_a_plan_from_yaml(tmp_path):
     assert plan.simulated and plan.limit(plan.tasks[0]) == 5.0
     assert plan.policies[0].launch() == {"checkpoint": "models/tiny", "rate": "2"}
     assert make_plan().policies[1].launch() == {"engine": "remote", "server": "ws://10.1.2.3:80"}
+
+
+def test_booleans_of_yaml_are_launch_arguments():
+    plan = make_plan(policies=[{"name": "a", "checkpoint": "models/tiny", "arguments": {"console": False}}],
+                     arguments={"dry_run": True, "rate": 2})
+    assert plan.launch(0) == {"dry_run": "true", "rate": "2", "robot": "172.16.0.2", "checkpoint": "models/tiny",
+                              "console": "false"}
+    plan.check()
 
 
 # --- the order -----------------------------------------------------------------------------------------------
@@ -139,6 +138,8 @@ def test_letters_do_not_follow_the_plan():
     given = Counter(Blind(make_plan(seed=k)).codes for k in range(200))
     assert all(sorted(codes) == ["A", "B", "C"] for codes in given) and len(given) == 6
     assert max(given.values()) < 60, "each of six about 33 times"
+    given = {Blind(make_plan(trials=k)).codes for k in range(1, 40)}
+    assert len(given) == 6, "who knows the seed alone knows nothing"
 
 
 def test_what_the_operator_reads_names_no_policy():
@@ -160,6 +161,14 @@ def test_errors_of_nodes_give_nothing_away():
         assert not any(s in clean.lower() for s in SECRETS), clean
         assert re.search("policy [ABC]", clean)
     assert blind.scrub("the alphabet is gammas") == "the alphabet is gammas"
+
+
+def test_what_every_policy_has_is_no_secret():
+    """The folder that every training ends in, and YAML's booleans, name nobody."""
+    blind = Blind(make_plan(policies=[{"name": "one", "checkpoint": "/data/run/checkpoint"},
+                                      {"name": "two", "checkpoint": "b", "arguments": {"dry_run": True}}]))
+    assert blind.scrub("the checkpoint says true") == "the checkpoint says true"
+    assert re.fullmatch("policy [AB] is cut", blind.scrub("/data/run/checkpoint is cut"))
 
 
 def test_one_checkpoint_under_two_names_stays_blind():
@@ -194,6 +203,38 @@ def test_trials_of_two_plans_are_never_mixed(tmp_path):
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         Journal(tmp_path, make_plan())
+
+
+def test_letters_of_a_journal_stay_those_it_was_begun_with(tmp_path):
+    """Before, the letters followed from the seed alone; the head of a journal says when they do not."""
+    plan = next(p for k in range(20) if Blind(p := make_plan(seed=k), by_seed=True).codes != Blind(p).codes)
+    (tmp_path / "results.jsonl").write_text(json.dumps({"plan": plan.fingerprint}) + "\n")
+    for _ in range(2):
+        journal = Journal(tmp_path, plan)
+        assert journal.blind.codes == Blind(plan, by_seed=True).codes
+        journal.add(trial(0, "success"))
+    assert Journal(tmp_path / "new", plan).blind.codes == Blind(plan).codes
+    names = trial_page.summary(plan, journal, unblind=True)["names"]
+    assert names[journal.blind.codes[0]] == "alpha"
+
+
+def test_a_model_that_changed_half_way_is_refused(tmp_path):
+    journal = Journal(tmp_path, make_plan())
+    kept = journal.model("A", "10.1.2.3:80")
+    assert len(kept) == 16 and kept != Journal(tmp_path, make_plan(seed=4)).model("A", "10.1.2.3:80")
+    journal.add(trial(0, "success", model=kept))
+    again = Journal(tmp_path, make_plan())
+    assert again.model("A", "10.1.2.3:80") == kept and again.model("B", "other")
+    with pytest.raises(ConfigError, match="policy A has another checkpoint than in its trials so far"):
+        again.model("A", "other")
+    again.take_back()
+    assert again.model("A", "other"), "no valid trial is left that it could be mixed with"
+
+
+def test_words_of_any_letters_come_back(tmp_path):
+    words = "lift it\u2028now\x85"
+    Journal(tmp_path, make_plan()).add(trial(0, "success", words=words))
+    assert Journal(tmp_path, make_plan()).trials[0].words == words
 
 
 def test_a_power_cut_while_writing_costs_nothing(tmp_path, monkeypatch):
@@ -247,6 +288,11 @@ def test_stalls_and_stops_are_counted(states, expected):
 def test_the_exact_test_against_values_by_hand(first, second, p):
     pairs = [(True, False)] * first + [(False, True)] * second + [(True, True)] * 7 + [(False, False)] * 5
     assert trial_statistics.mcnemar(pairs) == (first, second, pytest.approx(p, abs=1e-15))
+
+
+def test_thousands_of_pairs_have_a_p_too():
+    assert trial_statistics.sign_test(1024, 1024) == 1.0
+    assert trial_statistics.sign_test(600, 700) == pytest.approx(0.00601, rel=0.05)
 
 
 def test_holm_by_hand():
@@ -312,6 +358,20 @@ def test_the_report_names_policies_only_when_all_is_done(tmp_path):
         assert "alpha" not in text and "beta" not in text and "policy A" in text
     assert "7 of 8 trials, 1 invalid" in blinded.read_text()
     assert "alpha" in trial_page.write(plan, journal, tmp_path, unblind=True).read_text()
+
+
+def test_the_order_of_a_blinded_report_tells_nothing(tmp_path):
+    """The first of the letters is A, in whatever order the plan has the policies."""
+    for seed in range(8):
+        plan = make_plan(seed=seed)
+        assert list(trial_page.summary(plan, Journal(tmp_path / str(seed), plan))["names"]) == ["A", "B", "C"]
+
+
+def test_a_corrected_p_stands_beside_the_others(tmp_path):
+    three, two = (trial_page.lines(trial_page.summary(p, filled(tmp_path / p.fingerprint, p, lambda p, t, b: p == 0)))
+                  for p in (make_plan(), two_policies()))
+    assert all("after Holm" in line for line in three if "p = " in line) and "p = " in three[-1]
+    assert "p = " in two[-1] and not any("Holm" in line for line in two)
 
 
 def test_the_page_is_safe_html_and_has_the_videos(tmp_path):

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -11,7 +12,9 @@ pytest.importorskip("rclpy")
 pytest.importorskip("vipra_ros.msg", reason="messages are not built; run make setup")
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning.trials import Blind, Journal, load_plan, schedule
+from vipra_ros.learning.trial_journal import Journal
+from vipra_ros.learning.trials import Blind, load_plan, schedule
+from vipra_ros.lock import held
 from vipra_ros.nodes import rollouts
 from vipra_ros.nodes.system import SessionError
 from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
@@ -89,6 +92,9 @@ class AtThePage:
     def key(self, seconds):
         time.sleep(seconds)
         return ""
+
+    def forget(self):
+        pass
 
 
 @pytest.fixture
@@ -178,11 +184,173 @@ def test_a_robot_needs_an_operator_and_a_plan_that_can_run(tmp_path):
         rollouts.run(str(file), str(tmp_path / "out"))
     for wrong, said in ((real + "arguments: {camera_rate: 15}\n", "camera_rate:=15 is for robot:=sim only"),
                         (real.replace("models/tiny", "models/none"), "no folder and none of the shipped"),
-                        (real + "arguments: {rat: 2}\n", "unknown argument 'rat'")):
+                        (real + "arguments: {rat: 2}\n", "unknown argument 'rat'"),
+                        (real + "arguments: {namespace: left}\n", "namespace = 'left'.*leave it out")):
         file.write_text(wrong)
         with pytest.raises(ConfigError, match=said):
             rollouts.run(str(file), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_that_no_robot_takes_is_refused_before_the_first_trial(tmp_path, monkeypatch):
+    def refuse(folder, simulated):
+        raise ConfigError(f"{folder}: not for a real arm")
+
+    monkeypatch.setattr("vipra_ros.graph.check_folder", refuse)
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN.replace("sim: reach", "instruction: reach it") + "robot: 172.16.0.2\n")
+    with pytest.raises(ConfigError, match="not for a real arm"):
+        rollouts.run(str(file), str(tmp_path / "out"))
+
+
+def test_one_run_at_a_time_in_a_folder_and_a_report_at_any(tmp_path):
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
+    file.write_text(PLAN)
+    out.mkdir()
+    with held(out / "rollouts.lock"):
+        with pytest.raises(ConfigError, match="in use by another vipra rollouts"):
+            rollouts.run(str(file), str(out))
+        file.write_text(PLAN.replace("models/tiny", "gone/from/here"))
+        assert rollouts.run(str(file), str(out), report=True) == 0, "a report needs no checkpoints"
+
+
+class Robot:
+    """An arm of metal, as a session has it: `halts` says what comes of a stop, `pictures` what the camera gives."""
+
+    Status = rollouts.ExecutorStatus
+
+    def __init__(self, pictures=(), halts="", finger=0.04):
+        self.outcome, self.finger, self._halts, self._pictures = {}, finger, halts, pictures
+        self.executor_status, self.armed, self.runs = self.Status(state=self.Status.IDLE), 0, None
+
+    def home(self, tick):
+        self.executor_status = self.Status(state=self.Status.IDLE)
+
+    def instruct(self, words):
+        pass
+
+    def arm(self):
+        self.armed += 1
+        self.executor_status = self.Status(state=self.Status.RUNNING, state_text="RUNNING")
+
+    def check(self):
+        if self.executor_status.state == self.Status.RUNNING:
+            for picture in self._pictures:
+                self.runs._on_image("front", time.monotonic(), picture)
+
+    def halt(self):
+        if self._halts:
+            raise SessionError(self._halts)
+        self.home(None)
+
+
+class Typist(AtThePage):
+    """An operator whose next key comes when its words are shown; each is (words, key, s of thinking)."""
+
+    def __init__(self, *keys):
+        self.keys, self.said, self.line, self.forgot = list(keys), [], "", []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def show(self, line):
+        self.line = line
+
+    def key(self, seconds):
+        super().key(seconds)
+        if not self.keys or self.keys[0][0] not in self.line:
+            return ""
+        words, key, *thinking = self.keys.pop(0)
+        time.sleep(sum(thinking))
+        return key
+
+    def forget(self):
+        self.forgot.append(self.line)
+
+
+class Buttons:
+    tell = key = lambda self, *_: ""
+
+    def asking(self, *_, **__):
+        return nullcontext()
+
+
+START = [("the arm goes home", "\n"), ("laid out", "\n")]
+
+
+def trial_by_hand(folder, robot, *keys, video=True):
+    """One trial on an arm of metal: the evaluation and its operator."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "plan.yaml"
+    file.write_text(PLAN.replace("sim: reach", "instruction: reach it") + "robot: 172.16.0.2\n")
+    operator = Typist(*keys)
+    runs = robot.runs = rollouts.Rollouts(load_plan(file), folder, operator, video)
+    runs._session, runs._buttons, runs._model = robot, Buttons(), "0123"
+    runs._slot(runs.slots[0])
+    return runs, operator
+
+
+@pytest.mark.parametrize("robot, said", [
+    (Robot([b"no picture"]), "no video: 10 bytes are no image"),
+    (Robot(), "no video: no picture came on camera/front/image_raw/compressed"),
+    (Robot(halts="a stop did not happen in 20 s"), "a stop did not happen"),
+])
+def test_neither_a_broken_picture_nor_an_arm_that_faults_costs_a_label(tmp_path, robot, said):
+    runs, operator = trial_by_hand(tmp_path, robot, *START, ("RUNNING", "", 0.05), ("RUNNING", "n"))
+    (kept,) = Journal(tmp_path, runs.plan).trials
+    assert (kept.label, kept.by, kept.video, kept.model) == ("failure", "operator", "", "0123")
+    assert any(said in line for line in operator.said), operator.said
+
+
+def test_a_label_is_kept_before_its_video_is_made(tmp_path, monkeypatch):
+    def interrupted(path, pictures, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rollouts, "film", interrupted)
+    robot = Robot([b"picture"])
+    with pytest.raises(KeyboardInterrupt):
+        trial_by_hand(tmp_path, robot, *START, ("RUNNING", "", 0.05), ("RUNNING", "y"))
+    assert [t.label for t in Journal(tmp_path, robot.runs.plan).trials] == ["success"]
+    monkeypatch.setattr(rollouts, "film", lambda path, pictures, text: None)
+    runs, _ = trial_by_hand(tmp_path, Robot([b"picture"]), *START, ("RUNNING", "", 0.05), ("RUNNING", "y"))
+    assert [t.video for t in Journal(tmp_path, runs.plan).trials] == ["", "videos/trial-0001-2.mp4"]
+
+
+def test_the_time_that_a_label_takes_is_not_the_trials(tmp_path):
+    robot = Robot([b"picture"])
+    runs, operator = trial_by_hand(tmp_path, robot, *START, ("RUNNING", " "), ("stopped", "y", 1.0), video=False)
+    assert runs.journal.trials[0].label == "success" and runs.journal.trials[0].seconds < 0.5
+    assert runs._pictures is None and operator.line.startswith("y success")
+    assert len(operator.forgot) == 4, "before each question, and before the arm is armed"
+
+
+def test_a_hand_that_is_not_open_is_asked_about(tmp_path):
+    robot = Robot(finger=0.006)
+    keys = [START[0], ("the hand is not open (12 mm)", "\n"), START[1], ("RUNNING", "y")]
+    runs, operator = trial_by_hand(tmp_path, robot, *keys, video=False)
+    assert not operator.keys and robot.armed == 1 and runs.journal.trials[0].label == "success"
+
+
+def test_a_name_in_our_own_words_stays(tmp_path):
+    """A checkpoint called `last` does not change what the keys do, nor does the line tell its letter."""
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN.replace("models/tiny", "out/last", 1).replace("sim: reach", "instruction: reach it")
+                    + "robot: 172.16.0.2\n")
+    runs = rollouts.Rollouts(load_plan(file), tmp_path, operator := Typist(("take the last trial back", "\n")))
+    runs._session, runs._buttons = Robot(), Buttons()
+    runs._session.executor_status = Robot.Status(state=Robot.Status.FAULT, reasons=["out/last is cut"])
+    assert runs._wait("the arm goes home") == "\n"
+    assert "FAULT: policy" in operator.line
+
+
+def test_each_start_has_a_log_of_its_own(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN)
+    runs = rollouts.Rollouts(load_plan(file), tmp_path, Typist())
+    first = runs._log("0001-A")
+    first.parent.mkdir()
+    first.write_text("crashed")
+    assert runs._log("0001-A") not in (first, runs._log("0001-B"))
 
 
 def test_the_report_as_json_is_all_that_stdout_gets(tmp_path, capsys):
@@ -199,5 +367,5 @@ def test_the_report_as_json_is_all_that_stdout_gets(tmp_path, capsys):
 def test_the_shipped_plan_can_run():
     from vipra_ros.config import share
     plan = load_plan(share("config", "rollouts.yaml"))
-    rollouts._check(plan)
+    plan.check()
     assert plan.simulated and len(schedule(plan)) == 20

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from vipra_ros.data.svg import COLOURS
 from vipra_ros.learning import trial_statistics as statistics
-from vipra_ros.learning.trials import INVALID, Blind, Journal, Plan, schedule
+from vipra_ros.learning.results import clean, number
+from vipra_ros.learning.trial_journal import INVALID, Journal
+from vipra_ros.learning.trials import Plan, schedule
 
 _STYLE = """
 :root{--ink:#1d2530;--soft:#6a7585;--line:#e3e7ec;--bad:#c0392b;--good:#2b8a57;--warn:#b7791f;--back:#f5f7f9}
@@ -37,20 +38,20 @@ def summary(plan: Plan, journal: Journal, unblind: bool = False) -> dict[str, An
     Args:
         unblind: name the policies though trials are missing.
     """
-    blind, slots = Blind(plan), schedule(plan)
+    slots = schedule(plan)
     trials, missing = journal.counted(), len(journal.remaining(slots))
     shown = unblind or not missing
-    codes = list(blind.codes) if shown else sorted(blind.codes)
+    called = dict(zip(journal.blind.codes, (p.name for p in plan.policies), strict=True))
+    codes = list(called) if shown else sorted(called)  # in the order of the plan they would tell which is which
     tasks = [t.label for t in plan.tasks]
-    names = {c: p.name if shown else f"policy {c}" for c, p in zip(blind.codes, plan.policies, strict=True)}
-    return _clean({
+    return clean({
         "plan": plan.fingerprint,
         "robot": plan.robot,
         "trials": len(slots),
         "missing": missing,
         "invalid": sum(t.label == INVALID for t in journal.trials),
         "unblinded": shown,
-        "names": names,
+        "names": {c: called[c] if shown else f"policy {c}" for c in codes},
         "tasks": tasks,
         "cells": [vars(c) for c in statistics.cells(trials, codes, tasks)],
         "comparisons": [vars(c) for c in statistics.comparisons(trials, codes, tasks)],
@@ -78,8 +79,9 @@ def render(plan: Plan, figures: dict[str, Any]) -> str:
         f'<h1>Rollouts</h1><div class="soft">{escape(_where(plan))}, {state}</div>'
         f'<div class="soft">{_when(figures)}plan {figures["plan"]}</div>',
         "<h2>Success</h2>", _success(figures),
-        '<div class="soft">Interval: Wilson, 95 %. Time: median of the successes. Stall: the arm waited at rest for a '
-        "chunk. Stop: it held or faulted by itself.</div>",
+        '<div class="soft">Interval: Wilson, 95 %. Time: median of the successes. Stall: no chunk for the '
+        "executor's chunk_timeout, the arm stopped and waited for one; shorter waits are not counted. Stop: it held or "
+        "faulted by itself.</div>",
         *(["<h2>Pairs</h2>", _pairs(figures),
            '<div class="soft">Matched by task and block: the same words, the same layout. p: exact McNemar test, two '
            "sided; Holm: corrected for the number of pairs. Faster: of the trials that both won, with an exact sign "
@@ -103,7 +105,7 @@ def lines(figures: dict[str, Any]) -> list[str]:
         if not c["task"]:
             one, two = figures["names"][c["first"]], figures["names"][c["second"]]
             out.append(f"{one} / {two}: {c['pairs']} pairs, won alone {c['first_only']} / {c['second_only']}, "
-                       f"p = {c['p']:.3g}")
+                       f"p = {c['p']:.3g}" + (f", after Holm {c['p_holm']:.3g}" if len(figures["names"]) > 2 else ""))
     return out
 
 
@@ -126,7 +128,7 @@ def _success(figures: dict[str, Any]) -> str:
             f'<tr class="{"" if c["task"] else "all"}"><td>{escape(figures["names"][c["code"]])}</td>'
             f"<td>{escape(c['task'] or 'all')}</td>"
             f'<td class="n">{c["successes"]} of {c["n"]}</td><td class="n">{share}</td><td class="n">{_percent(c)}</td>'
-            f'<td>{_bar(c, colour)}</td><td class="n">{_number(c["seconds"], ".1f")}</td><td class="n">{c["stalls"]}'
+            f'<td>{_bar(c, colour)}</td><td class="n">{number(c["seconds"], ".1f")}</td><td class="n">{c["stalls"]}'
             f'</td><td class="n">{c["stops"]}</td></tr>')
     head = ('<tr><th>Policy<th>Task<th class="n">Success<th class="n">Share<th class="n">Interval<th>0 to 100 %'
             '<th class="n">Time, s<th class="n">Stalls<th class="n">Stops</tr>')
@@ -155,7 +157,7 @@ def _pairs(figures: dict[str, Any]) -> str:
             f'<tr class="{"" if c["task"] else "all"}"><td>{one}</td><td>{two}</td>'
             f'<td>{escape(c["task"] or "all")}</td><td class="n">{c["pairs"]}</td>'
             f'<td class="n">{c["first_only"]}</td><td class="n">{c["second_only"]}</td>'
-            f'<td class="n">{c["p"]:.3g}</td><td class="n">{_number(c["p_holm"], ".3g")}</td>'
+            f'<td class="n">{c["p"]:.3g}</td><td class="n">{number(c["p_holm"], ".3g")}</td>'
             f'<td class="n">{c["faster"]} : {c["slower"]}, p {c["p_time"]:.3g}</td></tr>')
     head = ('<tr><th>First<th>Second<th>Task<th class="n">Pairs<th class="n">First alone<th class="n">Second alone'
             '<th class="n">p<th class="n">Holm<th class="n">Faster first : second</tr>')
@@ -195,16 +197,3 @@ def _films(figures: dict[str, Any]) -> list[str]:
 
 def _percent(cell: dict[str, Any]) -> str:
     return f"{100 * cell['low']:.0f} - {100 * cell['high']:.0f} %"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _clean(value: Any) -> Any:
-    """NaN as None: every JSON reader takes it."""
-    if isinstance(value, dict):
-        return {k: _clean(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_clean(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

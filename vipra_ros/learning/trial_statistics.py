@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vipra_ros.learning import metrics
-from vipra_ros.learning.trials import SUCCESS, Trial
+from vipra_ros.learning.trial_journal import SUCCESS, Trial
 
 
 def sign_test(first: int, second: int) -> float:
@@ -19,7 +19,7 @@ def sign_test(first: int, second: int) -> float:
     """
     n = first + second
     tail = sum(math.comb(n, k) for k in range(min(first, second) + 1))
-    return min(1.0, 2.0 * tail / 2**n)
+    return min(1.0, 2 * tail / 2**n)  # of whole numbers: neither needs to fit a float
 
 
 def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int, float]:

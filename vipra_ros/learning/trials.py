@@ -1,9 +1,10 @@
-"""Evaluation on a robot as an experiment: the plan, the order of trials, the blinding, and what is written down. Pure.
+"""Evaluation on a robot as an experiment: the plan, the order of trials, and the blinding. Pure.
 
 Every block runs each policy once on each task, so a comparison is paired by (task, block): the same instruction and
 the same layout. Who comes first is random and balanced: within each round of P blocks each of P policies takes each
 place once (a cyclic Latin square with rows and symbols shuffled). The operator reads letters, never names.
-Statistics are in `trial_statistics.py`, the page in `trial_page.py`, the robot in `nodes/rollouts.py`.
+What is written down is in `trial_journal.py`, statistics are in `trial_statistics.py`, the page is in
+`trial_page.py`, the robot in `nodes/rollouts.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vipra_ros import graph
 from vipra_ros.config import ConfigError, build, param, read_yaml
-from vipra_ros.whole_file import write_whole
 
-SUCCESS, FAILURE, INVALID = LABELS = ("success", "failure", "invalid")
 #: Random starts of simulated scenes: those below are used for demonstrations.
 FIRST_SEED, LAST_SEED = 1000, 1_000_000
-RESULTS = "results.jsonl"
+#: What every training calls its folder, and every message a policy's files: it tells nobody which policy is meant.
+COMMON = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PolicyEntry:
     def launch(self) -> dict[str, str]:
         """Launch arguments that start this policy."""
         own = {"engine": "remote", "server": self.server} if self.server else {"checkpoint": self.checkpoint}
-        return {**own, **{k: str(v) for k, v in self.arguments.items()}}
+        return {**own, **_texts(self.arguments)}
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,19 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything in the plan, first 16 digits: trials of two plans are never mixed."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(json.dumps(dataclasses.asdict(self), sort_keys=True))
+
+    def launch(self, policy: int) -> dict[str, str]:
+        """Launch arguments of `vipra up policy` for the policy at this place of the plan."""
+        return {**_texts(self.arguments), "robot": self.robot, **self.policies[policy].launch()}
+
+    def check(self) -> None:
+        """ConfigError when the launch arguments or the checkpoint of a policy are wrong."""
+        for policy in range(len(self.policies)):
+            given = self.launch(policy)
+            if space := given.get("namespace"):
+                raise ConfigError(f"arguments: namespace = {space!r}: trials find nodes without one only; leave it out")
+            graph.processes("policy", given)
 
     def limit(self, task: TaskEntry) -> float:
         """Time limit of a trial of `task`, s."""
@@ -111,6 +122,16 @@ class Plan:
 def load_plan(path: str | Path) -> Plan:
     """The plan in a YAML file; ConfigError names file, key and remedy."""
     return build(Plan, read_yaml(path), source=str(path))
+
+
+def _texts(arguments: dict) -> dict[str, str]:
+    """Launch arguments as text; YAML's booleans in the words that `vipra up` takes."""
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in arguments.items()}
+
+
+def digest(text: str) -> str:
+    """SHA-256 of `text`, first 16 digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # --- order ---------------------------------------------------------------------------------------------------
@@ -161,20 +182,24 @@ def _square(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class Blind:
-    """Letters for policies, drawn with the plan's seed, and the eraser of everything that would give them away."""
+    """Letters for policies, drawn from the whole plan, and the eraser of everything that would give them away.
 
-    def __init__(self, plan: Plan):
+    Args:
+        by_seed: letters drawn from the seed alone, which everybody knows who has seen a plan with that seed.
+    """
+
+    def __init__(self, plan: Plan, by_seed: bool = False):
         n = len(plan.policies)
-        places = np.random.default_rng([plan.seed, 3]).permutation(n)
+        places = np.random.default_rng([plan.seed, 3, *([] if by_seed else [int(plan.fingerprint, 16)])]).permutation(n)
         self.codes = tuple(string.ascii_uppercase[i] for i in places)
         secrets: dict[str, str] = {}
         for code, policy in zip(self.codes, plan.policies, strict=True):
             words = {policy.name, policy.checkpoint, policy.server, policy.server.rpartition("//")[2]}
-            words |= {str(v) for v in policy.arguments.values() if len(str(v)) > 3}
+            words |= {str(v) for v in policy.arguments.values() if len(str(v)) > 3 and not isinstance(v, bool)}
             if policy.checkpoint:
                 path = Path(policy.checkpoint)
                 words |= {path.name, str(path), str(path.absolute()), str(path.resolve())}
-            for word in words - {""}:
+            for word in words - {"", COMMON}:
                 # what several policies share (a checkpoint under two names) says nothing about the letter
                 secrets[word] = "policy" if word in secrets else f"policy {code}"
         self._secrets = secrets
@@ -196,114 +221,3 @@ def brief(plan: Plan, blind: Blind, slot: Slot, total: int) -> list[str]:
     if task.layout:
         lines.append(f"  lay out: {task.layout.replace('{block}', str(slot.block + 1))}")
     return lines
-
-
-# --- what is written down ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Trial:
-    """One trial that was done.
-
-    Attributes:
-        slot: number in the schedule. code: letter of the policy. label: one of `LABELS`.
-        by: operator, simulator or "time limit".
-        seconds: from arming to the label or the end.
-        stalls: times the arm waited at rest for a chunk; stops: times it held or faulted by itself.
-        stopped: the reason of the last such stop.
-        chunks, rejected: accepted and refused ones. limited: rows that a limit changed.
-        video: file beside the results, or empty. began: ISO time, UTC. words: what the policy was told.
-    """
-
-    slot: int
-    code: str
-    task: str
-    block: int
-    seed: int
-    label: str
-    by: str = "operator"
-    seconds: float = 0.0
-    stalls: int = 0
-    stops: int = 0
-    stopped: str = ""
-    chunks: int = 0
-    rejected: int = 0
-    limited: int = 0
-    video: str = ""
-    began: str = ""
-    words: str = ""
-
-
-class Journal:
-    """The trials of one plan in FOLDER/results.jsonl; every change replaces the file as a whole.
-
-    Raises:
-        ConfigError: the file belongs to another plan, or is not ours.
-    """
-
-    def __init__(self, folder: str | Path, plan: Plan):
-        self.path, self._plan = Path(folder) / RESULTS, plan
-        self.trials: list[Trial] = []
-        if self.path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        try:
-            head, *rows = [json.loads(line) for line in lines]
-            found = head["plan"]
-            self.trials = [Trial(**row) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.path} cannot be read ({error}); give another folder") from None
-        if found != self._plan.fingerprint:
-            raise ConfigError(f"{self.path} holds trials of plan {found}, this one is {self._plan.fingerprint}: "
-                              "give another folder, or the plan as it was")
-
-    def add(self, trial: Trial) -> None:
-        """Keep a trial; on disk when this returns."""
-        if trial.label not in LABELS:
-            raise ConfigError(f"label {trial.label!r}: choose one of {', '.join(LABELS)}")
-        self.trials.append(trial)
-        self._write()
-
-    def take_back(self) -> Trial | None:
-        """The last trial becomes invalid, to be done again; None when there is none to take back."""
-        last = self.trials[-1] if self.trials else None
-        if last is None or last.label == INVALID:
-            return None
-        last.label, last.by = INVALID, "operator"
-        self._write()
-        return last
-
-    def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{"plan": self._plan.fingerprint}, *map(dataclasses.asdict, self.trials)]
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        write_whole(self.path, "".join(lines), sync=True)
-
-    def counted(self) -> list[Trial]:
-        """The valid trial of each slot that has one, in the order of the slots."""
-        return sorted((t for t in self.trials if t.label != INVALID), key=lambda t: t.slot)
-
-    def remaining(self, slots: Sequence[Slot]) -> list[Slot]:
-        """What is still to be done, in order; an invalid trial is done again."""
-        done = {t.slot for t in self.counted()}
-        return [s for s in slots if s.number not in done]
-
-
-def interruptions(states: Iterable[str]) -> tuple[int, int]:
-    """(stalls, stops) in the states of the executor since it was armed, as they followed one another.
-
-    A stall is a way back to ARMED (no chunk in time: it waits at rest for the next); a stop is HOLD or FAULT.
-    """
-    stalls = stops = 0
-    before = "ARMED"
-    moved = False
-    for state in states:
-        if state == before:
-            continue
-        moved = moved or state == "RUNNING"
-        stalls += state == "ARMED" and moved
-        stops += state in ("HOLD", "FAULT") and before not in ("HOLD", "FAULT")
-        before = state
-    return stalls, stops

@@ -1,9 +1,9 @@
 """`vipra rollouts`: policies compared on a robot, trial by trial, with an operator who does not know which is which.
 
-The plan, the order, the letters and the journal are `learning/trials.py`; this is the part with an arm. Each policy
-is a `vipra up policy` of its own, restarted when the next trial is another policy's. On an arm of metal nothing moves
-before the operator's key; in simulation the scene lays itself out and the simulator says who succeeded. What the keys
-say, buttons say too (`trial_buttons.py`): those of `vipra console`.
+Plan, order and letters are `learning/trials.py`, the journal is `learning/trial_journal.py`; this is the part with an
+arm. Each policy is a `vipra up policy` of its own, restarted when the next trial is another policy's. On an arm of
+metal nothing moves before the operator's key; in simulation the scene lays itself out and the simulator says who
+succeeded. What the keys say, buttons say too (`trial_buttons.py`): those of `vipra console`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,12 @@ from pathlib import Path
 
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import trial_page
-from vipra_ros.learning.trials import (
-    FAILURE,
-    INVALID,
-    SUCCESS,
-    Blind,
-    Journal,
-    Plan,
-    Slot,
-    Trial,
-    brief,
-    interruptions,
-    load_plan,
-    schedule,
-)
+from vipra_ros.learning.trial_film import film
+from vipra_ros.learning.trial_journal import FAILURE, INVALID, SUCCESS, Journal, Trial, interruptions
+from vipra_ros.learning.trials import Plan, Slot, brief, load_plan, schedule
+from vipra_ros.lock import held
 from vipra_ros.msg import ExecutorStatus
-from vipra_ros.nodes.session import Session
+from vipra_ros.nodes.session import CAMERA_TOPIC, ENDED, OPEN_FINGER, Session
 from vipra_ros.nodes.system import SessionError, System
 from vipra_ros.nodes.terminal import QUIT, Terminal, Unattended
 from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons
@@ -44,9 +34,8 @@ GO, STOP, BACK = ("\n", "\r"), " ", "u"
 TICK = 0.02
 #: s for a policy to get ready; a large one is read from disk for minutes.
 START_TIMEOUT = 600.0
-#: px; smaller pictures are enlarged for the videos.
-WIDE = 320
-_ENDED = (ExecutorStatus.HOLD, ExecutorStatus.FAULT)
+#: Columns of the line that is shown while the operator is asked; a longer one would be broken.
+COLUMNS = 120
 
 
 class RolloutError(RuntimeError):
@@ -62,15 +51,17 @@ class Rollouts:
 
     Args:
         folder: of results, logs and videos.
-        operator: a `Terminal`, or what has its say, show and key.
+        operator: a `Terminal`, or what has its say, show, key and forget.
         video: keep a video of each trial.
     """
 
     def __init__(self, plan: Plan, folder: Path, operator, video: bool = False):
         self.plan, self.folder, self._operator, self._video = plan, folder, operator, video
-        self.journal, self.slots, self.blind = Journal(folder, plan), schedule(plan), Blind(plan)
+        self.journal, self.slots = Journal(folder, plan), schedule(plan)
+        self.blind = self.journal.blind
         self._session: Session | None = None
         self._buttons: TrialButtons | None = None
+        self._model = ""  # that runs, as the journal keeps it
         self._last: list[str] = []  # how the last trial went, for who sees one page and not the terminal
         self._states: list[str] | None = None  # of the executor, in a trial
         self._pictures: list[tuple[float, bytes]] | None = None
@@ -80,6 +71,7 @@ class Rollouts:
 
         Raises:
             RolloutError: a system does not start, or ends.
+            ConfigError: a policy's checkpoint has changed since its trials so far.
         """
         try:
             while rest := self.journal.remaining(self.slots):
@@ -99,22 +91,34 @@ class Rollouts:
     def _system(self, slot: Slot):
         """The nodes of the policy of `slot`, and a session with them."""
         code = self.blind.codes[slot.policy]
-        arguments = {**{k: str(v) for k, v in self.plan.arguments.items()}, "robot": self.plan.robot,
-                     **self.plan.policies[slot.policy].launch()}
         self._say(f"starting policy {code} ...")
         began = time.monotonic()
-        with System(log=self.folder / "logs" / f"{slot.number + 1:04d}-{code}.log", **arguments) as system:
+        with System(log=self._log(f"{slot.number + 1:04d}-{code}"), **self.plan.launch(slot.policy)) as system:
             self._session = Session(
                 system.domain, system.check, self._on_image if self._video else None, self._on_status,
                 (self.plan.camera,), self.plan.simulated)
             self._buttons = TrialButtons(self._session.node)
             self._buttons.tell([f"starting policy {code}", *self._last])
             try:
-                self._session.wait_ready(START_TIMEOUT, self._leave_on_key)
+                self._operator.forget()
+                self._session.wait_ready(START_TIMEOUT, lambda: self._starting(code))
+                self._model = self.journal.model(code, self._session.policy_status.checkpoint)
                 self._say(f"policy {code} is ready after {time.monotonic() - began:.0f} s")
                 yield
             finally:
                 self._session.close()
+
+    def _log(self, stem: str) -> Path:
+        """A file for each start: what a crash has said stays when its trial is repeated."""
+        folder = self.folder / "logs"
+        return folder / f"{stem}-{1 + len(list(folder.glob(f'{stem}-*.log')))}.log"
+
+    def _starting(self, code: str) -> None:
+        """What a policy that gets ready still waits for."""
+        status = self._session.policy_status
+        why = self.blind.scrub("; ".join(status.reasons) or status.state_text) if status else "not heard of yet"
+        self._operator.show(f"q quit   starting policy {code}: {why}"[:COLUMNS])
+        self._leave_on_key()
 
     # --- one trial -----------------------------------------------------------------------------------------
 
@@ -132,30 +136,34 @@ class Rollouts:
             session.open_hand(self._leave_on_key)
             own = session.reset(task.sim, slot.seed)
             words = words or own
+        elif session.finger < OPEN_FINGER and not self._granted(
+                f"the hand is not open ({2e3 * session.finger:.0f} mm): open it; begin with it as it is", lambda: None):
+            return  # a policy that sees a closed hand believes that it holds something
         try:
             if not self._granted("the scene is laid out: begin", lambda: self._begin(words)):
                 return
             date = datetime.now(timezone.utc).isoformat(timespec="seconds")
             before, began = session.executor_status, time.monotonic()
             with self._buttons.asking("how did it go?", *LABELS):
-                label, by = self._watch(slot, began)
-            seconds = time.monotonic() - began
-        finally:
+                label, by, asked = self._watch(slot, began)
+            seconds, after = time.monotonic() - began, session.executor_status
+        finally:  # here the trial ends: neither the stop nor the time that a label takes to think of belongs to it
             states, pictures, self._states, self._pictures = self._states, self._pictures, None, None
-            if session.executor_status.state not in _ENDED:
-                session.halt()
+            self._halt()
+        label = label or self._label(asked)
         stalls, stops = interruptions(states)
-        after = session.executor_status
-        reason = "; ".join(after.reasons) or after.state_text if after.state in _ENDED else ""
+        reason = "; ".join(after.reasons) or after.state_text if after.state in ENDED else ""
         trial = Trial(slot.number, self.blind.codes[slot.policy], task.label, slot.block, slot.seed, label, by, seconds,
                       stalls, stops, self.blind.scrub(reason), after.accepted - before.accepted,
-                      after.rejected - before.rejected, after.limited - before.limited,
-                      self._film(slot, words, pictures), date, words)
+                      after.rejected - before.rejected, after.limited - before.limited, began=date, words=words,
+                      model=self._model)
         self.journal.add(trial)
         how = f"{label} ({by}) after {seconds:.1f} s, {stalls} stalls, {stops} stops"
         how += f": {trial.stopped}" if trial.stopped else ""
         self._say(f"  {how}")
         self._last = [f"  before: trial {slot.number + 1}, {how}"]
+        if self._video:
+            self._film(trial, pictures)
 
     def _granted(self, what: str, motion: Callable[[], None]) -> bool:
         """Do `motion` when the operator says so; on an arm of metal a refusal is told, and asked again. False: BACK."""
@@ -174,13 +182,21 @@ class Rollouts:
 
     def _begin(self, words: str) -> None:
         """Tell the policy what to do and arm; what is seen from here on belongs to the trial."""
+        self._operator.forget()  # not later: who stops an arm that is being armed is heard
         self._session.instruct(words)
         time.sleep(0.2)  # a frame of the new scene for every camera
         self._session.arm()
         self._states, self._pictures = [], []
 
-    def _watch(self, slot: Slot, began: float) -> tuple[str, str]:
-        """Until somebody says how it went: (label, by whom)."""
+    def _halt(self) -> None:
+        """Stop the arm. One that does not obey is told of, and costs the trial no label."""
+        try:
+            self._session.halt()
+        except SessionError as error:
+            self._say(f"  {self.blind.scrub(str(error))}")
+
+    def _watch(self, slot: Slot, began: float) -> tuple[str, str, str]:
+        """Until the end of the trial: (label, by whom, ""), or ("", by whom, question) when it is asked at rest."""
         session, limit = self._session, self.plan.limit(self.plan.tasks[slot.task])
         while True:
             session.check()
@@ -192,30 +208,28 @@ class Rollouts:
             if key in QUIT:
                 raise Leave
             if key in KEYS:
-                return KEYS[key], "operator"
-            if key == STOP:
-                session.call("stop")
+                return KEYS[key], "operator", ""
             if key == STOP or state == ExecutorStatus.IDLE:  # or somebody pressed STOP elsewhere
-                return self._label("stopped"), "operator"
+                return "", "operator", "stopped"
             if session.outcome.get("success") and self.plan.simulated:
-                return SUCCESS, "simulator"
-            if state in _ENDED:
+                return SUCCESS, "simulator", ""
+            if state in ENDED:
                 why = self.blind.scrub("; ".join(session.executor_status.reasons) or "no reason given")
                 if self.plan.simulated:
-                    return FAILURE, "executor"
-                return self._label(f"the arm stopped by itself: {why}"), "operator"
+                    return FAILURE, "executor", ""
+                return "", "operator", f"the arm stopped by itself: {why}"
             if elapsed > limit:
-                return FAILURE, "time limit"
+                return FAILURE, "time limit", ""
 
     def _label(self, what: str) -> str:
         """The operator's word when the arm stands; unattended it is a failure."""
         if isinstance(self._operator, Unattended):
             return FAILURE
+        self._operator.forget()
         with self._buttons.asking(what, *LABELS):
             while True:
-                self._operator.show(f"{what}   y success  n failure  i invalid"[:120])
+                self._operator.show(f"y success  n failure  i invalid   {what}"[:COLUMNS])
                 key = self._key()
-                self._session.check()
                 if key in QUIT:
                     raise Leave
                 if key in KEYS:
@@ -226,11 +240,12 @@ class Rollouts:
         if self.plan.simulated:
             self._leave_on_key()
             return GO[0]
+        self._operator.forget()
         with self._buttons.asking(what, "start", refused=refused):
             while True:
                 status = self._session.executor_status
                 fault = f"FAULT: {'; '.join(status.reasons)}   " if status.state == ExecutorStatus.FAULT else ""
-                self._operator.show(self.blind.scrub(f"{fault}Enter: {what}   u take the last trial back   q quit"))
+                self._operator.show(f"{self.blind.scrub(fault)}Enter: {what}   u take the last trial back   q quit")
                 key = self._key()
                 self._session.check()
                 if key in QUIT:
@@ -269,27 +284,19 @@ class Rollouts:
         if pictures is not None:
             pictures.append((stamp, jpeg))
 
-    def _film(self, slot: Slot, words: str, pictures: list[tuple[float, bytes]]) -> str:
-        """Write the pictures as an MP4 that browsers play; its name beside the results, empty without."""
-        if len(pictures) < 2 or pictures[-1][0] <= pictures[0][0]:
-            return ""
-        import cv2
-
-        from vipra_ros.data.video import Codec, captioned, encode_video
-        from vipra_ros.policy.pictures import from_jpeg
-
-        attempt = 1 + sum(t.slot == slot.number for t in self.journal.trials)
-        name = f"videos/trial-{slot.number + 1:04d}-{attempt}.mp4"
-        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
-        first = from_jpeg(pictures[0][1])
-        scale = max(1.0, WIDE / first.shape[1])
-        size = tuple(2 * round(scale * n / 2) for n in first.shape[1::-1])  # 4:2:0 wants even sides
-        text = f"trial {slot.number + 1} of {len(self.slots)}: {words}"
-        frames = (captioned(cv2.resize(from_jpeg(p), size, interpolation=cv2.INTER_NEAREST), text) for _, p in pictures)
-        fps = (len(pictures) - 1) / (pictures[-1][0] - pictures[0][0])
-        encode_video(self.folder / name, frames, fps,
-                     Codec(crf=23, preset="veryfast", pixel_format="yuv420p", keyframe_interval=30))
-        return name
+    def _film(self, trial: Trial, pictures: list[tuple[float, bytes]]) -> None:
+        """Write the video of a trial that is in the journal; without one say why."""
+        attempt = sum(t.slot == trial.slot for t in self.journal.trials)
+        name = f"videos/trial-{trial.slot + 1:04d}-{attempt}.mp4"
+        try:
+            if not pictures:
+                topic = CAMERA_TOPIC.format(self.plan.camera)
+                raise ValueError(f"no picture came on {topic}; is it published, is it the plan's camera?")
+            film(self.folder / name, pictures, f"trial {trial.slot + 1} of {len(self.slots)}: {trial.words}")
+            trial.video = name
+            self.journal.write()
+        except Exception as error:  # whatever a codec, a picture or a disk says: the label is kept, the trials go on
+            self._say(f"  no video: {self.blind.scrub(str(error))}")
 
 
 def run(plan: str, out: str, video: bool = False, report: bool = False, unblind: bool = False, json: bool = False,
@@ -302,15 +309,20 @@ def run(plan: str, out: str, video: bool = False, report: bool = False, unblind:
         json: print the report's figures as JSON, and all else on stderr.
     """
     read, folder = load_plan(plan), Path(out)
-    _check(read)
     with redirect_stdout(sys.stderr) if json else nullcontext():
         if not report:
+            read.check()
             attended = sys.stdin.isatty()
             if not attended and not read.simulated:
                 raise ConfigError("vipra rollouts on a robot needs a terminal: the operator's keys start and label "
                                   "trials")
-            with Terminal() if attended else nullcontext(Unattended()) as operator:
-                Rollouts(read, folder, operator, video).run()
+            folder.mkdir(parents=True, exist_ok=True)
+            with held(folder / "rollouts.lock") as mine:
+                if not mine:
+                    raise ConfigError(f"{folder} is in use by another vipra rollouts; end that one, or give another "
+                                      "folder")
+                with Terminal() if attended else nullcontext(Unattended()) as operator:
+                    Rollouts(read, folder, operator, video).run()
         journal = Journal(folder, read)
         page = trial_page.write(read, journal, folder, unblind)
         figures = trial_page.summary(read, journal, unblind)
@@ -321,15 +333,3 @@ def run(plan: str, out: str, video: bool = False, report: bool = False, unblind:
     if json:
         print(json_module.dumps(figures, indent=1, ensure_ascii=False))
     return int(bool(figures["missing"]) and not report)
-
-
-def _check(plan: Plan) -> None:
-    """Refuse a plan whose launch arguments or checkpoints are wrong before the first trial."""
-    from vipra_ros import graph
-    from vipra_ros.policy.shipped import resolve
-
-    for policy in plan.policies:
-        if policy.checkpoint:
-            resolve(policy.checkpoint)
-        given = {k: str(v) for k, v in plan.arguments.items()}
-        graph.resolve("policy", {**given, "robot": plan.robot, **policy.launch()})
