@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("rclpy")
 
 from std_srvs.srv import Trigger
-
 from vipra_ros.msg import ExecutorStatus
+
 from vipra_ros.nodes import session as sessions
 from vipra_ros.nodes.session import Session
 from vipra_ros.nodes.spinner import lone_node
