@@ -155,4 +155,7 @@ def load(
 
 
 def _kind(episode) -> str:
-    return getattr(episode, "task_key", None) or episode.task.split()[0].lower()
+    words = (episode.task or "").split()
+    if not words:
+        raise ConfigError(f"episode {episode.index} has no instruction; say what was done (vipra dataset relabel)")
+    return getattr(episode, "task_key", None) or words[0].lower()

@@ -60,6 +60,8 @@ def train(
     config = configure(preset, overrides or {})
     out, opened = Path(out), open_dataset(dataset)
     start = _start(init)
+    if config.lora_rank and start is None:
+        raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
     vq = _quantiser(config, start, init)
     identity = tokenise.quantiser_hash(vq)
     if isinstance(start, LWMFolder):  # before hours of coding frames
@@ -85,8 +87,6 @@ def train(
     if isinstance(policy, DiscretePolicy):
         policy.fit(_rows(data, checkpoint.normaliser, policy.config.horizon))
     if config.lora_rank:
-        if start is None:
-            raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
         lora.attach(policy, config.lora_rank, config.lora_alpha)
     job = FinetuneJob(config, checkpoint, data, held, out, None if isinstance(start, Checkpoint) else start,
                       own_device(), f"{identity} {_began(start, init)}")
@@ -109,6 +109,9 @@ def configure(preset: str | Path, overrides: dict[str, Any]) -> Finetune:
     for key in DERIVED:
         if key in config.policy:
             raise ConfigError(f"{preset}: policy.{key} follows from the data and the quantiser; delete it")
+    if config.policy.get("frames", 2) != 2:
+        raise ConfigError(f"{preset}: policy.frames = {config.policy['frames']}: where a policy runs it is shown two "
+                          "frames; delete it")
     return config
 
 
@@ -148,9 +151,16 @@ def _quantiser(config: Finetune, start: Start | None, init: str | Path) -> VQ:
 def _tokenizer(config: Finetune, start: Start | None, instructions: list[str]) -> Tokenizer:
     if isinstance(start, LWMFolder):
         return start.tokenizer(config.tokenizer)
-    if config.tokenizer:
-        return open_tokenizer(config.tokenizer)
-    return start.tokenizer if start else train_word_tokenizer([*instructions, config.prompt.replace("{task}", " ")])
+    if not config.tokenizer and start is None:
+        return train_word_tokenizer([*instructions, config.prompt.replace("{task}", " ")])
+    tokenizer = open_tokenizer(config.tokenizer) if config.tokenizer else start.tokenizer
+    numbers = tokenizer.get_vocab()
+    for word, number in (start.tokenizer.get_vocab() if start else {}).items():
+        if numbers.get(word) != number:
+            raise ConfigError(f"finetune: tokenizer = {config.tokenizer}: {word!r} has another number than in that of "
+                              "`init`; leave tokenizer empty")
+    _check_words(config, tokenizer, "`init`" if start else config.tokenizer, instructions)
+    return tokenizer
 
 
 def _wanted(config: Finetune, vq: VQ, vocabulary: int, action_dim: int) -> PolicyConfig:
@@ -188,7 +198,6 @@ def _policy(
         policy = make_policy(wanted)
         policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
         return policy
-    _check_words(config, start, data.instructions)
     if isinstance(start, Pretrained):
         return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
     known = start.config.policy
@@ -205,11 +214,11 @@ def _policy(
     return start.policy.train()
 
 
-def _check_words(config: Finetune, start: Pretrained | Checkpoint, instructions: list[str]) -> None:
-    prompt = Prompt(start.tokenizer, config.prompt, False)
+def _check_words(config: Finetune, tokenizer: Tokenizer, whose: str, instructions: list[str]) -> None:
+    prompt = Prompt(tokenizer, config.prompt, False)
     unknown = sorted({word for text in instructions for word in prompt.unknown_words(text)})
     if unknown:
-        raise ConfigError(f"finetune: `init` knows no word {unknown[0]!r}, so it could not tell instructions with it "
+        raise ConfigError(f"finetune: {whose} knows no word {unknown[0]!r}, so it could not tell instructions with it "
                           "apart; pre-train with it (--set words='[...]')")
 
 

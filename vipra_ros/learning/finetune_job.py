@@ -41,7 +41,7 @@ class Finetune:
     policy: dict[str, Any] = field(metadata={"doc": "PolicyConfig without what follows from the data"})
     variant: str = param("Scratch-FM", doc="name of the method variant, written into the checkpoint")
     vq: str = param("", doc="folder of the trained frame quantiser; empty takes the one of `init`")
-    tokenizer: str = param("", doc="tokenizer.json; empty makes a word vocabulary from the instructions")
+    tokenizer: str = param("", doc="tokenizer.json; empty: that of `init`, or a word vocabulary of the instructions")
     prompt: str = param("{task}", doc="text around the instruction")
     cameras: tuple[str, ...] = param(("front",), doc="cameras in the order of the tokens")
     frame_stride: int = param(2, doc="steps between the two frames", low=1)
@@ -67,8 +67,8 @@ class Finetune:
     holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one per task", low=0.0, high=0.5)
     holdout_seed: int = param(0, doc="seed of that choice")
     episodes: int = param(0, doc="training episodes used; 0 is all", low=0)
-    lora_rank: int = param(0, doc="rank of low-rank updates of the trunk, the only part of `init` that changes then "
-                           "(LoRA, beyond the paper); 0 trains everything", low=0, high=4096)
+    lora_rank: int = param(0, doc="rank of low-rank updates of the trunk; of what `init` perceives with, only "
+                           "they change then, what acts is trained (LoRA, beyond the paper); 0 trains everything", low=0, high=4096)
     lora_alpha: float = param(16.0, doc="updates count alpha / rank times", low=0.0)
     evaluate_on: int = param(256, doc="observations of an evaluation, each on held-out and on training frames", low=4)
 

@@ -144,7 +144,7 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identities: 
         print(f"[footage] left out before: {', '.join(before[:5])}{' ...' if len(before) > 5 else ''} ({len(before)}); "
               f"to try again, delete {folder}", file=sys.stderr)
     done = set(known.get("left_out", [])) | {s.name for s in shots}
-    total = sum(s.count for s in shots)
+    total, noted = sum(s.count for s in shots), len(done)
     with data.open("r+b" if data.exists() else "w+b") as file:
         file.truncate(total * size * size * 3)
         file.seek(0, os.SEEK_END)
@@ -170,7 +170,9 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identities: 
             total += count
             if len(shots) % 50 == 0:
                 _note(file, note, known, shots)
-        if shots:  # where there is none, the next run tries all of them again
+        # Where there is none, the next run tries all of them again. What stands already is not written again: processes
+        # that open it side by side would write one file.
+        if shots and len(shots) + len(known.get("left_out", [])) > noted:
             _note(file, note, known, shots)
     return shots, known["identity"]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
 from vipra_ros.progress import Pace, duration
+from vipra_ros.whole_file import write_whole
 
 #: s between lines on a terminal and in a file.
 SHOWN_EVERY = (1.0, 15.0)
@@ -31,6 +33,15 @@ def board_writer():
     return SummaryWriter
 
 
+def _whole(lines: list[str]) -> Iterator[dict]:
+    """The rows, but for one that a full disk or a power cut left in part: state.pt is whole, the run goes on."""
+    for line in filter(str.strip, lines):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            print(f"[train] a line of the log is in part, and left out: {line[:60]!r}", file=sys.stderr)
+
+
 class Log:
     """Rows of `path`, log.jsonl. Rows after `step`, where a resumed run stands, are dropped.
 
@@ -42,9 +53,9 @@ class Log:
         self.path, self.end = path, end
         # Points after `purge_step - 1`, which the killed run still wrote, are hidden by TensorBoard.
         self.board = board_writer()(str(path.with_name("tensorboard")), purge_step=step + 1) if board else None
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+        rows = _whole(path.read_text().split("\n")) if path.exists() else []
         self.rows = [row for row in rows if step and row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         # The pace is that of this start: the first row, in which much is done once, is its beginning.
         self._shown, self._pace = 0.0, Pace()
 

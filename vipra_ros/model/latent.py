@@ -38,7 +38,7 @@ class LatentConfig:
     heads: int = param(4, doc="attention heads", low=1)
     inverse_blocks: int = param(2, doc="spatio-temporal blocks of the encoder", low=1)
     forward_blocks: int = param(3, doc="spatio-temporal blocks of the decoder", low=1)
-    codebook_size: int = param(8, doc="codes", low=2)
+    codebook_size: int = param(8, doc="codes; labels keep each in one byte", low=2, high=128)
     code_dim: int = param(32, doc="length of a code vector", low=1)
     predict_change: bool = param(False, doc="the decoder adds to the last frame instead of drawing a new one")
 
@@ -224,7 +224,10 @@ def load_dinov2(model: LatentActions, folder: str | Path) -> None:
     if not (Path(folder) / "config.json").exists():
         raise ConfigError(f"encoder_weights = {str(folder)!r}: no such model; {remedy}, or image_encoder: vit")
     try:
-        weights = Dinov2WithRegistersModel.from_pretrained(str(folder), local_files_only=True).state_dict()
-        model.inverse.image.net.load_state_dict(weights)
+        found, about = Dinov2WithRegistersModel.from_pretrained(str(folder), local_files_only=True,
+                                                                output_loading_info=True)
+        if missing := sorted(about["missing_keys"]):  # transformers draws them at random, and only warns
+            raise RuntimeError(f"{len(missing)} weights are missing, {missing[0]} first")
+        model.inverse.image.net.load_state_dict(found.state_dict())
     except (OSError, RuntimeError, AttributeError) as error:
         raise ConfigError(f"encoder_weights = {str(folder)!r}: {str(error).splitlines()[0]}; {remedy}") from None

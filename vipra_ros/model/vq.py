@@ -44,7 +44,7 @@ class VQConfig:
                                     low=1, high=65536)
     blocks: tuple[int, ...] = param((1, 1, 2), doc="residual blocks at each of those resolutions",
                                     low=0, high=64)
-    codebook_size: int = param(2048, doc="vectors in each codebook", low=2, high=1 << 20)
+    codebook_size: int = param(2048, doc="vectors in each codebook", low=2, high=1 << 15)
     code_dim: int = param(32, doc="length of one code vector, all groups together", low=1, high=65536)
     groups: int = param(1, doc="codebooks per grid cell (product quantisation); 1 is plain VQ", low=1, high=64)
 
