@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: s over which rates, fractions and percentiles are taken.
+#: s over which rates and fractions are taken.
 WINDOW = 5.0
+#: Values that percentiles are of.
+KEPT = 200
 NAN = float("nan")
 
 
@@ -89,10 +91,10 @@ class Share:
 
 
 class Percentiles:
-    """Percentiles of the last 200 values."""
+    """Percentiles of the last :data:`KEPT` values."""
 
     def __init__(self) -> None:
-        self._values: deque[float] = deque(maxlen=200)
+        self._values: deque[float] = deque(maxlen=KEPT)
 
     def note(self, value: float) -> None:
         """One more value."""

@@ -6,9 +6,11 @@ The policy is this process: it decodes every picture and sends chunks of a smoot
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,16 @@ from std_srvs.srv import Trigger
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
+from vipra_ros.control.status import WINDOW
 from vipra_ros.machine import machine
 from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus
-from vipra_ros.nodes.convert import chunk_message
+from vipra_ros.nodes.convert import chunk_message, nanoseconds
 from vipra_ros.nodes.quality import COMMAND, LATCHED
 from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.nodes.system import System, processor_time
 from vipra_ros.policy.pictures import from_jpeg
+from vipra_ros.whole_file import json_writer
 
 CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
 LOOP, AHEAD = 100.0, 0.1
@@ -53,8 +57,8 @@ class Driver:
         self.node = node = lone_node("bench_control", domain)
         self.profile, self.ids, self.pictures = load_profile("fr3"), 0, dict.fromkeys(CAMERAS, 0)
         self.stamps: deque[float] = deque(maxlen=200_000)
-        self.status: ExecutorStatus | None = None
-        node.create_subscription(ExecutorStatus, "executor/status", lambda m: setattr(self, "status", m), LATCHED)
+        self.statuses: deque[ExecutorStatus] = deque(maxlen=50_000)
+        node.create_subscription(ExecutorStatus, "executor/status", self.statuses.append, LATCHED)
         node.create_subscription(JointState, "executor/joint_command", self._command, 500)
         for camera in CAMERAS:
             node.create_subscription(CompressedImage, f"camera/{camera}/image_raw/compressed",
@@ -62,6 +66,11 @@ class Driver:
         self._chunks = node.create_publisher(ActionChunkMessage, "policy/chunk", COMMAND)
         self._arm = node.create_client(Trigger, "executor/arm")
         self._spinner = Spinner(node)
+
+    @property
+    def status(self) -> ExecutorStatus | None:
+        """The newest."""
+        return self.statuses[-1] if self.statuses else None
 
     def until(self, condition, seconds: float, what: str) -> None:
         """RuntimeError when `condition` does not come true."""
@@ -120,6 +129,7 @@ class Driver:
 
 def run(rates: list[float] | None = None, seconds: float = 30.0, json_path: str = "") -> None:
     """Measure every rate and print what came of it."""
+    save = json_writer(json_path)
     results = {"machine": machine(), "loop_hz": LOOP, "seconds": seconds, "rates": {}}
     with System(system="sim", parameters=PARAMETERS, camera_rate=str(CAMERA_RATE)) as system:
         driver = Driver(system.domain)
@@ -132,17 +142,16 @@ def run(rates: list[float] | None = None, seconds: float = 30.0, json_path: str 
                 _print(rate, found)
         finally:
             driver.close()
-    if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_path).write_text(json.dumps(results, indent=1) + "\n")
+    save(results)
 
 
 def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
     driver.drive(rate, WARM)
     driver.stamps.clear()
-    before, shown, began = spent_by(pid), dict(driver.pictures), time.monotonic()
+    was, before, shown, began = driver.status, spent_by(pid), dict(driver.pictures), time.time()
     driver.drive(rate, seconds)
-    passed, after, status = time.monotonic() - began, spent_by(pid), driver.status
+    end, after, status = time.time(), spent_by(pid), driver.status
+    passed = end - began
     periods = 1e3 * np.diff(np.array(driver.stamps))
     counts = np.histogram(periods, (0, *BINS))[0]
     return {
@@ -151,11 +160,41 @@ def _measure(driver: Driver, pid: int, rate: float, seconds: float) -> dict:
         "histogram": {f"<{b:g}": int(c) for b, c in zip(BINS, counts)},
         "cpu": {k: round((v - before.get(k, 0.0)) / passed, 2) for k, v in after.items()},
         "pictures_hz": {c: round((driver.pictures[c] - shown[c]) / passed, 1) for c in CAMERAS},
-        "action_rate": round(status.action_rate, 1), "state": status.state_text, "overruns": status.overruns,
-        "limiter_active": round(status.limiter_active, 3), "stall_fraction": round(status.stall_fraction, 3),
-        "boundary_step": round(status.boundary_step, 4), "rejected": status.rejected,
-        "last_rejection": status.last_rejection,
+        "state": status.state_text, "overruns": int(status.overruns - was.overruns),
+        "rejected": int(status.rejected - was.rejected),
+        "last_rejection": status.last_rejection if status.rejected > was.rejected else "",
+        **over(list(driver.statuses), [(began, end)]),
     }
+
+
+def over(statuses: Sequence[ExecutorStatus], spans: Sequence[tuple[float, float]]) -> dict:
+    """What the executor said while it was RUNNING within `spans`, each (begin, end) in s of the ROS clock.
+
+    Rates and shares are of the WINDOW s before a status: those whose window lies in its span count, `statuses` of them,
+    and are None when there are none. A boundary step is that of the last chunk: one counts for each chunk accepted.
+    """
+    timed, whole, steps = [(1e-9 * nanoseconds(s.header.stamp), s) for s in statuses], [], []
+    for begin, end in spans:
+        inside = [(t, s) for t, s in timed if begin <= t <= end and s.state == ExecutorStatus.RUNNING]
+        whole += [s for t, s in inside if t - WINDOW >= begin]
+        steps += [s.boundary_step for (_, before), (_, s) in pairwise(inside) if s.accepted > before.accepted]
+    steps = [x for x in steps if np.isfinite(x)]
+
+    def of(name: str, how, digits: int = 3) -> float | None:
+        return round(float(how([getattr(s, name) for s in whole])), digits) if whole else None
+
+    return {
+        "statuses": len(whole), "action_rate": of("action_rate", np.mean, 1),
+        "limiter_active": of("limiter_active", np.mean), "stall_fraction": of("stall_fraction", np.mean),
+        "stall_fraction_worst": of("stall_fraction", np.max), "boundaries": len(steps),
+        "boundary_mean": round(float(np.mean(steps)), 4) if steps else None,
+        "boundary_max": round(float(np.max(steps)), 4) if steps else None,
+    }
+
+
+def share(value: float | None) -> str:
+    """A share for people to read."""
+    return "-" if value is None else f"{value:.0%}"
 
 
 def spent_by(session: int) -> dict[str, float]:
@@ -182,11 +221,12 @@ def _print(rate: float, found: dict) -> None:
 
     console = Console(highlight=False)
     period, jitter = (" / ".join(f"{x:.1f}" for x in found[k]) for k in ("period_ms", "jitter_ms"))
-    console.print(f"{rate:g} actions/s asked for, {found['action_rate']:g} done; {found['state']}, n {found['n']}")
+    console.print(f"{rate:g} actions/s asked for, {found['action_rate']} done; {found['state']}, n {found['n']}")
     console.print(f"  loop period p50 / p95 / p99 / max {period} ms; jitter {jitter} ms; overruns {found['overruns']}")
     console.print("  cores: " + ", ".join(f"{k} {v:.2f}" for k, v in found["cpu"].items()))
-    console.print(f"  pictures/s {found['pictures_hz']}; limiter {found['limiter_active']:.0%}, "
-                  f"stalled {found['stall_fraction']:.0%}, boundary {found['boundary_step']} rad")
+    console.print(f"  pictures/s {found['pictures_hz']}; limiter {share(found['limiter_active'])}, "
+                  f"stalled {share(found['stall_fraction'])}, boundary at most {found['boundary_max']} rad "
+                  f"(n {found['boundaries']})")
     most = max(found["histogram"].values()) or 1
     for name, count in found["histogram"].items():
         console.print(f"  {name + ' ms':>8} {count:6} {'#' * round(40 * count / most)}")
