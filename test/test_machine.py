@@ -1,16 +1,17 @@
-"""What a benchmark says of the machine and of itself."""
+"""What figures say of the machine and of the process that measured them."""
 
 import subprocess
 import sys
 
-from vipra_ros.machine import peak_mb
+import numpy as np
+
+from vipra_ros.machine import peak_memory
 
 
-def test_the_peak_of_a_child_is_its_own():
-    """Linux hands ru_maxrss on to what is started: a small child of a large parent would count as large."""
-    much = bytearray(200 << 20)
-    much[::4096] = b"x" * len(much[::4096])
-    assert peak_mb() > 200
-    code = "from vipra_ros.machine import peak_mb; print(peak_mb())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert 1 < float(said) < 100
+def test_the_peak_of_a_process_is_its_own_and_not_its_parent_s():
+    code = "from vipra_ros.machine import peak_memory as p; print(p()); b = bytearray(60 << 20); print(p())"
+    alone = np.ones(40 << 20)  # 320 MB of ours
+    before, after = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert peak_memory() > 300 and before < 200
+    assert 55 < after - before < 80
+    del alone

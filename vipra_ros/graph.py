@@ -75,7 +75,7 @@ class Process:
         if self.params_file:
             arguments += ["--params-file", self.file_beside()]
         for name, value in self.parameters.items():
-            arguments += ["-p", f"{name}:={scalar(value)}"]
+            arguments += ["-p", f"{name}:={yaml_scalar(value)}"]
         return arguments
 
     def file_beside(self) -> str:
@@ -334,7 +334,7 @@ def _typed(argument: Argument, text: str) -> bool | int | float | str:
         raise ConfigError(f"{argument.name}:={text}: expected {kind} ({argument.doc})") from None
 
 
-def scalar(value: bool | int | float | str) -> str:
+def yaml_scalar(value: bool | int | float | str) -> str:
     """A parameter value as the YAML scalar of the same type, whatever the text looks like."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,9 +1,10 @@
-"""On which machine figures were measured; every benchmark says so."""
+"""On which machine figures were measured, and with how much memory; every benchmark says so."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 from pathlib import Path
 
 
@@ -33,10 +34,14 @@ def in_words() -> str:
     return f"{found['cpu']}, {found['cores']} cores, Python {found['python']}"
 
 
-def peak_mb() -> float:
-    """MB that this process had in memory at most.
+def peak_memory() -> float:
+    """MB (2**20 bytes) that this process has occupied at most.
 
-    Not getrusage's ru_maxrss, which Linux keeps over exec: a child would have the peak of its parent.
+    Not getrusage's ru_maxrss, which a process inherits from whoever started it, with its peak.
     """
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        lines = []
+    kept = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return next(kept, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024

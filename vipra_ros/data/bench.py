@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from vipra_ros.data import messages as m
-from vipra_ros.machine import in_words, peak_mb
+from vipra_ros.machine import in_words, peak_memory
+from vipra_ros.whole_file import json_writer
 
 CAMERAS, HEIGHT, WIDTH, RATE = ("front", "wrist"), 480, 640, 30
 JOINTS = [f"fr3_joint{i + 1}" for i in range(7)]
@@ -94,8 +95,7 @@ def bench(
         seconds: length of an episode of the speed measurement. episodes: how many, one measurement each.
         lengths: s, of the bags of the memory measurement, one each.
     """
-    if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+    save = json_writer(json_path)
     with tempfile.TemporaryDirectory(prefix="vipra_bench_") as folder:
         root = Path(folder)
         made = [pictures(seed), pictures(seed + 1)]
@@ -118,8 +118,7 @@ def bench(
             found["memory"].append({"seconds": length, **sizes, "wall_s": one["wall_s"]})
             shutil.rmtree(path)
     print(table(found))
-    if json_path:
-        Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(found)
     return found
 
 
@@ -165,8 +164,8 @@ def one(bags: str, out: str, workers: str) -> None:
         "encode_s": report.encode_seconds,
         "video_s": report.video_seconds,
         "cpu_s": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
-        "self_mb": peak_mb(),
-        "child_mb": report.rss_mb if int(workers) > 1 else 0.0,
+        "self_mb": peak_memory(),
+        "child_mb": report.rss_mb if int(workers) > 1 else 0.0,  # the workers measure themselves
         "workers": int(workers),
     }
     print(json.dumps(figures))

@@ -29,7 +29,7 @@ from vipra_ros.data.looks import THUMBNAILS, look, thumbnail
 from vipra_ros.data.mapping import TopicMap
 from vipra_ros.data.resample import EpisodeError, Resampling
 from vipra_ros.data.video import Codec, VideoEncoder
-from vipra_ros.machine import peak_mb
+from vipra_ros.machine import peak_memory
 
 _FORMAT = 2  # of the results of one bag; older ones are made again
 _STATISTICS_FRAMES = 12  # pictures of an episode that its pixel statistics are made of
@@ -118,7 +118,7 @@ def convert_episode(bag: Path, folder: Path, settings: ConvertSettings) -> dict[
         text = " ".join(str(error).split())  # parsers below answer in several lines
         result["reason"] = text if named else f"{type(error).__name__}: {text}"
     result["seconds"] = round(time.monotonic() - began, 4)
-    result["rss_mb"] = round(peak_mb(), 1)  # highest so far
+    result["rss_mb"] = round(peak_memory(), 1)  # of this process so far
     (partial / "result.json").write_text(json.dumps(result), encoding="utf-8")
     os.rename(partial, folder)
     return result

@@ -7,7 +7,6 @@ beforehand and remembers every stamp, so that what is missing in the bag is know
 from __future__ import annotations
 
 import array
-import json
 import multiprocessing
 import os
 import signal
@@ -32,6 +31,7 @@ from vipra_ros.machine import in_words
 from vipra_ros.nodes.session import START_TIMEOUT, Session
 from vipra_ros.nodes.system import SessionError, System, processor_time
 from vipra_ros.up import end_with_parent
+from vipra_ros.whole_file import json_writer
 
 WIDTH, HEIGHT, RATE = 640, 480, 30.0
 CAMERAS = ("left", "right")
@@ -43,18 +43,16 @@ BEFORE, AFTER = 8.0, 0.3
 
 def run(seconds: float = 60.0, raw_seconds: float = 20.0, out: str = "", json_path: str = "") -> int:
     """Measure compressed, then raw; 1 when a compressed picture was lost."""
-    folder = Path(out or tempfile.mkdtemp(prefix="vipra-bench-"))
-    if out and folder.exists():
-        raise ConfigError(f"{folder} is there already; give another --out, or remove it")
-    if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+    save, folder = json_writer(json_path), Path(out or tempfile.mkdtemp(prefix="vipra-bench-"))
+    for kind in ("compressed", "raw"):
+        if (folder / kind).exists():
+            raise ConfigError(f"--out {folder} holds the bag of an earlier run ({kind}); name another folder")
     results = {"machine": in_words(), "runs": {}}
     for kind, length in (("compressed", seconds), ("raw", raw_seconds)):
         if length > 0:
             results["runs"][kind] = measured = measure(kind, length, folder / kind)
             _print(kind, length, measured)
-    if json_path:
-        Path(json_path).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    save(results)
     lost = sum(c["sent"] - c["kept"] for c in results["runs"].get("compressed", {}).get("cameras", ()))
     return int(lost > 0)
 
@@ -95,7 +93,7 @@ def measure(kind: str, seconds: float, folder: Path) -> dict:
 
 
 def _recorder(kind: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen:
-    parameters = [f"record:={graph.scalar(str(folder))}", "operator:=bench"]
+    parameters = [f"record:={graph.yaml_scalar(str(folder))}", "operator:=bench"]
     if kind == "compressed":
         parameters.append("cameras:=[left,right,front,wrist]")
     else:

@@ -6,19 +6,19 @@ where the episode begins. On a real one the nodes of `vipra up replay` are start
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import rclpy
 
 from vipra_ros import graph
 from vipra_ros.data.dataset import Dataset, DatasetError, EpisodeInfo
+from vipra_ros.data.resample import EpisodeError
 from vipra_ros.nodes.replay import ReplayError, ReplayNode
 from vipra_ros.nodes.session import SERVICE_TIMEOUT, START_TIMEOUT, Session
 from vipra_ros.nodes.spinner import Spinner
 from vipra_ros.nodes.system import PATIENT, SessionError, System
+from vipra_ros.whole_file import json_writer
 
 #: The arm comes from home. The rows were within the limits when they were recorded and are due from the first on: a
 #: slow start would leave the arm behind for good. Simulated arms only.
@@ -44,6 +44,7 @@ def run(dataset: str, episode: Sequence[str], json_path: str = "") -> int:
     given = graph.parse(list(episode[1:]))
     d = Dataset(dataset)
     chosen = numbers(episode[0], len(d.episodes))
+    save = json_writer(json_path)
     if given.get("robot", "sim") != "sim":
         if len(chosen) != 1:
             raise DatasetError("a real robot replays one episode at a time; its scene is laid out by hand")
@@ -55,8 +56,7 @@ def run(dataset: str, episode: Sequence[str], json_path: str = "") -> int:
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)  # said now, not after the last episode
     results = _on_simulated(d, [d.episodes[i] for i in chosen], given)
     _print(results)
-    if json_path:
-        Path(json_path).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save(results)
     return int(not all(r["success"] for r in results))
 
 
@@ -82,8 +82,9 @@ def _on_simulated(d: Dataset, episodes: Sequence[EpisodeInfo], given: dict[str, 
 
 
 def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
-    given = {"dataset": graph.scalar(str(d.path)), "episode": e.index, "delay": 0.2, "wait": SERVICE_TIMEOUT}
-    arguments = ["--ros-args", *(word for name, value in given.items() for word in ("-p", f"{name}:={value}"))]
+    path = graph.yaml_scalar(str(d.path))
+    arguments = ["--ros-args", "-p", f"dataset:={path}", "-p", f"episode:={e.index}", "-p", "delay:=0.2"]
+    arguments += ["-p", f"wait:={SERVICE_TIMEOUT}"]
     rclpy.init(args=arguments, domain_id=domain, signal_handler_options=rclpy.SignalHandlerOptions.NO)
     node = ReplayNode()
     spinner = Spinner(node)
@@ -100,7 +101,7 @@ def _one(d: Dataset, e: EpisodeInfo, session: Session, domain: int) -> dict:
         while time.monotonic() < end and not session.outcome.get("success"):
             time.sleep(0.02)
         result["success"] = bool(session.outcome.get("success"))
-    except (ReplayError, SessionError) as error:  # this episode alone; the others have their results
+    except (ReplayError, EpisodeError, SessionError) as error:  # of this episode; the others' results stand
         result["reason"] = str(error)
     finally:
         spinner.close()

@@ -9,7 +9,6 @@ stretch as much; the rates under the floor are the best of many short tries for 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -36,6 +35,7 @@ from vipra_ros.policy.random_policy import INSTRUCTION, random_checkpoint
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.policy.torch_engine import TorchEngine
 from vipra_ros.policy.weights import ENGINES_OF_8_BITS
+from vipra_ros.whole_file import json_writer
 
 #: Chunks of an engine before its turn ends, inferences before counting begins, size of a camera picture (h, w).
 TURN, WARM, PICTURE = 10, 5, (480, 640)
@@ -201,6 +201,9 @@ def main(
         raise ConfigError(f"{given} has no trained weights here; add --random, or give --checkpoint")
     if count < 1:
         raise ConfigError(f"-n {count}: time at least one chunk")
+    save = json_writer(json_path)
+    if plot_path:
+        Path(plot_path).parent.mkdir(parents=True, exist_ok=True)
     device = choose_device(device, engine.split(",") if engine else ["torch"])
     kind = torch.device(device).type
     if kind == "cuda":
@@ -256,9 +259,6 @@ def main(
         engines.clear()
         figures["weight_errors"] = weight_errors(opened, able, in_8_bits, seen, threads, euler_steps)
     show(figures)
-    for path in filter(None, (json_path, plot_path)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if json_path:
-        Path(json_path).write_text(json.dumps(figures, indent=1) + "\n")
+    save(figures)
     if plot_path:
         plot(figures, {name: t["total"] for name, t in times.items()}, plot_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +18,8 @@ from vipra_ros import __version__
 from vipra_ros.machine import processor
 from vipra_ros.policy.observation import Observation
 from vipra_ros.serving.remote import RemoteEngine, Server
+from vipra_ros.up import end_with_parent
+from vipra_ros.whole_file import json_writer
 
 #: Requests of each kind before counting begins.
 WARM = 10
@@ -34,12 +34,14 @@ def main(checkpoint: str, count: int, engine: str, json_path: str) -> None:
     from vipra_ros.policy.engine import load_engine
     from vipra_ros.policy.shipped import resolve
 
+    save, load = json_writer(json_path), os.getloadavg()[0]  # the load that was there before ours
     loaded = Checkpoint.load(resolve(checkpoint))
     here = load_engine(loaded, engine, threads=1)
     command = [sys.executable, "-m", "vipra_ros.cli", "serve", checkpoint, "--host", ADDRESS, "--port", "0"]
     # Two clients that never ask at once: no request is to wait for the other one's.
     options = ["--device", "cpu", "--threads", "1", "--engine", engine, "--batch", "1"]
-    server = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True,
+                              preexec_fn=lambda: end_with_parent(signal.SIGINT))
     try:
         line = server.stdout.readline()
         found = re.search(r"ws://\S+", line)
@@ -57,7 +59,7 @@ def main(checkpoint: str, count: int, engine: str, json_path: str) -> None:
     machine = {
         "processor": processor(),
         "processors": os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "load": load,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "vipra_ros": __version__,
@@ -66,11 +68,9 @@ def main(checkpoint: str, count: int, engine: str, json_path: str) -> None:
     for name, row in figures.items():
         table.add_row(name, str(count), *(f"{row[p]:.2f}" for p in ("p50_ms", "p95_ms", "p99_ms")))
     console.print(table)
+    about = {"checkpoint": checkpoint, "engine": engine, "n": count, "machine": machine}
+    save({**about, "figures": figures})
     if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        about = {"checkpoint": checkpoint, "engine": engine, "n": count, "machine": machine}
-        text = json.dumps({**about, "figures": figures}, indent=1)
-        Path(json_path).write_text(text + "\n")
         console.print(f"written: {json_path}")
 
 
