@@ -19,10 +19,11 @@ def processor() -> str:
 
 
 def machine() -> dict:
-    """Processor, cores this process may use, system and Python, for a JSON of results."""
+    """Processor, cores this process may use, their load now, system and Python, for a JSON of results."""
     return {
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

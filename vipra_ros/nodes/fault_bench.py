@@ -6,6 +6,7 @@ started; the camera is here. `measure` injects one fault into a moving arm and w
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from vipra_ros.control.profile import load_profile
+from vipra_ros.graph import yaml_scalar
 from vipra_ros.msg import ExecutorStatus, PolicyStatus
 from vipra_ros.nodes.fault_camera import Camera, SimulatedClock
 from vipra_ros.nodes.puppet import CAMERA
@@ -36,6 +38,8 @@ from vipra_ros.up import end_with_parent
 WATCHED, START, AGAIN = 5.0, 60.0, 30.0
 #: rad/s below which the command counts as zero, and for how long (s) it must be to have stopped.
 STILL, REST = 1e-4, 0.2
+#: rad/s above which the arm is commanded to move, and s in which it does where it moves at all.
+MOVING, RECENT = 0.02, 0.5
 #: rad/s below which the simulated arm itself stands.
 STANDS = 0.01
 #: The simulator shares the processors with what it tests.
@@ -76,8 +80,9 @@ class Row:
     """One line of the table; ms from the injection, None where it did not happen.
 
     Attributes:
+        detected: until executor, policy or the injection said the words; None where none are asked for.
         stopped: until the command rested first, of the arm itself where nobody commands.
-        again: s from the mending to an arm that moves, and `by` whom.
+        again: s from the mending to an arm that moves, and `by` whom; None where it moved when it was mended.
         outside: commanded samples outside position or velocity limits, of `samples`.
     """
 
@@ -98,7 +103,7 @@ class Bench:
     """See the module's text; in a ROS domain of its own.
 
     Attributes:
-        began: monotonic s of the injection. noticed, rested: monotonic s, for injections that measure by themselves.
+        began: monotonic s of the injection. noticed, rested, mended: the same, of injections that see to it themselves.
         remarks: what they saw. wrong: what they saw and must not be.
     """
 
@@ -148,8 +153,9 @@ class Bench:
 
     def start_executor(self, log: str = "executor.log", **changes: object) -> subprocess.Popen:
         """The executor node."""
-        own = dict(host=self.host, incident_folder=self.folder / "incidents", use_sim_time=self._by_clock())
-        words = [w for k, v in {**PATIENT, **own, **changes}.items() for w in ("-p", f"{k}:={v}")]
+        own = dict(host=self.host, incident_folder=str(self.folder / "incidents"), use_sim_time=bool(self.simulated))
+        given = {**PATIENT, **own, **changes}
+        words = [w for k, v in given.items() for w in ("-p", f"{k}:={yaml_scalar(v)}")]
         if log == "executor.log":
             self.statuses.clear()
         return self._spawn(log, "-m", "vipra_ros.cli", "node", "executor", "--ros-args", *words)
@@ -157,16 +163,13 @@ class Bench:
     def start_policy(self, log: str = "policy.log") -> subprocess.Popen:
         """The puppet. It speaks whether anybody is ready or not: it is the executor that is tested."""
         words = ("-p", "follow_executor:=false", "-p", "instruction:=fault table",
-                 "-p", f"use_sim_time:={self._by_clock()}")
+                 "-p", f"use_sim_time:={yaml_scalar(bool(self.simulated))}")
         return self._spawn(log, "-m", "vipra_ros.nodes.puppet", "--ros-args", *words)
-
-    def _by_clock(self) -> str:
-        return str(self.simulated is not None).lower()
 
     def _spawn(self, log: str, *words: str) -> subprocess.Popen:
         process = subprocess.Popen([sys.executable, *words], env=self.environment, text=True, stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   preexec_fn=lambda: end_with_parent(signal.SIGINT))
+                                   preexec_fn=lambda: end_with_parent(signal.SIGKILL))  # one may be stopped
 
         def keep() -> None:  # not by the process itself, whose disk may be made full
             with open(self.folder / log, "a") as out:
@@ -245,8 +248,11 @@ class Bench:
         self.began = time.monotonic()
 
     def _moves(self) -> bool:
-        return bool(self.commands) and time.monotonic() - self.commands[-1][0] < 0.5 and float(
-            np.abs(self.commands[-1][2]).max()) > 0.02
+        return self._moved(time.monotonic() - RECENT) is not None
+
+    def _moved(self, begin: float, end: float = math.inf) -> float | None:
+        """Monotonic s of the first motion commanded between the two."""
+        return next((t for t, _, dq in list(self.commands) if begin <= t < end and np.abs(dq).max() > MOVING), None)
 
     def _status(self, message: ExecutorStatus) -> None:
         self.statuses.append((time.monotonic(), message))
@@ -258,7 +264,7 @@ class Bench:
         self.commands.append((time.monotonic(), np.array(message.position), np.array(message.velocity)))
 
     def _clear(self) -> None:
-        self.noticed, self.rested, self.remarks, self.wrong = None, None, [], []
+        self.noticed, self.rested, self.mended, self.remarks, self.wrong = None, None, None, [], []
         del self.statuses[:-1], self.policies[:-1], self.commands[:-1]
 
     # --- one row -------------------------------------------------------------------------------------------
@@ -277,24 +283,27 @@ class Bench:
             time.sleep(max(0.0, self.began + fault.seconds - time.monotonic()))
             self._judge(row, fault, *before)
             fault.mend(self)
-            mended = time.monotonic()
+            if fault.mend is not nothing:
+                self.mended = self.mended or time.monotonic()
             self.run(AGAIN, operator=not fault.alone)
-            row.again, row.by = time.monotonic() - mended, "itself" if fault.alone else "operator"
+            if self.mended and self._moved(self.mended - RECENT, self.mended) is None:
+                row.again = (self._moved(self.mended) or time.monotonic()) - self.mended
+                row.by = "itself" if fault.alone else "operator"
         except RuntimeError as error:
             row.as_expected, row.reason = False, "; ".join(filter(None, (row.reason, str(error))))
         return row
 
     def _judge(self, row: Row, fault: Fault, was: ExecutorStatus, policy: PolicyStatus) -> None:
         commands = [c for c in self.commands if c[0] > self.began]
-        heard = [*self._heard(was, policy), *((self.noticed or self.began, text) for text in self.remarks)]
-        noticed = [t for t, text in heard if fault.says in text] if self.noticed is None else [self.noticed]
+        heard = self._heard(was, policy)
+        noticed = self.noticed or next((t for t, text in heard if fault.says and fault.says in text), None)
         stopped = self.rested or _first_rest(commands)
-        row.detected = 1000 * (min(noticed) - self.began) if noticed else None
+        row.detected = 1000 * (noticed - self.began) if noticed else None
         row.stopped = 1000 * (stopped - self.began) if stopped else None
         row.state = self.status.state_text if self.status else "gone"
         row.samples, row.outside = len(commands), sum(self._outside(q, dq) for _, q, dq in commands)
         # Figures change from one status to the next, the words are the same.
-        texts = {re.sub(r"[\d.]+", "", text): text for _, text in reversed(heard)}
+        texts = {re.sub(r"[\d.]+", "", x): x for x in reversed([*(text for _, text in heard), *self.remarks])}
         row.reason = "; ".join([*self.wrong, *reversed(texts.values())])
         row.as_expected = (row.state == fault.expect and fault.says in row.reason and not row.outside
                            and not self.wrong)
@@ -315,7 +324,7 @@ class Bench:
                 heard += [(t, f"policy: {r}") for r in p.reasons if r not in policy.reasons]
                 if (lost := sum(p.frames_lost) - sum(policy.frames_lost)) > 0:
                     heard.append((t, f"policy: images lost, {lost}"))
-        return heard
+        return sorted(heard, key=lambda x: x[0])
 
     def _outside(self, q: np.ndarray, dq: np.ndarray) -> bool:
         p = self.profile

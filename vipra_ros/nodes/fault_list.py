@@ -50,6 +50,7 @@ def _policy() -> list[Fault]:
         time.sleep(FROZEN)
         bench.policy.send_signal(signal.SIGCONT)
         bench.tell("well")
+        bench.mended = time.monotonic()
 
     def cont(bench: Bench) -> None:
         bench.policy.send_signal(signal.SIGCONT)
@@ -159,7 +160,7 @@ def _arm() -> list[Fault]:
                              f"most {fastest:.4f} rad/s in {LOOKED:.0f} s")
         if fastest > STANDS:
             bench.wrong.append("the arm moved before it was armed")
-        bench.noticed = None
+        bench.mended = time.monotonic()
 
     back = "start it, executor/recover, executor/arm"
     return [

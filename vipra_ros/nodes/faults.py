@@ -6,14 +6,15 @@ commanded velocity is zero, what state it ends in, and whether the arm moves aga
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
+from vipra_ros.machine import machine
 from vipra_ros.nodes.fault_bench import Bench, Row
 from vipra_ros.nodes.fault_list import chosen
+from vipra_ros.whole_file import json_writer
 
 #: Letters of the table; where it is printed may be wider.
 WIDTH = 180
@@ -29,6 +30,7 @@ def run(sim: bool = False, only: str = "", json_path: str = "") -> int:
     wanted = chosen(only)
     if not wanted:
         raise ConfigError(f"--only {only!r} names no fault; give a word of a name, such as policy, images or second")
+    save, on = json_writer(json_path), machine()
     folder, console = Path(tempfile.mkdtemp(prefix="vipra-faults-")), Console(highlight=False, soft_wrap=True)
     rows: list[Row] = []
     with Bench(folder) as bench:
@@ -36,8 +38,7 @@ def run(sim: bool = False, only: str = "", json_path: str = "") -> int:
             rows.append(bench.measure(fault))
             said = "as expected" if rows[-1].as_expected else "NOT as expected"
             console.print(Text(f"... {fault.name}: {said}; {rows[-1].reason or 'nothing to say'}"))
-            if json_path:  # at every row: an interrupted run has measured something too
-                _save(rows, Path(json_path))
+            save({"machine": on, "rows": [asdict(r) for r in rows]})  # an interrupted run has measured something too
     console.width = max(console.width, WIDTH)
     console.print(_table(rows))
     console.print(Text(f"logs: {folder}"))
@@ -55,8 +56,3 @@ def _table(rows: list[Row]) -> object:
                       "-" if r.again is None else f"{r.again:.1f}", r.by, f"{r.outside} of {r.samples}",
                       "yes" if r.as_expected else "NO", r.operator, style="" if r.as_expected else "red")
     return shown
-
-
-def _save(rows: list[Row], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(r) for r in rows], indent=1))
