@@ -20,8 +20,9 @@ PAGE, RESULTS = ROOT / "docs" / "safety.md", ROOT / "docs" / "results"
 LANES = {"core": "core, fake time", "node": "node in dry run", "node, busy": "node, all processors busy"}
 
 
-def faults(rows: list[dict]) -> list[str]:
-    """A row a fault."""
+def faults(found: dict | list[dict]) -> list[str]:
+    """A row a fault; older files hold the rows alone."""
+    rows = found if isinstance(found, list) else found["rows"]
     lines = ["| fault | detected, ms | stopped, ms | then | moves again, s | by | outside | the operator |",
              "|---|---|---|---|---|---|---|---|"]
     for r in rows:
@@ -60,14 +61,18 @@ def stop(found: dict) -> list[str]:
 
 
 def control(found: dict) -> list[str]:
-    """A row an action rate."""
+    """A row an action rate; older files hold the share of the last 5 s and the boundary of the last chunk alone."""
+    whole = all("boundaries" in r for r in found["rates"].values())
     lines = ["| actions/s | n | period p50 / p95 / p99 / max | jitter p50 / p95 / p99 / max | executor, cores | "
-             "controller, cores | pictures/s | stalled | boundary, rad |", "|---|---|---|---|---|---|---|---|---|"]
+             f"controller, cores | pictures/s | stalled | boundary{' mean / max' * whole}, rad |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for rate, r in found["rates"].items():
         period, jitter = (" / ".join(f"{x:.1f}" for x in r[key]) for key in ("period_ms", "jitter_ms"))
         pictures = " + ".join(f"{x:.0f}" for x in r["pictures_hz"].values())
         lines.append(_row(rate, r["n"], period, jitter, r["cpu"]["executor"], r["cpu"]["controller"], pictures,
-                          f"{100 * r['stall_fraction']:.0f} %", r["boundary_step"]))
+                          _number(r["stall_fraction"] and 100 * r["stall_fraction"]) + " %",
+                          " / ".join(_number(r[k], 4) for k in ("boundary_mean", "boundary_max"))
+                          if whole else r["boundary_step"]))
     return [*lines, "", *_histogram(found)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,44 +10,45 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.stops import CAUSES, PERIOD, SLOWEST, TIMEOUT, Stop, measure, ramp, specified
+from vipra_ros.machine import machine
 from vipra_ros.up import end_with_parent
+from vipra_ros.whole_file import json_writer
 
 #: rad/s below which the command published counts as zero, s a real stop is watched, Hz of the loop.
 STILL, WATCHED, RATE = 1e-4, 1.0, 100.0
 #: s for the node to come up.
 START = 30.0
-#: A policy that never rests: all processors full of arithmetic, from a process that gives way as a policy does.
+#: A policy that never rests: a product of matrices on every processor, from a process that gives way as a policy does.
 BUSY = """
-import os, torch
+import os, threading, numpy
 from vipra_ros.nodes.run import give_way
 give_way()
-torch.set_num_threads(os.cpu_count())
-x = torch.eye(1024)
-while os.getppid() != 1:
-    x = x @ x
+x = numpy.eye(1024, dtype=numpy.float32)
+def multiply():
+    while True:
+        numpy.matmul(x, x)
+threads = [threading.Thread(target=multiply) for _ in os.sched_getaffinity(0)]
+for thread in threads:
+    thread.start()
+print("ready", flush=True)
 """
+#: One processor a thread: a product takes none of its own.
+ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Stopper:
     """A policy and an operator for an executor in dry run, which is a process of its own."""
 
     def __init__(self, chunk_timeout: float):
-        from sensor_msgs.msg import JointState
         from std_srvs.srv import Trigger
 
-        from vipra_ros.msg import ActionChunk as ActionChunkMessage
-        from vipra_ros.msg import ExecutorStatus
-        from vipra_ros.nodes.spinner import Spinner, lone_node
-        from vipra_ros.nodes.system import own_domain
-
-        self.profile, domain = load_profile("fr3"), own_domain()
+        self.profile, domain = load_profile("fr3"), int(os.environ.get("ROS_DOMAIN_ID") or random.randint(1, 100))
         values = dict(dry_run="true", control_rate=RATE, chunk_timeout=chunk_timeout, start_ramp=0.0, start_speed=1.0,
                       overrun_fault=5.0, state_timeout=5.0, incident_keep=0)
         given = [word for k, v in values.items() for word in ("-p", f"{k}:={v}")]
@@ -57,7 +57,21 @@ class Stopper:
             [sys.executable, "-m", "vipra_ros.cli", "node", "executor", "--ros-args", *given],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             preexec_fn=lambda: end_with_parent(signal.SIGINT))
-        self._request = Trigger.Request
+        self._request, self._spinner = Trigger.Request, None
+        try:
+            self._connect(domain)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, domain: int) -> None:
+        from sensor_msgs.msg import JointState
+        from std_srvs.srv import Trigger
+
+        from vipra_ros.msg import ActionChunk as ActionChunkMessage
+        from vipra_ros.msg import ExecutorStatus
+        from vipra_ros.nodes.spinner import Spinner, lone_node
+
         self.node = lone_node("bench_stop", domain)
         self.log: list[tuple[float, np.ndarray, np.ndarray]] = []
         self.ids, self.state = 0, -1
@@ -69,14 +83,14 @@ class Stopper:
         end = time.monotonic() + START
         while not (self.log and self._calls["stop"].service_is_ready() and self._chunks.get_subscription_count()):
             if time.monotonic() > end:
-                self.close()
                 raise RuntimeError(f"the executor did not come up in {START:.0f} s; try: vipra node executor "
                                    "--ros-args -p dry_run:=true")
             time.sleep(0.05)
 
     def close(self) -> None:
         """End both."""
-        self._spinner.close()
+        if self._spinner:
+            self._spinner.close()
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(5.0)
@@ -147,15 +161,26 @@ class Stopper:
 
 
 @contextmanager
-def busy(wanted: bool) -> Iterator[None]:
-    """With all processors busy meanwhile, if wanted."""
-    process = subprocess.Popen([sys.executable, "-c", BUSY]) if wanted else None
+def busy(wanted: bool) -> Iterator[subprocess.Popen | None]:
+    """With all processors busy meanwhile, if wanted.
+
+    Raises:
+        RuntimeError: they were not, for the process that was to keep them busy has ended.
+    """
+    if not wanted:
+        yield None
+        return
+    process = subprocess.Popen([sys.executable, "-c", BUSY], env={**os.environ, **ALONE}, stdout=subprocess.PIPE,
+                               preexec_fn=lambda: end_with_parent(signal.SIGKILL))
     try:
-        yield
+        began = process.stdout.readline()
+        if began:
+            yield process
+        if not began or process.poll() is not None:
+            raise RuntimeError(f"the load ended with status {process.wait()}, so nothing was busy; its reason is above")
     finally:
-        if process:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def real(count: int, seed: int) -> list[Stop]:
@@ -189,6 +214,7 @@ def run(stops: int = 200, real_stops: int = 0, seed: int = 0, json_path: str = "
     from rich.console import Console
     from rich.table import Table
 
+    save, on = json_writer(json_path), machine()
     lanes = {"core": measure(stops, seed)}  # in fake time
     for lane, load in (("node", False), ("node, busy", True)):
         with busy(load and real_stops > 0):
@@ -206,7 +232,4 @@ def run(stops: int = 200, real_stops: int = 0, seed: int = 0, json_path: str = "
                           *(f"{1000 * x:.0f}" for x in f["seconds"]), f"{1000 * f['specified'][2]:.0f}",
                           str(f["exceeded"]), f"{1000 * f['worst_excess']:+.0f}")
     Console().print(table)
-    if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_path).write_text(json.dumps(
-            dict(results=results, stops={k: [asdict(s) for s in v] for k, v in lanes.items()}), indent=1))
+    save(dict(machine=on, results=results, stops={k: [asdict(s) for s in v] for k, v in lanes.items()}))
