@@ -127,8 +127,9 @@ def scripted(path: str | Path, joints: int = 7) -> Motion:
         end = puppet.go(now, pose.q, pose.opening, pose.seconds)
         pieces.append(puppet._path)
         now = end + pose.hold
-    # Again from where the first pose is reached: it is held at the beginning.
-    return _joined(Puppet(first.q, first.opening)._path, pieces, end if script.repeat else math.inf)
+    # The way back to the first pose ends the round; its hold is the beginning of the next one.
+    length = now - first.hold if script.repeat else math.inf
+    return _joined(Puppet(first.q, first.opening)._path, pieces, length)
 
 
 def recorded(path: str | Path) -> Motion:
