@@ -84,8 +84,13 @@ def test_the_expert_begins_at_a_word(tmp_path):
 
 
 def test_words_and_their_times():
-    assert schedule(["3 plug", "1.5 unplug", "missing 2"]) == [(0.0, "missing 2"), (1.5, "unplug"), (3.0, "plug")]
     with emulated(CONFIG, motion("home", PROFILE.home_q)) as servos:
+        coming = schedule(servos, ["3 plug", "1.5  unplug", "missing 2"])
+        assert coming == [(0.0, "missing 2"), (1.5, "unplug"), (3.0, "plug")] and not servos.faults.missing
+        for words, said in (("5", "'5' does not say what happens"), ("", "'' does not say"), ("delay x", "not under"),
+                            ("20 unplg", "'unplg' is not understood"), ("missing 9", "the servos are 1, 2")):
+            with pytest.raises(ConfigError, match=said):
+                schedule(servos, [words])
         for words in ("delay 0.01", "garbage", "overloaded 8", "power"):
             assert apply(servos, words) == f"{words}: done"
         assert servos.faults.delay == 0.01 and servos.faults.alerts == {8: 0x20} and servos.faults.garbage

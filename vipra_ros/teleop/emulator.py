@@ -32,51 +32,62 @@ def apply(servos: ServoEmulator, text: str) -> str:
     Raises:
         ConfigError: not understood.
     """
-    word, *values = text.split()
-    value = values[0] if len(values) == 1 else ""
+    _understood(servos, text)()
+    return f"{text}: done"
+
+
+def _understood(servos: ServoEmulator, text: str) -> Callable[[], object]:
+    """What `text` says, to be done later."""
+    word, *values = text.split() or [""]
     simple: dict[str, Callable[[], object]] = {
         "unplug": servos.unplug,
         "plug": servos.plug,
         "power": servos.power_cycle,
         "garbage": lambda: setattr(servos.faults, "garbage", NOISE),
+        "ok": lambda: (setattr(servos, "faults", Faults()), servos.plug()),
     }
     try:
         if word in simple and not values:
-            simple[word]()
-        elif word == "ok" and not values:
-            servos.faults = Faults()
-            servos.plug()
-        elif word == "delay":
-            servos.faults.delay = float(value)
-        elif word in ("missing", "spoilt", "overheated", "overloaded"):
-            _servo_fault(servos, word, int(value))
-        else:
-            raise ValueError
+            return simple[word]
+        (value,) = values
+        if word == "delay":
+            seconds = float(value)
+            return lambda: setattr(servos.faults, "delay", seconds)
+        if word in ("missing", "spoilt", "overheated", "overloaded"):
+            servo = int(value)
+            if servo not in servos.ids:
+                raise ConfigError(f"{word} {servo}: the servos are {', '.join(map(str, servos.ids))}")
+            return lambda: _servo_fault(servos, word, servo)
     except ConfigError:  # it is a ValueError too, and says more
         raise
-    except ValueError:
-        raise ConfigError(f"{text!r} is not understood; {WORDS}") from None
-    return f"{text}: done"
+    except ValueError:  # too many values, or no number
+        pass
+    raise ConfigError(f"{text!r} is not understood; {WORDS}")
 
 
 def _servo_fault(servos: ServoEmulator, word: str, servo: int) -> None:
-    if servo not in servos.ids:
-        raise ConfigError(f"{word} {servo}: the servos are {', '.join(map(str, servos.ids))}")
     if word in ("missing", "spoilt"):
         getattr(servos.faults, word).add(servo)
     else:
         servos.faults.alerts[servo] = HEAT if word == "overheated" else LOAD
 
 
-def schedule(texts: Sequence[str]) -> list[tuple[float, str]]:
-    """`["3 unplug", "missing 2"]` as times (s since the start, 0 when none is given) and words, in order."""
+def schedule(servos: ServoEmulator, texts: Sequence[str]) -> list[tuple[float, str]]:
+    """`["3 unplug", "missing 2"]` as times (s since the start, 0 when none is given) and words, in order.
+
+    Raises:
+        ConfigError: words are not understood, or missing; said now and not when their time has come.
+    """
     found = []
     for text in texts:
-        first, _, rest = text.partition(" ")
+        first, _, rest = text.strip().partition(" ")
         try:
-            found.append((float(first), rest))
+            found.append((float(first), rest.strip()))
         except ValueError:
-            found.append((0.0, text))
+            found.append((0.0, text.strip()))
+        if not found[-1][1]:
+            raise ConfigError(f"--fault {text!r} does not say what happens; for instance --fault '5 unplug'")
+        _understood(servos, found[-1][1])
     return sorted(found, key=lambda x: x[0])
 
 
@@ -99,7 +110,8 @@ def emulate_main(
     """
     config, robot = load_gello(config_path or share("config", "gello.yaml"), arm), load_profile(profile)
     where, said = _motion(moves, seed, robot)
-    servos, coming = emulated(config, where, port), schedule(faults)
+    servos = emulated(config, where, port)
+    coming = schedule(servos, faults)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job is born deaf to the first
         signal.signal(number, signal.default_int_handler)
     with servos:
