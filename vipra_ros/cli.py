@@ -88,11 +88,11 @@ def _bench_data(a: argparse.Namespace) -> None:
 
 
 def _gello_read(a: argparse.Namespace) -> None:
-    room("teleop.calibrate:read_main")(a.config, a.arm, a.port, a.profile)
+    room("teleop.calibrate:read_main")(a.config, a.port, a.profile, a.arm)
 
 
 def _gello_calibrate(a: argparse.Namespace) -> None:
-    room("teleop.calibrate:calibrate_main")(a.config, a.arm, a.port, a.profile, a.out)
+    room("teleop.calibrate:calibrate_main")(a.config, a.port, a.profile, a.out, arm=a.arm)
 
 
 def _gello_emulate(a: argparse.Namespace) -> None:

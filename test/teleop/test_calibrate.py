@@ -1,6 +1,7 @@
 """Calibration against emulated servos whose assembly it does not know."""
 
 import functools
+import textwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,8 +101,16 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     person, out = Person(), str(tmp_path / "gello.yaml")
     with emulated(TRUE, lambda t: (person.q, person.opening)) as servos:
         servos.baudrate = 0
-        calibrate_main("", "", servos.port, "fr3", out, person.ask)
-        read_main(out, "", "", "fr3")
+        calibrate_main("", servos.port, "fr3", out, person.ask)
+        read_main(out, "", "fr3")
+        several = tmp_path / "two.yaml"
+        one = textwrap.indent((tmp_path / "gello.yaml").read_text(), "  ")
+        several.write_text(f"LEFT:\n{one.replace(servos.port, '/no/such')}\nRIGHT:\n{one}")
+        read_main(str(several), "", "fr3", "RIGHT")
+        with pytest.raises(ConfigError, match="choose one of LEFT, RIGHT"):
+            calibrate_main(str(several), servos.port, "fr3", out, person.ask)
+        calibrate_main(str(several), servos.port, "fr3", out, person.ask, "RIGHT")
     said = capsys.readouterr().out
     assert f"use gello_config:={out}" in said and "gripper 100 % open" in said
+    assert said.count("read in") == 2
     assert said.count("+0.00") + said.count("-0.00") >= 7

@@ -89,7 +89,7 @@ def _bus(config_path: str, arm: str, port: str) -> tuple[GelloConfig, ServoBus]:
     return config, ServoBus(config.port, config.servo_ids, config.baudrate)
 
 
-def read_main(config_path: str, arm: str, port: str, profile: str) -> None:
+def read_main(config_path: str, port: str, profile: str, arm: str = "") -> None:
     """`vipra gello read`: one reading as a table."""
     config, bus = _bus(config_path, arm, port)
     robot = load_profile(profile)
@@ -105,8 +105,9 @@ def read_main(config_path: str, arm: str, port: str, profile: str) -> None:
         print(latency_advice(config.port) or "latency timer: fine")
 
 
-def calibrate_main(config_path: str, arm: str, port: str, profile: str, out: str,
-                   ask: Callable[[str], object] = input) -> None:
+def calibrate_main(
+    config_path: str, port: str, profile: str, out: str, ask: Callable[[str], object] = input, arm: str = ""
+) -> None:
     """`vipra gello calibrate`: ask, find, write `out`."""
     config, bus = _bus(config_path, arm, port)
     with bus:
