@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,17 @@ from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from vipra_ros.msg import ActionChunk, ExecutorStatus  # noqa: E402
 
+from vipra_ros.config import ConfigError  # noqa: E402
 from vipra_ros.data.bags import EpisodeReader  # noqa: E402
 from vipra_ros.data.convert import convert  # noqa: E402
 from vipra_ros.data.dataset import Dataset  # noqa: E402
 from vipra_ros.data.episode import load_commands  # noqa: E402
 from vipra_ros.data.replay import load_replay  # noqa: E402
+from vipra_ros.data.resample import EpisodeError  # noqa: E402
+from vipra_ros.nodes import bench_record, dataset_replay  # noqa: E402
+from vipra_ros.nodes.replay import ReplayError  # noqa: E402
 from vipra_ros.nodes.spinner import Spinner, lone_node  # noqa: E402
+from vipra_ros.nodes.system import SessionError  # noqa: E402
 from vipra_ros.sim import collect  # noqa: E402
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -165,3 +171,37 @@ def test_no_episode_is_one_line(tmp_path, unused_ros_domain):
     process = start(unused_ros_domain, bag="a", dataset="b")
     output, _ = process.communicate(timeout=20.0)
     assert process.returncode == 1 and "give the parameter bag, or dataset and episode" in output
+
+
+def test_an_episode_that_fails_says_why_and_keeps_the_others(monkeypatch):
+    """The path goes to ROS as text: `20260101` is no number, and what follows a `#` no comment."""
+    given = []
+
+    class Node:
+        def approach(self):
+            raise {1: ReplayError("too far"), 2: EpisodeError("no joint")}[len(given)]
+
+    class Asked:
+        def home(self):
+            if len(given) == 3:
+                raise SessionError("executor/recover: the arm has no power")
+
+        def arm(self):
+            """Insists while the arm swings, as a plain call does not."""
+
+    monkeypatch.setattr(dataset_replay.rclpy, "init", lambda args, **_: given.append(args))
+    monkeypatch.setattr(dataset_replay, "ReplayNode", Node)
+    monkeypatch.setattr(dataset_replay, "Spinner", lambda node: SimpleNamespace(close=lambda: None))
+    d = SimpleNamespace(path="20260101 #1")
+    e = SimpleNamespace(index=0, source="s", task_key="reach", seed=3, task="reach", success=True)
+    results = [dataset_replay._one(d, e, Asked(), 1) for _ in range(3)]
+    assert [r["reason"] for r in results] == ["too far", "no joint", "executor/recover: the arm has no power"]
+    assert not any(r["success"] for r in results)
+    assert 'dataset:="20260101 #1"' in given[0]
+
+
+def test_a_record_bench_does_not_measure_into_an_old_folder(tmp_path):
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(ConfigError, match="an earlier run .raw.; name another folder"):
+        bench_record.run(out=str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
