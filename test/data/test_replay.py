@@ -8,7 +8,6 @@ from vipra_ros.data.convert import ConvertSettings, convert
 from vipra_ros.data.dataset import Dataset, DatasetError
 from vipra_ros.data.replay import dataset_replay, load_replay
 from vipra_ros.data.resample import EpisodeError
-from vipra_ros.data.topics import namespace_of
 
 ARM = [f"fr3_joint{i + 1}" for i in range(7)]
 
@@ -29,9 +28,9 @@ def test_rows_are_the_commands_one_period_later(record):
 
 
 def test_a_robot_in_a_namespace_is_found(record):
-    bag = record("e", q_cmd=line, namespace="left")
-    assert robots_in(bag) == ["/left"]
-    for namespace in ("", "/left", "/right"):  # a bag of the left arm may be replayed on the right one
+    bag = record("e", q_cmd=line, namespace="cell/left")
+    assert robots_in(bag) == ["/cell/left"]
+    for namespace in ("", "/cell/left", "/right"):  # a bag of the left arm may be replayed on the right one
         assert len(load_replay(bag, namespace=namespace).rows) == 30
 
 
@@ -93,17 +92,3 @@ def test_actions_that_are_no_joint_positions_are_refused(record, tmp_path):
     convert([record("e")], tmp_path / "set", settings=ConvertSettings(action_space="joint_delta"), quiet=True)
     with pytest.raises(DatasetError, match="actions are joint_delta"):
         dataset_replay(tmp_path / "set", 0)
-
-
-def test_a_bag_of_one_arm_in_a_namespace_is_replayed(record):
-    bag = record("left", q_cmd=line, cameras=(), namespace="cell/left")
-    for namespace in ("", "/cell/left", "right"):
-        np.testing.assert_allclose(load_replay(bag, namespace=namespace).first, line(0.0), atol=1e-9)
-
-
-def test_the_namespace_of_topics_is_that_of_the_only_one():
-    name = "executor/joint_command"
-    assert namespace_of([f"/left/{name}", "/left/joint_states"], name) == "left"
-    assert namespace_of([f"/a/b/{name}"], name) == "a/b"
-    assert namespace_of([f"/left/{name}", f"/right/{name}"], name) == ""
-    assert namespace_of([f"/{name}", f"/my_{name}"], name) == ""

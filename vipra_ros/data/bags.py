@@ -19,7 +19,6 @@ from rosbags.rosbag2 import Reader
 
 from vipra_ros.data import messages
 from vipra_ros.data.messages import MessageError
-from vipra_ros.data.topics import namespace_of
 from vipra_ros.data.unpack import bound_rosbags
 
 PARTIAL = ".partial"
@@ -43,15 +42,15 @@ class EpisodeReader:
     Args:
         path: the bag's directory, or a single .mcap or .db3 file.
         namespace: ROS namespace to read; its prefix is taken off the topic names.
-        needs: relative topic; a bag that has it only in one other namespace is read in that one.
 
     Attributes:
         topics: relative topic name -> message type. connections: rosbags' own, with embedded definitions.
         counts: relative topic name -> messages.
     """
 
-    def __init__(self, path: Path, *, namespace: str = "", needs: str = ""):
+    def __init__(self, path: Path, *, namespace: str = ""):
         self.path = Path(path)
+        self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
         try:
             storage, self._custom = _storage(self.path)
             for file in storage.glob("*.db3") if storage.is_dir() else [storage]:
@@ -67,10 +66,6 @@ class EpisodeReader:
                 f"it was cut or is no bag: try `vipra bags repair {self.path}`, or leave it out"
             ) from error
         self.connections = list(self._bag.connections)
-        names = [c.topic for c in self.connections]
-        if needs and f"/{namespace}/{needs}".replace("//", "/") not in names and needs not in names:
-            namespace = namespace_of(names, needs) or namespace
-        self._prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
         self._connections: dict[str, list] = {}  # several where publishers differ in their QoS
         for c in self.connections:
             if c.topic.startswith(self._prefix) or not c.topic.startswith("/"):

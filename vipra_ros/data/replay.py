@@ -18,7 +18,6 @@ from vipra_ros.data.bags import EpisodeReader, robots_in
 from vipra_ros.data.dataset import Dataset, DatasetError
 from vipra_ros.data.episode import load_commands
 from vipra_ros.data.resample import EpisodeError, Resampling, Track, hold, interpolate
-from vipra_ros.data.topics import Topics
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,19 @@ def load_replay(path: Path, resampling: Resampling = Resampling(), namespace: st
     """Read the commands of the bag `path`; rows at `resampling.fps`.
 
     Args:
-        namespace: whose commands; those of the only arm in the bag where it has no such.
+        namespace: of the robot, where the bag has several; the only one is found without.
 
     Raises:
         EpisodeError: several robots, none in `namespace`; commands are missing, have a gap wider than allowed, or are
             too few.
         BagError, MessageError: the bag or a message is damaged.
     """
-    with EpisodeReader(path, namespace=namespace, needs=Topics().joint_command) as reader:
+    robots, wanted = robots_in(path), f"/{namespace.strip('/')}".rstrip("/")
+    if len(robots) > 1 and wanted not in robots:
+        raise EpisodeError(f"{Path(path).name} holds several robots; give namespace:= one of {', '.join(robots)}")
+    if robots and wanted not in robots:
+        wanted = robots[0]
+    with EpisodeReader(path, namespace=wanted) as reader:
         commanded, gripper, _ = load_commands(reader)
         meta = reader.meta()
     period = 1.0 / resampling.fps

@@ -6,7 +6,6 @@ the relative names below. A foreign recording is described by another `Topics` w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vipra_ros.config import param
@@ -40,12 +39,6 @@ class Topics:
             for t in topics
             if t.startswith(head) and t.endswith(tail) and len(t) > len(head) + len(tail)
         )
-
-
-def namespace_of(topics: Iterable[str], name: str) -> str:
-    """The namespace in which `topics`, resolved names, hold the relative `name`; "" in none, or in more than one."""
-    found = {t.strip("/").removesuffix(name) for t in topics if f"/{t.strip('/')}".endswith(f"/{name}")}
-    return found.pop().strip("/") if len(found) == 1 else ""
 
 
 def latched(topic: str) -> bool:

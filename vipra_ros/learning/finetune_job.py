@@ -68,7 +68,8 @@ class Finetune:
     holdout_seed: int = param(0, doc="seed of that choice")
     episodes: int = param(0, doc="training episodes used; 0 is all", low=0)
     lora_rank: int = param(0, doc="rank of low-rank updates of the trunk; of what `init` perceives with, only "
-                           "they change then, what acts is trained (LoRA, beyond the paper); 0 trains everything", low=0, high=4096)
+                           "they change then, what acts is trained (LoRA, beyond the paper); 0 trains everything",
+                           low=0, high=4096)
     lora_alpha: float = param(16.0, doc="updates count alpha / rank times", low=0.0)
     evaluate_on: int = param(256, doc="observations of an evaluation, each on held-out and on training frames", low=4)
 

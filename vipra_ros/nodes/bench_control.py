@@ -6,7 +6,6 @@ The policy is this process: it decodes every picture and sends chunks of a smoot
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Sequence

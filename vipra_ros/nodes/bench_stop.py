@@ -48,7 +48,9 @@ class Stopper:
     def __init__(self, chunk_timeout: float):
         from std_srvs.srv import Trigger
 
-        self.profile, domain = load_profile("fr3"), int(os.environ.get("ROS_DOMAIN_ID") or random.randint(1, 100))
+        from vipra_ros.nodes.system import own_domain
+
+        self.profile, domain = load_profile("fr3"), own_domain()
         values = dict(dry_run="true", control_rate=RATE, chunk_timeout=chunk_timeout, start_ramp=0.0, start_speed=1.0,
                       overrun_fault=5.0, state_timeout=5.0, incident_keep=0)
         given = [word for k, v in values.items() for word in ("-p", f"{k}:={v}")]

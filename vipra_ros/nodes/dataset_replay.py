@@ -52,8 +52,6 @@ def run(dataset: str, episode: Sequence[str], json_path: str = "") -> int:
 
         return up("replay", {**given, "dataset": dataset, "episode": str(chosen[0])})
     given.pop("robot", None)
-    if json_path:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)  # said now, not after the last episode
     results = _on_simulated(d, [d.episodes[i] for i in chosen], given)
     _print(results)
     save(results)
