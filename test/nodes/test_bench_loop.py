@@ -13,7 +13,9 @@ from std_msgs.msg import Header
 from vipra_ros.msg import ExecutorStatus
 
 from vipra_ros.nodes import bench_loop
-from vipra_ros.nodes.bench_control import over
+from vipra_ros.nodes.bench_control import Driver, over
+from vipra_ros.nodes.quality import LATCHED
+from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.shipped import resolve
 
@@ -66,3 +68,18 @@ def test_every_message_of_the_loop_is_timed(tmp_path, monkeypatch, capsys):
     # A chunk is heard after it was sent, and was sent after it was inferred.
     assert found["stamp_to_heard_ms"][0] > found["stamp_to_chunk_ms"][0] > found["inference_last_64_ms"][0]
     assert {"sim", "policy", "executor", "controller"} <= set(found["cpu"])
+
+
+def test_the_bench_of_the_loop_hears_every_status(unused_ros_domain):
+    driver = Driver(unused_ros_domain)
+    node = lone_node("executor", unused_ros_domain)
+    out = node.create_publisher(ExecutorStatus, "executor/status", LATCHED)
+    try:
+        assert driver.status is None
+        for accepted in (1, 2):
+            out.publish(ExecutorStatus(accepted=accepted))
+            driver.until(lambda n=accepted: driver.status and driver.status.accepted == n, 20.0, "status")
+        assert [s.accepted for s in driver.statuses] == [1, 2]
+    finally:
+        driver.close()
+        Spinner(node).close()

@@ -57,7 +57,7 @@ class Driver:
         self.profile, self.ids, self.pictures = load_profile("fr3"), 0, dict.fromkeys(CAMERAS, 0)
         self.stamps: deque[float] = deque(maxlen=200_000)
         self.statuses: deque[ExecutorStatus] = deque(maxlen=50_000)
-        node.create_subscription(ExecutorStatus, "executor/status", self.statuses.append, LATCHED)
+        node.create_subscription(ExecutorStatus, "executor/status", lambda m: self.statuses.append(m), LATCHED)
         node.create_subscription(JointState, "executor/joint_command", self._command, 500)
         for camera in CAMERAS:
             node.create_subscription(CompressedImage, f"camera/{camera}/image_raw/compressed",
