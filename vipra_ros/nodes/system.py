@@ -67,7 +67,9 @@ def _executors(domain: int) -> bool:
     try:
         end = time.monotonic() + LOOK
         while time.monotonic() < end:
-            if any(name.endswith("/executor/arm") for name, _ in node.get_service_names_and_types()):
+            # Not by its services: those that have clients alone, a console's, are listed too.
+            topics = [name for name, _ in node.get_topic_names_and_types() if name.endswith("/executor/status")]
+            if any(node.count_publishers(topic) for topic in topics):
                 return True
             time.sleep(0.05)
         return False
