@@ -5,6 +5,7 @@ With robot:=ADDRESS it runs in the domain of the caller, where the cameras are, 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -67,10 +68,12 @@ def _executors(domain: int) -> bool:
     try:
         end = time.monotonic() + LOOK
         while time.monotonic() < end:
-            # Not by its services: those that have clients alone, a console's, are listed too.
-            topics = [name for name, _ in node.get_topic_names_and_types() if name.endswith("/executor/status")]
-            if any(node.count_publishers(topic) for topic in topics):
-                return True
+            # Node by node: the list of all services has those with a client alone too, a console's.
+            for name, namespace in node.get_node_names_and_namespaces():
+                with contextlib.suppress(RuntimeError):  # it has just gone
+                    offered = node.get_service_names_and_types_by_node(name, namespace)
+                    if any(service.endswith("/executor/arm") for service, _ in offered):
+                        return True
             time.sleep(0.05)
         return False
     finally:
