@@ -1,12 +1,11 @@
 """Files that are there in whole or not at all."""
 
-import json
 import os
 import signal
 
 import pytest
 
-from vipra_ros.whole_file import in_whole, json_writer, write_whole
+from vipra_ros.whole_file import in_whole, write_whole
 
 
 def test_replaces_what_was_there_and_leaves_nothing_beside(tmp_path):
@@ -52,14 +51,3 @@ def test_two_at_once(tmp_path):
         assert path.read_text() == "other"
         mine.write_text("mine")
     assert path.read_text() == "mine" and os.listdir(tmp_path) == ["notes.json"]
-
-
-def test_the_folder_of_figures_is_there_before_they_are_measured(tmp_path):
-    path = tmp_path / "new" / "figures.json"
-    save = json_writer(path)
-    assert path.parent.is_dir() and not path.exists()
-    save({"x": 1.5})
-    assert json.loads(path.read_text()) == {"x": 1.5}
-    json_writer("")({"x": 1})
-    with pytest.raises(IsADirectoryError, match="name a file in it"):
-        json_writer(path.parent)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -37,18 +36,3 @@ def write_whole(path: str | Path, text: str, *, shared: bool = False, sync: bool
     """Write `text` (UTF-8) to `path`, as `in_whole` does."""
     with in_whole(path, shared=shared, sync=sync) as beside:
         beside.write_text(text, encoding="utf-8")
-
-
-def json_writer(path: str | Path | None) -> Callable[[object], None]:
-    """What writes figures to `path`; its folder is made now, before minutes are spent on them. Without a path: nothing.
-
-    Raises:
-        OSError: there can be no such file.
-    """
-    if not path:
-        return lambda figures: None
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    return lambda figures: write_whole(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

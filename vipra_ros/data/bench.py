@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from vipra_ros.data import messages as m
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import in_words, peak_memory
-from vipra_ros.whole_file import json_writer
 
 CAMERAS, HEIGHT, WIDTH, RATE = ("front", "wrist"), 480, 640, 30
 JOINTS = [f"fr3_joint{i + 1}" for i in range(7)]

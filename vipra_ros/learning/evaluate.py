@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vipra_ros.config import ConfigError
 from vipra_ros.data.workers import each
+from vipra_ros.json_file import json_writer
 from vipra_ros.learning import results
 from vipra_ros.learning.results import EpisodeRecord
 from vipra_ros.learning.stepped_lane import FastLane, Job, load, measure_latency
@@ -85,8 +86,7 @@ def main(
     todo = [(t, seed + i) for t in wanted for i in range(episodes)]
     folder = resolve(checkpoint)
     mode = mode or mode_of_folder(folder) or MODES[0]
-    if json_path:
-        results.check_writable(json_path)
+    save = json_writer(json_path)
     check_device(device)
     check_weights(weights, engine)
     about = {"checkpoint": str(checkpoint), "mode": mode, "engine": engine, "device": device,
@@ -112,10 +112,9 @@ def main(
             f"checkpoint {about['checkpoint_hash'][:16]}, {about['lane']} lane, mode {mode}"
             + (f", latency charged {1e3 * charged:.0f} ms" if charged is not None else "")
         )
-    if json_path:
-        results.write_json(result, json_path)
-        if not quiet:
-            print(f"wrote {json_path}")
+    save(result)
+    if json_path and not quiet:
+        print(f"wrote {json_path}")
     return result
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import presets, results
+from vipra_ros.json_file import json_writer, write_json
+from vipra_ros.learning import presets
 from vipra_ros.learning.table_plan import Reproduction, Row
 from vipra_ros.learning.tables import plot, rows_of
 from vipra_ros.learning.worklist import Step, Worklist
-from vipra_ros.whole_file import in_whole
 
 #: Entries of a training's configuration that do not change what comes out of it.
 FREE = ("threads", "log_every", "save_seconds")
@@ -195,8 +195,7 @@ class Plan:
         parts = [evaluate.main(checkpoint, task, c.episodes, c.eval_seed, latency=c.latency, quiet=True,
                                workers=len(os.sched_getaffinity(0)), seconds=c.seconds_limit or None)
                  for task in c.tasks]
-        with in_whole(self.out / f"eval-{name}.json") as beside:
-            results.write_json({"tasks": parts}, beside)
+        write_json({"tasks": parts}, self.out / f"eval-{name}.json")
 
     def describe(self) -> str:
         """The list of steps, what is done, and the hours that are left; 80 columns."""
@@ -280,10 +279,10 @@ def reproduce(out: str | Path, table: int, preset: str | Path = "tiny", override
     if plan_only:
         return plan.rows()
     path = Path(save_to) / f"table{table}.json"
+    save = json_writer(path)
 
     def write(rows: list[dict]) -> None:
-        with in_whole(path) as beside:
-            results.write_json({"table": table, "rows": rows}, beside)
+        save({"table": table, "rows": rows})
         plot(rows, path.with_suffix(".png"))
 
     rows = plan.run(write)

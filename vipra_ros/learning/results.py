@@ -5,18 +5,15 @@ Both lanes, in-process and through the running nodes, fill the same record, so t
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vipra_ros.config import ConfigError
+from vipra_ros.json_file import clean
 from vipra_ros.learning import metrics
 
 #: Hz, grid on which jerk is computed in both lanes: the executor's passes in the stepped world, at most rates.
@@ -131,24 +128,6 @@ def summarise(task: str, records: Sequence[EpisodeRecord], colours: Sequence[str
     )
 
 
-def check_writable(path: str | Path) -> None:
-    """ConfigError when `write_json` could not write there; makes the folder, opens nothing: it may be a pipe."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give a file in a folder that can be written") from None
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{path} cannot be written; give a file in a folder that can be")
-
-
-def write_json(result: Mapping, path: str | Path) -> None:
-    """Write a result; NaN becomes null, so every JSON reader takes it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(clean(result), indent=1, allow_nan=False) + "\n")
-
-
 def print_tables(results: Sequence[Mapping], colours: Sequence[str], console: Console | None = None) -> None:
     """Success and figures per task, then the confusion by colour, within 80 columns."""
     console = console or Console(width=80)
@@ -196,16 +175,3 @@ def print_tables(results: Sequence[Mapping], colours: Sequence[str], console: Co
 def number(value: float | None, form: str) -> str:
     """`value` for people; "-" for one that does not exist."""
     return "-" if value is None or not math.isfinite(value) else format(value, form)
-
-
-def clean(value):
-    """Plain Python for JSON: NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {k: clean(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return clean(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vipra_ros.data.svg import COLOURS
+from vipra_ros.json_file import clean
 from vipra_ros.learning import trial_statistics as statistics
-from vipra_ros.learning.results import clean, number
+from vipra_ros.learning.results import number
 from vipra_ros.learning.trial_journal import INVALID, Journal
 from vipra_ros.learning.trials import Plan, schedule
 

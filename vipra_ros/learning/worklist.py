@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vipra_ros.config import ConfigError
-from vipra_ros.learning import presets, results
+from vipra_ros.json_file import write_json
+from vipra_ros.learning import presets
 from vipra_ros.lock import held
 from vipra_ros.machine import machine
-from vipra_ros.whole_file import in_whole, write_whole
+from vipra_ros.whole_file import write_whole
 
 #: s, between two looks at what other processes have finished.
 PAUSE = 2.0
@@ -118,8 +119,9 @@ class Worklist:
                 began = time.monotonic()
                 step.work()
                 minutes = (time.monotonic() - began) / 60
-                with in_whole(self._marker(step.name)) as marker:  # others take a marker that is there for done
-                    results.write_json({"settings": step.settings, "minutes": minutes, "machine": machine()}, marker)
+                # In whole: others take a marker that is there for done.
+                write_json({"settings": step.settings, "minutes": minutes, "machine": machine()},
+                           self._marker(step.name))
                 begun.unlink(missing_ok=True)
                 return step
         return None

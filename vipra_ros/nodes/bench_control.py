@@ -21,6 +21,7 @@ from std_srvs.srv import Trigger
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.status import WINDOW
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import machine
 from vipra_ros.msg import ActionChunk as ActionChunkMessage
 from vipra_ros.msg import ExecutorStatus
@@ -29,7 +30,6 @@ from vipra_ros.nodes.quality import COMMAND, LATCHED
 from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.nodes.system import System, processor_time
 from vipra_ros.policy.pictures import from_jpeg
-from vipra_ros.whole_file import json_writer
 
 CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
 LOOP, AHEAD = 100.0, 0.1

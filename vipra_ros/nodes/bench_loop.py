@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from sensor_msgs.msg import CompressedImage
 
 from vipra_ros.control.status import KEPT
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import machine
 from vipra_ros.msg import ActionChunk, ExecutorStatus
 from vipra_ros.nodes.bench_control import over, share, spent_by
@@ -30,7 +31,6 @@ from vipra_ros.nodes.spinner import Spinner, lone_node
 from vipra_ros.nodes.system import SessionError, System
 from vipra_ros.policy.scheduler import WINDOW
 from vipra_ros.policy.shipped import resolve
-from vipra_ros.whole_file import json_writer
 
 CAMERAS, CAMERA_RATE = ("front", "wrist"), 30.0
 #: s at the start of a run that do not count, and of one episode before the scene is laid out again.

@@ -27,11 +27,11 @@ from vipra_ros import graph
 from vipra_ros.config import ConfigError
 from vipra_ros.data import messages
 from vipra_ros.data.bags import EpisodeReader, find_bags
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import in_words
 from vipra_ros.nodes.session import START_TIMEOUT, Session
 from vipra_ros.nodes.system import SessionError, System, processor_time
 from vipra_ros.up import end_with_parent
-from vipra_ros.whole_file import json_writer
 
 WIDTH, HEIGHT, RATE = 640, 480, 30.0
 CAMERAS = ("left", "right")

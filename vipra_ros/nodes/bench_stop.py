@@ -16,9 +16,9 @@ import numpy as np
 from vipra_ros.control.chunk import ActionChunk
 from vipra_ros.control.profile import load_profile
 from vipra_ros.control.stops import CAUSES, PERIOD, SLOWEST, TIMEOUT, Stop, measure, ramp, specified
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import machine
 from vipra_ros.up import end_with_parent
-from vipra_ros.whole_file import json_writer
 
 #: rad/s below which the command published counts as zero, s a real stop is watched, Hz of the loop.
 STILL, WATCHED, RATE = 1e-4, 1.0, 100.0

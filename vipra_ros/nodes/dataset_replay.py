@@ -14,11 +14,11 @@ import rclpy
 from vipra_ros import graph
 from vipra_ros.data.dataset import Dataset, DatasetError, EpisodeInfo
 from vipra_ros.data.resample import EpisodeError
+from vipra_ros.json_file import json_writer
 from vipra_ros.nodes.replay import ReplayError, ReplayNode
 from vipra_ros.nodes.session import SERVICE_TIMEOUT, START_TIMEOUT, Session
 from vipra_ros.nodes.spinner import Spinner
 from vipra_ros.nodes.system import PATIENT, SessionError, System
-from vipra_ros.whole_file import json_writer
 
 #: The arm comes from home. The rows were within the limits when they were recorded and are due from the first on: a
 #: slow start would leave the arm behind for good. Simulated arms only.

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vipra_ros.config import ConfigError
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import machine
 from vipra_ros.nodes.fault_bench import Bench, Row
 from vipra_ros.nodes.fault_list import chosen
-from vipra_ros.whole_file import json_writer
 
 #: Letters of the table; where it is printed may be wider.
 WIDTH = 180

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from vipra_ros.config import ConfigError
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import processor
 from vipra_ros.policy.bench_report import plot, show
 from vipra_ros.policy.bench_steps import observations_of, parse_steps, step_errors
@@ -35,7 +36,6 @@ from vipra_ros.policy.random_policy import INSTRUCTION, random_checkpoint
 from vipra_ros.policy.shipped import resolve
 from vipra_ros.policy.torch_engine import TorchEngine
 from vipra_ros.policy.weights import ENGINES_OF_8_BITS
-from vipra_ros.whole_file import json_writer
 
 #: Chunks of an engine before its turn ends, inferences before counting begins, size of a camera picture (h, w).
 TURN, WARM, PICTURE = 10, 5, (480, 640)

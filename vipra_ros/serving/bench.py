@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vipra_ros import __version__
+from vipra_ros.json_file import json_writer
 from vipra_ros.machine import processor
 from vipra_ros.policy.observation import Observation
 from vipra_ros.serving.remote import RemoteEngine, Server
 from vipra_ros.up import end_with_parent
-from vipra_ros.whole_file import json_writer
 
 #: Requests of each kind before counting begins.
 WARM = 10
