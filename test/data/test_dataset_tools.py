@@ -11,6 +11,7 @@ import pytest
 from vipra_ros.data import dataset_check, dataset_edit, dataset_show
 from vipra_ros.data.convert import convert
 from vipra_ros.data.dataset import Dataset, DatasetError
+from vipra_ros.learning.tokenise import fingerprint
 
 META = {"instruction": "push", "success": True, "robot": "fr3"}
 
@@ -181,3 +182,18 @@ def test_show_prints_its_figures_for_scripts(sets, capsys):
     assert list(told["cameras"]) == d.cameras and len(told["action"]) == 8
     column = d.numeric("action")[:, 2]
     assert told["action"][2]["min"] == pytest.approx(column.min()) and told["action"][2]["max"] == column.max()
+
+
+def test_codes_and_labels_know_a_conversion_of_other_pictures_and_no_restored_file(record, tmp_path):
+    """Frames of one data set are not taken for those of another with the same episodes and lengths."""
+    bags = [record("bag", cameras=("front",)), record("same", cameras=("front",), root=tmp_path / "other",
+                                                      picture=lambda k, shift: np.full((64, 64, 3), 3 * k, np.uint8))]
+    for name, bag in zip("ab", bags):
+        convert([bag], tmp_path / name, quiet=True)
+    convert([bags[0]], tmp_path / "again", quiet=True)
+    a, b, again = (Dataset(tmp_path / name) for name in ("a", "b", "again"))
+    assert [(e.length, e.task) for e in a.episodes] == [(e.length, e.task) for e in b.episodes]
+    assert fingerprint(a) == fingerprint(again) != fingerprint(b)
+    video, _ = a.video_of("front", 0)[:2]
+    video.write_bytes(video.read_bytes()[:-100])
+    assert fingerprint(a) == fingerprint(again)

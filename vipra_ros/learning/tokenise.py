@@ -46,9 +46,16 @@ def tokenise(dataset, vq: VQ, out: Path, cameras: tuple[str, ...], identity: str
 
 
 def fingerprint(dataset) -> str:
-    """16 hex digits that change with the data set's shape: episodes, lengths and tasks."""
-    text = json.dumps([(e.index, e.task, e.length, e.start) for e in dataset.episodes])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hex digits that change with a data set: its episodes, lengths, tasks, and statistics.
+
+    The statistics tell a conversion of other bags, or of the same ones in another way, from one with as many rows. Not
+    the files' bytes: a video that was damaged and is restored is the same data.
+    """
+    digest = hashlib.sha256(json.dumps([(e.index, e.task, e.length, e.start) for e in dataset.episodes]).encode())
+    statistics = dataset.path / "meta" / "stats.json"
+    if statistics.exists():  # data sets of others may come without
+        digest.update(statistics.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def quantiser_hash(vq: VQ) -> str:
