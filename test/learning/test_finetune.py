@@ -106,6 +106,14 @@ def test_init_takes_the_network_over_and_refuses_another_shape(trained, data, tm
             finetune.train(data, tmp_path / "x", preset, trained / "checkpoint", overrides | {key: value})
 
 
+def test_columns_without_names_are_refused_before_frames_are_coded(preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.tokenise, "tokenise", lambda *_: pytest.fail("frames were coded"))
+    other = StandIn()
+    other.features["action"] = {"names": None}
+    with pytest.raises(ConfigError, match="action columns are not named"):
+        finetune.train(other, tmp_path / "ft", preset)
+
+
 def test_init_that_cannot_read_the_instructions_is_refused(trained, tmp_path):
     other = StandIn()
     for episode in other.episodes:
@@ -202,9 +210,11 @@ def test_low_rank_updates_resume_as_if_nothing_had_been(trained, data, tmp_path)
         ({"committed_steps": 14}, "fewer than the horizon"),
         ({"lora_rank": 4}, "give --init"),
         ({"lora_rank": 4, "loop.shard": True}, "shard to false"),
+        ({"execute_steps": 15}, "exceeds the horizon"),
     ],
 )
-def test_mistakes_in_the_configuration_are_named(data, preset, tmp_path, overrides, word):
+def test_mistakes_in_the_configuration_are_named(data, preset, tmp_path, monkeypatch, overrides, word):
+    monkeypatch.setattr(finetune.tokenise, "tokenise", lambda *_: pytest.fail("frames were coded"))
     with pytest.raises(ConfigError, match=word):
         finetune.train(data, tmp_path / "ft", preset, overrides=overrides)
 

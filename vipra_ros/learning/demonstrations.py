@@ -30,16 +30,15 @@ class Demonstrations:
     """One split of a data set.
 
     Attributes:
-        codes: int16 (n, cameras, codes per frame), may be memory-mapped.
         actions, states: float32 (n, a), raw.
         first, last: int64 (n,) global index of the first and last frame of each frame's episode.
         instruction: int64 (n,) index into `instructions`.
         kind: int64 (n,) index into `kinds`, the task a figure is reported under.
         usable: int64 (m,) frames that may be drawn.
+        codes: int16 (n, cameras, codes per frame), may be memory-mapped; set once frames are coded.
         versions: codes of the same frames with pictures that are changed, each like `codes`.
     """
 
-    codes: np.ndarray
     actions: np.ndarray
     states: np.ndarray
     first: np.ndarray
@@ -50,6 +49,7 @@ class Demonstrations:
     kinds: list[str]
     usable: np.ndarray
     action_space: str = "joint_position"
+    codes: np.ndarray | None = field(default=None, repr=False)
     versions: list[np.ndarray] = field(default_factory=list, repr=False)
     _early: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
@@ -106,10 +106,8 @@ class Demonstrations:
         return {"action": summarise(offsets.reshape(-1, offsets.shape[-1])), "state": summarise(state)}
 
 
-def load(
-    dataset, codes: np.ndarray, holdout: float, seed: int, episodes: int = 0
-) -> tuple[Demonstrations, Demonstrations]:
-    """(training, held-out) splits by episode of an opened data set (vipra_ros.data.dataset.Dataset).
+def load(dataset, holdout: float, seed: int, episodes: int = 0) -> tuple[Demonstrations, Demonstrations]:
+    """(training, held-out) splits by episode of an opened data set (vipra_ros.data.dataset.Dataset), without codes.
 
     Args:
         holdout: share of episodes never trained on, at least one of every kind.
@@ -121,8 +119,8 @@ def load(
         if not np.isfinite(values).all():
             raise ConfigError(f"{dataset.path}: {name} has a value that is not finite; convert the bags again")
     total = len(actions)
-    if len(codes) != total:
-        raise ConfigError(f"{len(codes)} coded frames for {total} rows; delete the codes and tokenise again")
+    if len(dataset) != total:
+        raise ConfigError(f"{dataset.path}: {len(dataset)} frames for {total} rows; convert the bags again")
     instructions = sorted({e.task for e in dataset.episodes})
     kinds = sorted({_kind(e) for e in dataset.episodes})
     first, last = np.zeros(total, np.int64), np.zeros(total, np.int64)
@@ -149,7 +147,7 @@ def load(
     def split(part: list) -> Demonstrations:
         part = sorted(part, key=lambda e: e.start)
         usable = np.concatenate([np.arange(e.start, e.start + e.length) for e in part])
-        return Demonstrations(codes, actions, states, first, last, instruction, instructions, kind, kinds, usable)
+        return Demonstrations(actions, states, first, last, instruction, instructions, kind, kinds, usable)
 
     return split(chosen["train"]), split(chosen["held"])
 

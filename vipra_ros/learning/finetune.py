@@ -64,25 +64,23 @@ def train(
         raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
     vq = _quantiser(config, start, init)
     identity = tokenise.quantiser_hash(vq)
-    if isinstance(start, LWMFolder):  # before hours of coding frames
-        start.tokenizer(config.tokenizer)
-        wanted = _wanted(config, vq, start.config.text_vocab, start.config.action_dim)
-        start.check(wanted, lambda: make_policy(wanted))
+    # Whatever could be refused is, before hours of coding frames.
+    data, held = demonstrations.load(opened, config.holdout, config.holdout_seed, config.episodes)
+    data.action_space = held.action_space = config.action_space
+    tokenizer = _tokenizer(config, start, data.instructions)
+    wanted = _fitting(config, start, _wanted(config, vq, _vocabulary(config, start, tokenizer), data.actions.shape[1]))
+    described = _describe(
+        config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), wanted, vq, opened, start
+    )
     name = f"{opened.path.name}-{tokenise.fingerprint(opened)}-{identity[:8]}"
     with team().first():
         codes, *versions = (
             tokenise.tokenise(opened, vq, out.parent / "codes" / name, config.cameras, identity, v, config.augmentation)
             for v in range(1 + config.augmentation.versions))
-    data, held = demonstrations.load(opened, codes, config.holdout, config.holdout_seed, config.episodes)
-    data.versions = versions
-    data.action_space = held.action_space = config.action_space
-    tokenizer = _tokenizer(config, start, data.instructions)
+    data.codes, data.versions, held.codes = codes, versions, codes
     torch.manual_seed(config.loop.seed)
-    policy = _policy(config, start, vq, tokenizer, data)
+    policy = _policy(config, start, vq, wanted)
     statistics = data.statistics(config.relative_actions, policy.config.horizon)
-    described = _describe(
-        config, Path(preset).stem if str(preset).endswith(".yaml") else str(preset), policy.config, vq, opened, start
-    )
     checkpoint = Checkpoint(described, policy, vq, statistics, tokenizer, notice=start.notice if start else "")
     if isinstance(policy, DiscretePolicy):
         policy.fit(_rows(data, checkpoint.normaliser, policy.config.horizon))
@@ -186,20 +184,12 @@ def _vocabulary(config: Finetune, start: Start | None, tokenizer: Tokenizer) -> 
     return Prompt(tokenizer, config.prompt, True).size
 
 
-def _policy(
-    config: Finetune, start: Start | None, vq: VQ, tokenizer: Tokenizer, data: Demonstrations
-) -> FlowPolicy | DiscretePolicy:
-    wanted = _wanted(config, vq, _vocabulary(config, start, tokenizer), data.actions.shape[1])
+def _fitting(config: Finetune, start: Start | None, wanted: PolicyConfig) -> PolicyConfig:
+    """`wanted`, with the rows that a policy which is gone on with keeps; ConfigError if the start does not fit it."""
     if isinstance(start, LWMFolder):
-        policy = make_policy(wanted)
-        start.fill(policy)
-        return policy.train()
-    if start is None:
-        policy = make_policy(wanted)
-        policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
-        return policy
-    if isinstance(start, Pretrained):
-        return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
+        start.check(wanted, lambda: make_policy(wanted))
+    if not isinstance(start, Checkpoint):
+        return wanted
     known = start.config.policy
     if wanted.decoder == "flow":
         wanted = dataclasses.replace(wanted, **{name: getattr(known, name) for name in OF_TOKENS})
@@ -211,7 +201,20 @@ def _policy(
         if mine != theirs:
             raise ConfigError(f"finetune: {name} = {mine!r}, but `init` was trained with {theirs!r}; "
                               "make them the same")
-    return start.policy.train()
+    return wanted
+
+
+def _policy(config: Finetune, start: Start | None, vq: VQ, wanted: PolicyConfig) -> FlowPolicy | DiscretePolicy:
+    if isinstance(start, Checkpoint):
+        return start.policy.train()
+    if isinstance(start, Pretrained):
+        return start.start_policy(wanted, config.pretrain_stride, config.prompt).train()
+    policy = make_policy(wanted)
+    if isinstance(start, LWMFolder):
+        start.fill(policy)
+        return policy.train()
+    policy.start_vision_from(vq.code_vectors(), torch.Generator().manual_seed(config.loop.seed))
+    return policy
 
 
 def _check_words(config: Finetune, tokenizer: Tokenizer, whose: str, instructions: list[str]) -> None:
