@@ -62,7 +62,7 @@ def measure(kind: str, seconds: float, folder: Path) -> dict:
     folder.mkdir(parents=True)
     environment = {**os.environ, **graph.environment("recorder", simulated=True)}
     with System(system="sim", log=folder / "system.log") as system:
-        environment |= {"ROS_DOMAIN_ID": str(system.domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        environment["ROS_DOMAIN_ID"] = str(system.domain)
         session = Session(system.domain, system.check)
         recorder = _recorder(kind, folder, environment)
         try:
