@@ -70,6 +70,12 @@ def test_relative_statistics_are_those_of_the_offsets(data, splits):
     assert np.allclose(table["std"][:7], offsets.reshape(-1, 7).std(0), atol=1e-6)
 
 
+def test_an_episode_without_an_instruction_is_named(data, monkeypatch):
+    monkeypatch.setattr(data.episodes[3], "task", " ")
+    with pytest.raises(ConfigError, match="episode 3 has no instruction; .*relabel"):
+        demonstrations.load(data, 0.1, 0)
+
+
 def test_wrong_data_are_refused(data, monkeypatch):
     monkeypatch.setattr(type(data), "__len__", lambda self: 3)
     with pytest.raises(ConfigError, match=f"3 frames for {len(data.numeric('action'))} rows"):

@@ -122,6 +122,16 @@ def test_init_that_cannot_read_the_instructions_is_refused(trained, tmp_path):
         finetune.train(other, tmp_path / "ft", trained.parent / "micro.yaml", trained / "checkpoint", {"vq": ""})
 
 
+def test_a_tokenizer_that_numbers_words_in_another_way_than_init_is_refused(trained, data, tmp_path):
+    known = json.loads((trained / "checkpoint" / "tokenizer.json").read_text())
+    words = known["model"]["vocab"]
+    words["red"], words["blue"] = words["blue"], words["red"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    with pytest.raises(ConfigError, match="'(red|blue)' has another number than in that of `init`; leave tokenizer"):
+        finetune.train(data, tmp_path / "ft", trained.parent / "micro.yaml", trained / "checkpoint",
+                       {"vq": "", "tokenizer": str(tmp_path / "tokenizer.json")})
+
+
 def test_discrete_actions_are_learnt_resumed_and_taken_over(data, quantiser, tmp_path):
     path = tmp_path / "micro.yaml"
     path.write_text(f"""

@@ -149,6 +149,19 @@ def test_footage_is_decoded_once_and_goes_on(videos, tmp_path, capsys):
         assert "bad.mp4 is left out" in capsys.readouterr().err
 
 
+def test_footage_that_is_whole_is_opened_without_a_write(videos, tmp_path):
+    """Processes of one training open it side by side."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "in" / "good.mp4", 0, length=5)
+    open_footage([tmp_path / "in"], tmp_path, 32, 15.0)
+    (tmp_path / "frames.json").chmod(0o444)
+    before = (tmp_path / "frames.json").stat()
+    open_footage([tmp_path / "in"], tmp_path, 32, 15.0)
+    after = (tmp_path / "frames.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_frames_of_other_data_of_the_same_names_are_refused(videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
     for source, instruction, other in (("videos", "", ""), ("set", "go", "stay")):

@@ -98,6 +98,16 @@ def test_a_line_says_the_time_left_at_the_pace_of_this_start(tmp_path, capsys):
     assert all("left" not in row for row in rows)
 
 
+def test_a_line_that_a_power_cut_left_in_part_is_told_and_left_out(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    rows = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    lines = [json.dumps(row) for row in rows]
+    path.write_text("\n".join([lines[0], lines[1][:9], lines[2]]) + "\n")
+    assert [row["step"] for row in Log(path, "/100", 3).rows] == [1, 3]
+    assert "in part, and left out: '" + lines[1][:9] in capsys.readouterr().err
+    assert path.read_text().splitlines() == [lines[0], lines[2]]
+
+
 def test_schedule():
     config = LoopConfig(steps=100, warmup_steps=10, final_lr=0.1)
     assert learning_rate_scale(config, 0, 0.0) == pytest.approx(0.1)

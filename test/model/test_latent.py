@@ -186,6 +186,8 @@ def test_wrong_configurations_are_told():
         LatentConfig(image_size=65)
     with pytest.raises(ConfigError, match="dinov2 has patch 14"):
         LatentConfig(image_encoder="dinov2")
+    with pytest.raises(ConfigError, match="codebook_size = 256"):  # labels keep a code in one byte
+        build(LatentConfig, {"codebook_size": 256})
 
 
 def test_encoder_weights_from_a_local_folder(tmp_path):
@@ -200,3 +202,22 @@ def test_encoder_weights_from_a_local_folder(tmp_path):
     Dinov2WithRegistersModel(tiny).save_pretrained(tmp_path / "other")
     with pytest.raises(ConfigError, match="give the folder of a DINOv2"):
         load_dinov2(model, tmp_path / "other")
+
+
+def test_encoder_weights_of_which_some_are_missing_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    tiny = Dinov2WithRegistersConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                                     patch_size=14)
+    whole = Dinov2WithRegistersModel(tiny)
+    whole.save_pretrained(tmp_path)
+    model = LatentActions(LatentConfig(image_size=56, patch=14))
+    model.inverse.image.net = Dinov2WithRegistersModel(tiny)
+    load_dinov2(model, tmp_path)
+    assert torch.equal(model.inverse.image.net.layernorm.weight, whole.layernorm.weight)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="1 weights are missing, layernorm.weight first"):
+        load_dinov2(model, tmp_path)
