@@ -12,11 +12,14 @@ from vipra_ros import graph
 
 
 def _given(context: LaunchContext, system: str) -> dict[str, str]:
-    """The arguments, with those that nobody declared: launch ignores `dryrun:=true`, and the arm would move.
+    """The arguments that somebody gave, with those that nobody declared: launch ignores `dryrun:=true`, and the arm
+    would move.
 
-    What is written for another file that includes ours is not ours to judge.
+    What is written for another file that includes ours is not ours to judge; what it hands on as the default is taken
+    for not given.
     """
-    given = {a.name: context.launch_configurations[a.name] for a in graph.arguments(system)}
+    given = {a.name: context.launch_configurations[a.name] for a in graph.arguments(system)
+             if context.launch_configurations[a.name] != a.default}
     if f"vipra_ros {system}.launch.py" in " ".join(sys.argv):
         given |= graph.parse(context.argv)
     return given

@@ -50,7 +50,7 @@ def test_the_console_comes_when_asked_for_and_the_dead_man_is_the_executors():
 
 
 def test_hardware_starts_no_sim_and_arms_nothing_by_itself():
-    found = by_name("policy", robot="172.16.0.2")
+    found = by_name("policy", robot="172.16.0.2", checkpoint="models/tiny")
     assert list(found) == ["executor", "policy"]
     executor = found["executor"].parameters
     assert executor["host"] == "172.16.0.2" and executor["arm_on_start"] is False
@@ -73,7 +73,7 @@ def test_what_is_not_there_is_refused_before_anything_starts():
 def test_nodes_are_found_by_those_that_are_started_without_our_variables(monkeypatch):
     for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", *graph.PROFILE_VARIABLES):
         monkeypatch.delenv(name, raising=False)
-    simulated, real = by_name("policy"), by_name("policy", robot="172.16.0.2")
+    simulated, real = by_name("policy"), by_name("policy", robot="172.16.0.2", dry_run="true")
     assert not any("FASTDDS_BUILTIN_TRANSPORTS" in p.environment for p in [*simulated.values(), *real.values()])
     assert Path(simulated["sim"].environment[graph.PROFILE_VARIABLES[0]]).exists()
     # A simulated system keeps to this computer, a real one may have its policy elsewhere.
@@ -120,7 +120,7 @@ def test_two_arms_by_namespace_share_nothing():
 
 def test_what_is_not_given_is_left_to_the_node():
     assert by_name("policy")["policy"].parameters == {"use_sim_time": False, "simulated": True}
-    assert by_name("policy", robot="172.16.0.2")["policy"].parameters == {"use_sim_time": False}
+    assert by_name("policy", robot="172.16.0.2", dry_run="true")["policy"].parameters == {"use_sim_time": False}
     policy = by_name("policy", checkpoint="tiny", instruction="lift the red cube", rate="2")["policy"].parameters
     assert policy == {"checkpoint": "tiny", "instruction": "lift the red cube", "rate": 2.0,
                       "use_sim_time": False, "simulated": True}
@@ -178,6 +178,9 @@ def test_a_parameter_file_wins_over_our_defaults_and_not_over_what_is_given(tmp_
     ("teleop", {"expert": "push"}, "needs robot:=sim and gello:=emulated"),
     ("teleop", {"expert": "push", "gello": "emulated", "robot": "172.16.0.2"}, "needs robot:=sim"),
     ("teleop", {"expert": "push", "gello": "emulated", "task": "lift"}, "leave task out"),
+    ("teleop", {"gello": "emulated", "robot": "172.16.0.2"}, "gello:=emulated swings the arm by itself"),
+    ("policy", {"robot": "172.16.0.2"}, "models/tiny knows the simulated table only; add checkpoint:=FOLDER"),
+    ("policy", {"robot": "172.16.0.2", "dry_run": "false"}, "models/tiny knows the simulated table only"),
     ("teleop", {"expert": "push", "gello": "emulated", "com_port": "/dev/x"}, "brings a port of its own"),
     ("teleop", {"episodes": "2"}, "add expert:=push"),
     ("fly", {}, "known systems: policy, teleop, sim, replay"),
@@ -222,3 +225,42 @@ def test_a_parameter_file_wins_over_what_nobody_typed(tmp_path):
     assert found["executor"].parameters["realtime_config"] == "ignore"
     file.write_text("sim: {ros__parameters: {publish_clock: true}}")
     assert "publish_clock" not in by_name("sim", params_file=str(file))["sim"].parameters
+
+
+@pytest.mark.parametrize("text", ("/**/policy:\n  ros__parameters: {checkpoint: models/tiny}\n",
+                                  "/**/policy:\n  ros__parameters: {engine: remote, server: 'ws://127.0.0.1:8000'}\n",
+                                  "/**/executor:\n  ros__parameters: {dry_run: true}\n"))
+def test_a_file_may_say_which_policy_moves_a_real_arm_or_that_none_does(tmp_path, text):
+    (tmp_path / "site.yaml").write_text(text)
+    given = {"robot": "172.16.0.2", "params_file": str(tmp_path / "site.yaml")}
+    assert "policy" in by_name("policy", **given)
+    if "dry_run" in text:
+        with pytest.raises(ConfigError, match="models/tiny knows the simulated table only"):
+            by_name("policy", dry_run="false", **given)
+
+
+def test_what_is_typed_wins_though_it_is_the_default(tmp_path):
+    (tmp_path / "site.yaml").write_text("/**/executor: {ros__parameters: {sink: impedance}}\n"
+                                        "/**: {ros__parameters: {use_sim_time: true}}\n")
+    file = str(tmp_path / "site.yaml")
+    found = by_name("teleop", params_file=file)["executor"].parameters
+    assert not {"sink", "use_sim_time"} & set(found)
+    found = by_name("teleop", params_file=file, sink="velocity", use_sim_time="false")["executor"].parameters
+    assert found["sink"] == "velocity" and found["use_sim_time"] is False
+
+
+def test_sections_for_another_namespace_change_nothing(tmp_path):
+    (tmp_path / "both.yaml").write_text("/left/executor: {ros__parameters: {arm_on_start: false, "
+                                        "realtime_config: enforce, mode: async}}\n")
+    right, left = (by_name("sim", namespace=name, params_file=str(tmp_path / "both.yaml"))["executor"].parameters
+                   for name in ("right", "left"))
+    assert right["arm_on_start"] is True and right["realtime_config"] == "ignore"
+    assert not {"arm_on_start", "realtime_config"} & set(left)
+
+
+def test_no_file_arms_an_arm_of_metal(tmp_path):
+    """`vipra config dump sim` says `arm_on_start: true`, and may be taken for a robot."""
+    (tmp_path / "sim.yaml").write_text("/executor: {ros__parameters: {arm_on_start: true}}\n")
+    given = {"robot": "172.16.0.2", "checkpoint": "models/tiny", "params_file": str(tmp_path / "sim.yaml")}
+    assert by_name("policy", **given)["executor"].parameters["arm_on_start"] is False
+    assert by_name("policy", arm_on_start="true", **given)["executor"].parameters["arm_on_start"] is True

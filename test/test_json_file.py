@@ -42,3 +42,17 @@ def test_figures_go_into_a_pipe_and_do_not_replace_it(tmp_path):
 def test_what_no_json_reader_takes_is_null(tmp_path):
     write_json({"a": math.nan, "b": [np.float32(0.5), np.inf], "c": np.array([1.0, -np.inf])}, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [0.5, None], "c": [1.0, None]}
+
+
+def test_figures_go_through_a_link_and_do_not_replace_it(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    json_writer(tmp_path / "link.json")({"a": 1})
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "real.json").read_text()) == {"a": 1}
+
+
+def test_a_folder_that_takes_no_file_is_refused_though_the_file_may_be_written(tmp_path, monkeypatch):
+    (tmp_path / "out.json").write_text("{}")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(ConfigError, match="cannot be written"):
+        json_writer(tmp_path / "out.json")

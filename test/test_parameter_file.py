@@ -3,6 +3,7 @@
 import pytest
 
 from vipra_ros import parameter_file
+from vipra_ros.config import ConfigError
 
 TEXT = """# a site's own file
 /**: {ros__parameters: {rate: 30.0, host: "1.5"}}
@@ -53,3 +54,12 @@ def test_nothing_left(tmp_path):
     path = tmp_path / "p.yaml"
     path.write_text("executor: {ros__parameters: {host: x}}")
     assert list(parameter_file.sections(parameter_file.without(path, {"host"}))) == []
+
+
+def test_parameters_that_are_none_are_named(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("/**: {ros__parameters: 5}")
+    with pytest.raises(ConfigError, match="ros__parameters is 5; write names and values below it"):
+        list(parameter_file.sections(path))
+    path.write_text("'/left(arm': {ros__parameters: {a: 1}}")
+    assert parameter_file.of_node(path, "left", "executor") == {}

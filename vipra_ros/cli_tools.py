@@ -80,7 +80,7 @@ TOOLS = (
             "vipra completion bash",
             (arg("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish"),), to("completion:main")),
     Command("config dump", "Tools", "Every parameter of a system's nodes: its value, and where that comes from.",
-            "vipra config dump policy robot:=172.16.0.2 params_file:=my_robot.yaml",
+            "vipra config dump policy robot:=172.16.0.2 checkpoint:=my_policy params_file:=my_robot.yaml",
             (arg("system", help="policy, teleop, sim or replay"),
              arg("arguments", nargs="*", metavar="name:=value", help="launch arguments, as for vipra up"),
              arg("--json", action="store_true", help="print JSON, with what each parameter means")),

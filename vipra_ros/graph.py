@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vipra_ros import parameter_file
+from vipra_ros import graph_checks, parameter_file
 from vipra_ros.config import ConfigError, share
 from vipra_ros.policy import shipped
 from vipra_ros.policy.deployment import check_folder, mode_of_folder
-from vipra_ros.policy.device import check_device
 from vipra_ros.policy.weights import WEIGHTS
 
 #: Where Fast DDS 3 and 2 look for a profile.
@@ -87,13 +86,13 @@ _ROBOT = (
     Argument("robot", "sim", "'sim' starts a simulated arm; else the address of the arm's control unit"),
 )
 _EXECUTOR = (
-    Argument("profile", "", "robot profile, a file of config/robots without its ending",
+    Argument("profile", "", "robot profile: a name in config/robots or the path of a YAML file",
              node="executor gello demonstrator policy console"),
     Argument("realtime_config", "", "enforce needs a real-time kernel; empty: ignore in simulation, else the "
              "executor's own default", choices=("enforce", "ignore"), node="executor"),
     Argument("dry_run", "", "true: limited commands go to a preview topic, the arm is not moved", bool,
              node="executor"),
-    Argument("arm_on_start", "auto", "arm without being asked; auto: only a simulated robot",
+    Argument("arm_on_start", "auto", "arm without being asked; auto: a simulated robot only, unless the file says no",
              choices=("auto", "true", "false")),
     Argument("mode", "", "async: the next chunk is computed while one runs; sync: the arm stops and waits",
              choices=("sync", "async"), node="executor policy"),
@@ -194,37 +193,8 @@ def resolve(system: str, given: dict[str, str]) -> dict[str, str]:
     for name, text in values.items():
         if text:
             _typed(known[name], text)
-    if values.get("robot", "sim") != "sim":
-        wrong = next((a.name for a in _SIM if values[a.name] != a.default), None)
-        if wrong:
-            raise ConfigError(f"{system}: {wrong}:={values[wrong]} is for robot:=sim only; leave it out")
-    if (values.get("engine") == "remote") != bool(values.get("server")):
-        raise ConfigError(f"{system}: engine:=remote and server:=ws://HOST:PORT go together; add the other one")
-    if values.get("device"):
-        check_device(values["device"])
-    if values.get("expert"):
-        _check_expert(values)
-    elif values.get("episodes"):
-        raise ConfigError(f"{system}: episodes:={values['episodes']} is for the expert; add expert:=push")
-    if values["params_file"] and not Path(values["params_file"]).is_file():
-        raise ConfigError(f"{system}: params_file:={values['params_file']}: no such file")
-    if values.get("gello_config") and not Path(values["gello_config"]).is_file():
-        raise ConfigError(f"{system}: gello_config:={values['gello_config']}: no such file; "
-                          "vipra gello calibrate makes one")
-    if system == "replay" and bool(values["bag"]) == bool(values["dataset"]):
-        raise ConfigError("replay: give one episode; add bag:=FOLDER, or dataset:=FOLDER episode:=NUMBER")
+    graph_checks.check(system, values, {a.name: a.default for a in _SIM})
     return values
-
-
-def _check_expert(values: dict[str, str]) -> None:
-    """The expert knows the simulated scene alone, and needs servos that it can move."""
-    if values["robot"] != "sim" or values["gello"] != "emulated":
-        raise ConfigError(f"teleop: expert:={values['expert']} needs robot:=sim and gello:=emulated")
-    if values["com_port"]:
-        raise ConfigError(f"teleop: com_port:={values['com_port']}: expert brings a port of its own; leave it out")
-    if values["task"] not in ("", values["expert"]):
-        raise ConfigError(f"teleop: task:={values['task']} and expert:={values['expert']}; leave task out")
-    values["task"], values["record"] = values["expert"], values["record"] or "out/teleop"
 
 
 def processes(system: str, given: dict[str, str]) -> list[Process]:
@@ -239,22 +209,22 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     names += [n for n in SYSTEMS[system][2] if n != "recorder" or values["record"]]
     names += ["console"] * (values["console"] == "true")
     names += ["demonstrator"] * bool(values.get("expert"))
-    file = values["params_file"]
-    in_file = {k: v for _, given in (parameter_file.sections(file) if file else ()) for k, v in given.items()}
+    in_file = {name: parameter_file.of_node(values["params_file"], values["namespace"], name) for name in names}
     parameters = {name: {a.name: _typed(a, values[a.name]) for a in arguments(system)
                          if {name, "*"} & set(a.node.split()) and values[a.name]
-                         and not (a.name in in_file and values[a.name] == a.default)} for name in names}
+                         and (given.get(a.name) or a.name not in in_file[name])} for name in names}
     host = values["sim_host"] if simulated else values["robot"]
     armed = simulated if values["arm_on_start"] == "auto" else values["arm_on_start"] == "true"
     parameters["executor"] |= {"host": host}
-    if values["arm_on_start"] != "auto" or "arm_on_start" not in in_file:
+    # An arm of metal is armed by the argument alone: a file may come from a simulation.
+    if given.get("arm_on_start") or not simulated or "arm_on_start" not in in_file["executor"]:
         parameters["executor"]["arm_on_start"] = armed
     if simulated:
-        if "realtime_config" not in in_file:
+        if "realtime_config" not in in_file["executor"]:
             parameters["executor"].setdefault("realtime_config", "ignore")
         parameters["sim"]["host"] = host
-        if "publish_clock" not in in_file:
-            clock = parameters["sim"].get("use_sim_time", in_file.get("use_sim_time", False))
+        if "publish_clock" not in in_file["sim"]:
+            clock = parameters["sim"].get("use_sim_time", in_file["sim"].get("use_sim_time", False))
             parameters["sim"]["publish_clock"] = clock is True
     if "policy" in names:
         if simulated:
@@ -262,8 +232,9 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
         if values["checkpoint"]:
             shipped.resolve(values["checkpoint"])
             check_folder(values["checkpoint"], simulated)
-            if not values["mode"] and "mode" not in in_file and mode_of_folder(values["checkpoint"]) == "sync":
-                parameters["executor"]["mode"] = parameters["policy"]["mode"] = "sync"
+            if not values["mode"] and mode_of_folder(values["checkpoint"]) == "sync":
+                for name in ("executor", "policy"):
+                    parameters[name] |= {} if "mode" in in_file[name] else {"mode": "sync"}
     if values.get("expert"):
         # One port a robot, as there is one address; both sides learn it here.
         port = str(Path(tempfile.gettempdir(), f"gello-{values['sim_host']}"))

@@ -27,7 +27,7 @@ def json_writer(path: str | Path | None) -> Callable[[object], None]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give a file in a folder that can be written") from None
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_dir() or not os.access(path if _stays(path) else path.parent, os.W_OK):
         raise ConfigError(f"{path} cannot be written; give a file in a folder that can be")
     return lambda figures: write_json(figures, path)
 
@@ -36,10 +36,15 @@ def write_json(figures: object, path: str | Path) -> None:
     """Write `figures`, a regular file in whole; NaN becomes null, so that every JSON reader takes it."""
     path = Path(path)
     text = json.dumps(clean(figures), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if path.exists() and not path.is_file():  # a pipe, /dev/stdout: nothing can take its place
+    if _stays(path):
         path.write_text(text, encoding="utf-8")
     else:
         write_whole(path, text)
+
+
+def _stays(path: Path) -> bool:
+    """Whether nothing may take the place of `path`, which is there: a pipe, a device, a link, /dev/stdout."""
+    return path.exists() and (path.is_symlink() or not path.is_file())
 
 
 def clean(value):

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from vipra_ros.config import read_yaml
+from vipra_ros.config import ConfigError, read_yaml
 
 PARAMETERS = "ros__parameters"
 
@@ -24,15 +24,30 @@ def sections(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name, with a leading slash, and dotted parameters of each section.
 
     Raises:
-        ConfigError: the file is not there, or no YAML mapping.
+        ConfigError: the file is not there, or no YAML mapping, or a section's parameters are none.
     """
-    yield from _sections(read_yaml(path), "")
+    for name, given in _sections(read_yaml(path), ""):
+        if not isinstance(given, dict):
+            raise ConfigError(f"{path}: {name}: {PARAMETERS} is {given!r}; write names and values below it")
+        yield name, _flat(given)
 
 
-def _sections(table: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def of_node(path: str | Path, namespace: str, node: str) -> dict[str, Any]:
+    """The parameters that a node gets, as the last of its sections in the file says; none without a path."""
+    found = sections_of(path, namespace, node) if path else ()
+    return {name: value for _, given in found for name, value in given.items()}
+
+
+def sections_of(path: str | Path, namespace: str, node: str) -> list[tuple[str, dict[str, Any]]]:
+    """Those of `sections` that are for a node."""
+    name = "/" + "/".join(part for part in (namespace.strip("/"), node) if part)
+    return [section for section in sections(path) if matches(section[0], name)]
+
+
+def _sections(table: dict[str, Any], name: str) -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
         if key == PARAMETERS:
-            yield name or "/", _flat(value or {})
+            yield name or "/", {} if value is None else value
         elif isinstance(value, dict):
             yield from _sections(value, f"{name}/{str(key).strip('/')}")
 
@@ -46,7 +61,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def matches(section: str, node: str) -> bool:
     """Whether `section` is for the node of this full name: `*` is one part of a name, `**` any number of them."""
-    return re.fullmatch(section.replace("/*", r"(/\w+)"), node) is not None
+    return re.fullmatch(re.escape(section).replace(r"/\*", r"(/\w+)").replace(r"\*", "*"), node) is not None
 
 
 def without(path: str | Path, names: Collection[str]) -> str:

@@ -164,6 +164,7 @@ def test_home_goes_through_the_limiter_and_ends_idle(make_rig):
     rig.tick()
     assert rig.core.machine.state is State.RUNNING
     assert rig.offer(sine).reason is Reason.NOT_READY
+    assert rig.core.arm(rig.now).message == "cannot arm in RUNNING; it is on its way home; wait until it stands (IDLE)"
     rig.run(float(result.message.split()[-2]) + 0.3)
     assert rig.core.machine.state is State.IDLE
     assert rig.samples[-1] == pytest.approx(HOME, abs=5e-3)

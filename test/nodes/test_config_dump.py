@@ -35,7 +35,8 @@ def test_origins(capsys, tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("/**:\n  ros__parameters:\n    speed: 0.5\nexecutor:\n  ros__parameters:\n    host: 10.0.0.1\n"
                     "    home_speed: 0.2\npolicy:\n  ros__parameters:\n    history: {tolerance: 0.08}\n")
-    code, out, _ = dump(capsys, "policy", "robot:=172.16.0.9", "rate:=2", f"params_file:={file}", "--json")
+    code, out, _ = dump(capsys, "policy", "robot:=172.16.0.9", "checkpoint:=models/tiny", "rate:=2",
+                        f"params_file:={file}", "--json")
     table = json.loads(out)
     executor, policy = table["executor"], table["policy"]
     assert not code and "sim" not in table

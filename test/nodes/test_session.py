@@ -13,12 +13,10 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from std_srvs.srv import Trigger
 from vipra_ros.msg import ExecutorStatus
 
 from vipra_ros.nodes import session as sessions
 from vipra_ros.nodes.session import Session
-from vipra_ros.nodes.spinner import lone_node
 from vipra_ros.nodes.system import SessionError, System, own_domain
 from vipra_ros.sim import scene, tasks
 
@@ -62,21 +60,34 @@ def test_a_system_that_cannot_start_says_why(unused_ros_domain, tmp_path):
             session.close()
 
 
+OTHER = """
+import sys
+from std_srvs.srv import Trigger
+from vipra_ros.nodes.spinner import lone_node
+
+node = lone_node("executor", int(sys.argv[1]), "left")
+node.create_service(Trigger, "executor/arm", lambda request, response: response)
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_simulated_run_goes_nowhere_near_another_executor(monkeypatch, unused_ros_domain):
     """A service request reaches every server of its name: `executor/arm` would arm an arm of metal too."""
     domain = unused_ros_domain + 1
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     assert own_domain() == domain  # nobody is there
-    node = lone_node("executor", domain, "left")
-    node.create_service(Trigger, "executor/arm", lambda request, response: response)
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(domain)], text=True, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
     try:
+        other.stdout.readline()
         with pytest.raises(SessionError, match=f"an executor is in ROS domain {domain}.*unset ROS_DOMAIN_ID"):
             System("models/tiny")
         monkeypatch.delenv("ROS_DOMAIN_ID")
         assert 1 <= own_domain() <= 100 and os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     finally:
-        node.destroy_node()
-        node.context.shutdown()
+        other.kill()
+        other.wait()
 
 
 KILLED = """

@@ -156,6 +156,8 @@ class Operator:
             remedy = "call executor/arm first" if what == "hold" else "there is nothing to recover from"
         elif what == "recover":
             remedy = "there is no fault"
+        elif self._homing and what in ("arm", "go home"):
+            remedy = "it is on its way home; wait until it stands (IDLE)"
         return Result(False, f"cannot {what} in {self.machine.state.name}; {remedy}")
 
     def _fresh_start(self) -> None:

@@ -60,8 +60,10 @@ def train(
     config = configure(preset, overrides or {})
     out, opened = Path(out), open_dataset(dataset)
     start = _start(init)
-    if config.lora_rank and start is None:
-        raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
+    if config.lora_rank:
+        if start is None:
+            raise ConfigError(f"finetune: lora_rank = {config.lora_rank} adapts what is there; give --init, or 0")
+        lora.package(config.lora_rank)
     vq = _quantiser(config, start, init)
     identity = tokenise.quantiser_hash(vq)
     # Whatever could be refused is, before hours of coding frames.
@@ -188,6 +190,8 @@ def _fitting(config: Finetune, start: Start | None, wanted: PolicyConfig) -> Pol
     """`wanted`, with the rows that a policy which is gone on with keeps; ConfigError if the start does not fit it."""
     if isinstance(start, LWMFolder):
         start.check(wanted, lambda: make_policy(wanted))
+    if isinstance(start, Pretrained):
+        start.check(wanted, config.pretrain_stride, config.prompt)
     if not isinstance(start, Checkpoint):
         return wanted
     known = start.config.policy

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -20,21 +21,27 @@ from vipra_ros.model.policy import Perception
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def package(rank: int) -> ModuleType:
+    """peft; ConfigError when it is not installed."""
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"finetune: lora_rank = {rank} needs {error.name}: pip install '.[lora]'") from None
+    return peft
+
+
 def attach(policy: Perception, rank: int, alpha: float) -> None:
     """Freeze trunk and tables and put updates of `rank` beside the trunk's matrices, zero at first.
 
     Raises:
         ConfigError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"finetune: lora_rank = {rank} needs {error.name}: pip install '.[lora]'") from None
+    peft = package(rank)
     with torch.device("meta"):
         seen = {name for name, _ in Perception(policy.config).named_parameters()}
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name not in seen)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS)), policy.trunk)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS)), policy.trunk)
 
 
 @contextlib.contextmanager

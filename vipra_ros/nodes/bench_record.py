@@ -60,8 +60,8 @@ def run(seconds: float = 60.0, raw_seconds: float = 20.0, out: str = "", json_pa
 def measure(kind: str, seconds: float, folder: Path) -> dict:
     """Record `seconds` of the cameras, `kind` compressed or raw, into `folder`."""
     folder.mkdir(parents=True)
-    environment = {**os.environ, **graph.environment("recorder", simulated=True)}
     with System(system="sim", log=folder / "system.log") as system:
+        environment = {**os.environ, **graph.environment("recorder", simulated=True)}
         environment["ROS_DOMAIN_ID"] = str(system.domain)
         session = Session(system.domain, system.check)
         recorder = _recorder(kind, folder, environment)

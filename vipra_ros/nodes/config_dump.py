@@ -49,8 +49,7 @@ def values(process: graph.Process) -> list[Value]:
         ConfigError: a value is of a wrong type or out of range, or the node does not know the parameter.
     """
     name, file = process.executable, process.params_file
-    full = "/" + "/".join(part for part in (process.namespace.strip("/"), name) if part)
-    sections = [s for s in parameter_file.sections(file) if parameter_file.matches(s[0], full)] if file else []
+    sections = parameter_file.sections_of(file, process.namespace, name) if file else []
     given = {k: v for _, parameters in sections for k, v in parameters.items()}
     found, known = [], set()
     for path in TABLES[name]:

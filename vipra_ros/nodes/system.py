@@ -20,8 +20,11 @@ from vipra_ros.up import end_with_parent
 
 #: s that a system is given to end after an interrupt.
 END_TIMEOUT = 6.0
-#: s in which an executor that is there is heard of.
-LOOK = 1.0
+#: s in which an executor that is there is heard of: Fast DDS says every 3 s who is there, and what it says at the start
+#: of another one may be lost.
+LOOK = 5.0
+#: s for a domain drawn at random, in which nobody is expected.
+GLANCE = 1.0
 #: Hz; the rate of the data sets, half of the sim node's default.
 CAMERA_RATE = 15.0
 #: ROS parameters. The simulated arm, its controller, its cameras and the policy share this machine's cores: pictures
@@ -55,18 +58,18 @@ def own_domain() -> int:
     asked = os.environ.get("ROS_DOMAIN_ID")
     # Other runs on this machine start in the same second: no fixed order.
     for domain in [int(asked)] if asked else random.sample(range(1, 101), 100):
-        if not _executors(domain):
+        if not _executors(domain, LOOK if asked else GLANCE):
             return domain
     raise SessionError(f"an executor is in ROS domain {asked or 1} of this computer, and would be commanded too; end "
                        "it, or unset ROS_DOMAIN_ID (or set another one)")
 
 
-def _executors(domain: int) -> bool:
+def _executors(domain: int, seconds: float) -> bool:
     from vipra_ros.nodes.spinner import lone_node  # rclpy; the rest of this module goes without
 
     node = lone_node("looking", domain)
     try:
-        end = time.monotonic() + LOOK
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             # Node by node: the list of all services has those with a client alone too, a console's.
             for name, namespace in node.get_node_names_and_namespaces():

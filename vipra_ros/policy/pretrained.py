@@ -102,7 +102,16 @@ class Pretrained:
                    read_notice(path))
 
     def start_policy(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> FlowPolicy | DiscretePolicy:
-        """A policy with this trunk and these tables; its action parts are fresh.
+        """A policy with this trunk and these tables; its action parts are fresh. Arguments and errors as `check`."""
+        self.check(wanted, frame_stride, prompt)
+        policy = make_policy(wanted)
+        shared = policy.state_dict().keys() & self.model.state_dict().keys()
+        with torch.no_grad():
+            policy.load_state_dict({k: v for k, v in self.model.state_dict().items() if k in shared}, strict=False)
+        return policy
+
+    def check(self, wanted: PolicyConfig, frame_stride: int, prompt: str) -> None:
+        """Whether such a policy may start from this.
 
         Args:
             frame_stride: stride of pre-training that fine-tuning is configured for.
@@ -119,8 +128,3 @@ class Pretrained:
             if mine != theirs:
                 raise ConfigError(f"finetune: {name} = {theirs!r}, `init` was pre-trained with {mine!r}; "
                                   "make them the same")
-        policy = make_policy(wanted)
-        shared = policy.state_dict().keys() & self.model.state_dict().keys()
-        with torch.no_grad():
-            policy.load_state_dict({k: v for k, v in self.model.state_dict().items() if k in shared}, strict=False)
-        return policy
