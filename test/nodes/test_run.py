@@ -1,5 +1,6 @@
 """The life that nodes share."""
 
+import signal
 import subprocess
 import sys
 
@@ -32,3 +33,25 @@ print("failure:", serve(None, "deaf", Deaf)[1], flush=True)
 def test_a_node_whose_callbacks_have_died_ends(unused_ros_domain):
     done = subprocess.run([sys.executable, "-c", NODE], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["put away", "failure: division by zero"], done.stderr
+
+
+#: A node that waits for something that is not there.
+WAITING = """
+import time
+from vipra_ros.nodes.run import serve
+
+def make():
+    print("waiting", flush=True)
+    time.sleep(60)
+
+serve(None, "waiting", make)
+"""
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_a_node_that_waits_for_its_arm_ends_when_it_is_told_to(unused_ros_domain, number):
+    child = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "waiting\n"
+    child.send_signal(number)
+    _, said = child.communicate(timeout=20)
+    assert child.returncode == 0 and said == ""

@@ -97,6 +97,19 @@ def test_an_arm_that_is_not_heard_is_not_called_back_to_where_it_was():
     assert len(sent) == 3, "what was sent has ended"
 
 
+def test_a_stop_too_short_to_be_told_ends_what_was_published_before():
+    sent, node = [], SimpleNamespace(get_clock=Clock)
+    node.create_publisher = lambda *_: SimpleNamespace(publish=sent.append)
+    node.create_subscription = lambda *_: None
+    arm = TrajectoryArm(node, PROFILE, "trajectory", "states")
+    q, dq = np.array(PROFILE.home_q), np.full(7, 0.004)
+    arm._on_states(JointState(name=list(PROFILE.joint_names), position=list(q), velocity=list(dq)))
+    now = time.monotonic()
+    arm.stream([Waypoint(now + 0.5, q + 0.1, dq), Waypoint(now + 1.0, q + 0.5, np.zeros(7))], now)
+    arm.stream([Waypoint(now + 0.003, q, np.zeros(7))], now)
+    assert len(sent) == 2 and len(sent[1].points) == 1 and max(np.abs(sent[1].points[0].positions - q)) < 0.01
+
+
 def test_chunks_reach_a_controller_and_its_end_is_a_fault(unused_ros_domain, tmp_path):
     client = Client(unused_ros_domain)
     controller = Controller(unused_ros_domain)

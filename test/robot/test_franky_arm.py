@@ -433,6 +433,44 @@ def test_a_wish_that_waits_is_withdrawn():
         hand.close()
 
 
+def test_a_command_that_failed_may_be_tried_again():
+    begun = []
+
+    class Unhomed:
+        """Refuses until somebody has homed it."""
+
+        width, homed = 0.04, False
+
+        def grasp_async(self, *_):
+            begun.append(-1.0)
+            if not self.homed:
+                raise RuntimeError("not homed")
+            return self
+
+        def wait(self, timeout):
+            return True
+
+        def get(self):
+            return True
+
+    device = Unhomed()
+    hand, end = FrankyHand("nowhere", 0.08, connect=lambda host: device), time.monotonic() + 5.0
+    try:
+        hand.command(-1.0)
+        while not hand.error and time.monotonic() < end:
+            time.sleep(0.01)
+        assert "not homed; home it in Desk" in hand.error and np.isnan(hand.cancel())
+        time.sleep(0.7)
+        assert begun == [-1.0]  # not by itself
+        device.homed = True
+        hand.command(-1.0)
+        while hand.error and time.monotonic() < end:
+            time.sleep(0.01)
+        assert begun == [-1.0, -1.0] and hand.error == ""
+    finally:
+        hand.close()
+
+
 def test_a_hand_that_was_silent_works_again_and_forgets_what_it_was_asked():
     host = "127.0.7.31"
     with TableServer(host) as server:

@@ -50,8 +50,12 @@ def absolute(profile: RobotProfile, action_space: str, rows: np.ndarray, base: n
     return out
 
 
-def way_home(profile: RobotProfile, q: np.ndarray, share: float, period: float) -> np.ndarray:
-    """Rows (n, 7), `period` s apart, from `q` (7,) straight to the home pose.
+#: Rows of the way home, planned at once, while an operator's stop waits; s between those of a short way.
+HOME_ROWS, HOME_PERIOD = 200, 1 / 15
+
+
+def way_home(profile: RobotProfile, q: np.ndarray, share: float) -> tuple[np.ndarray, float]:
+    """Rows (n, 7) from `q` (7,) straight to the home pose, and the s between them.
 
     Planned with `share` of the velocity limit and half the others, so the limiter has nothing to change;
     two rows more than needed let it settle.
@@ -62,5 +66,7 @@ def way_home(profile: RobotProfile, q: np.ndarray, share: float, period: float) 
     i.max_velocity, i.max_acceleration, i.max_jerk = share * velocity, 0.5 * acceleration, 0.5 * jerk
     trajectory = ruckig.Trajectory(JOINTS)
     ruckig.Ruckig(JOINTS).calculate(i, trajectory)
+    period = max(HOME_PERIOD, trajectory.duration / HOME_ROWS)
     count = max(1, int(np.ceil(trajectory.duration / period))) + 2
-    return np.array([trajectory.at_time(min((k + 1) * period, trajectory.duration))[0] for k in range(count)])
+    rows = [trajectory.at_time(min((k + 1) * period, trajectory.duration))[0] for k in range(count)]
+    return np.array(rows), period

@@ -183,7 +183,7 @@ class ExecutorCore(Intake, Operator):
         self._fresh.clear()
 
     def _drive_hand(self, now: float) -> None:
-        row = next((r for r in self.timeline.executable() if r.time > now + 1e-6), None)
+        row = self.timeline.running(now)
         if row is None or self._homing or row.time - self.timeline.period > now + 1e-6:
             return
         if self._opening.changes(now, row.gripper):
@@ -197,15 +197,18 @@ class ExecutorCore(Intake, Operator):
         if points:
             self._send(lambda: self.sink.stream(points, now), now)
 
-    def _send(self, action: Callable[[], None], now: float) -> None:
+    def _send(self, action: Callable[[], None], now: float) -> bool:
+        """Whether the arm's side took it; else it is a fault."""
         try:
             action()
+            return True
         except Exception as error:
             self._fault(
                 FaultCode.SINK,
                 f"{type(error).__name__}: {error}; look at the arm, then call executor/recover",
                 now,
             )
+            return False
 
     def _stop_for(self, event: Event, now: float, reason: str = "") -> None:
         """Take the event; if it ends a motion, brake within the limits."""
@@ -218,7 +221,10 @@ class ExecutorCore(Intake, Operator):
             self._void = now
         if before is State.RUNNING and moving:
             self._reference = self.limiter.stop(self._reference.since(now - HISTORY), now)
-            self._stream(now)
+            if self._reference.waypoints_after(now):
+                self._stream(now)
+            else:  # at rest between two rows: nothing to brake, but the sink has what comes behind them
+                self._send(lambda: self.sink.stop(now), now)
 
     def _quiet(self) -> None:
         self.timeline.clear()

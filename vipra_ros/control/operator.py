@@ -6,6 +6,7 @@ answers at once with a :class:`Result`; a refusal says what to do instead.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,11 @@ import numpy as np
 from vipra_ros.control.actions import way_home
 from vipra_ros.control.guard import Event, State
 from vipra_ros.control.reference import Reference
-from vipra_ros.control.status import NAN
 
-#: s between the rows of the way home.
-HOME_PERIOD = 1 / 15
 #: rad/s; arming needs an arm that stands still.
 STILL = 0.05
+#: s in which the loop reads an arm that was connected anew.
+POSE_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,14 @@ class Operator:
         """Limited stop, then IDLE. Never waits for anything."""
         with self._lock:
             if not self.machine.can(Event.STOP):
-                self._send(lambda: self.sink.stop(now), now)
+                if not self._send(lambda: self.sink.stop(now), now):
+                    return self._unheard()
                 return Result(True, f"already in {self.machine.state.name}; the arm was told to stop once more")
             self._stop_for(Event.STOP, now)
             if self.machine.state is State.IDLE:
                 self._send(lambda: self.sink.stop(now), now)
+            if self.machine.state is State.FAULT:
+                return self._unheard()
             return Result(True, "stopping" if self.machine.state is State.STOPPING else "stopped")
 
     def hold(self, now: float) -> Result:
@@ -81,12 +84,12 @@ class Operator:
             self._fresh_start()
             self._void = now
             share = 0.9 * self.settings.home_speed * self.settings.speed
-            rows = way_home(self.profile, self._reference.at(now)[0], share, HOME_PERIOD)
+            rows, period = way_home(self.profile, self._reference.at(now)[0], share)
             self.machine.fire(Event.HOME)
             self._homing = self._dirty = True
             self.timeline.add(
                 stamp=now,
-                period=HOME_PERIOD,
+                period=period,
                 q=rows,
                 gripper=np.zeros(len(rows)),
                 execute=len(rows),
@@ -98,7 +101,7 @@ class Operator:
             if self.settings.home_gripper == "open":
                 self._opening.set(now, 1.0)
                 self._send(lambda: self.hand.command(1.0), now)
-            return Result(True, f"going home in {len(rows) * HOME_PERIOD:.1f} s")
+            return Result(True, f"going home in {len(rows) * period:.1f} s")
 
     def recover(self, now: float) -> Result:
         """Leave FAULT: clear the arm's error, start over from the measured pose. Never resumes by itself.
@@ -116,6 +119,7 @@ class Operator:
                 error = str(failure)
             if error:
                 return Result(False, f"the robot does not recover: {error}")
+            self._await_pose()
         with self._lock:
             if not self._seen:
                 return Result(False, "the arm's pose cannot be read; check the connection to the robot")
@@ -129,8 +133,8 @@ class Operator:
         with self._lock:
             if not self.machine.can(Event.RESET):
                 return self._refused("reset")
-            if self.machine.state is not State.IDLE:
-                self._send(lambda: self.sink.stop(now), now)
+            if self.machine.state is not State.IDLE and not self._send(lambda: self.sink.stop(now), now):
+                return self._unheard()
             self.machine.fire(Event.RESET)
             self._new_epoch()
             self._opening.forget()
@@ -160,11 +164,20 @@ class Operator:
             remedy = "it is on its way home; wait until it stands (IDLE)"
         return Result(False, f"cannot {what} in {self.machine.state.name}; {remedy}")
 
+    def _unheard(self) -> Result:
+        return Result(False, f"the arm could not be told: {self.machine.reasons[-1]}; use the emergency stop")
+
+    def _await_pose(self) -> None:
+        """Wait for the first pass of the loop that reads an arm which has just been reconnected."""
+        end = time.monotonic() + POSE_TIMEOUT
+        while not self._seen and time.monotonic() < end:
+            time.sleep(0.01)
+
     def _fresh_start(self) -> None:
         self._quiet()
         self.validator.forget()
         self._watch.clear()
-        self._counted = NAN
+        self._counted = self._tick_time  # the rows of the motion before have been counted
 
     def _new_epoch(self) -> None:
         self.epoch += 1

@@ -183,6 +183,12 @@ class Timeline:
         """The queue, lookahead included."""
         return tuple(self._rows)
 
+    def running(self, now: float) -> Row | None:
+        """The executable row that is being executed, or comes next; a chunk may have taken it out of the queue."""
+        if self._passed is not None and self._passed.time > now + _EPS:
+            return self._passed
+        return next((r for r in self._rows if r.executable and r.time > now + _EPS), None)
+
     def executable(self) -> tuple[Row, ...]:
         """The rows that may be executed: what the limiter gets and what is published as committed."""
         return tuple(r for r in self._rows if r.executable)

@@ -105,7 +105,7 @@ class ExecutorNode(Node):
         )
         if settings.deadman_timeout > 0:
             self.create_subscription(Bool, "executor/deadman", self._on_deadman, LATEST)
-        self._commanded = False
+        self._commanded, self._orders = False, threading.Lock()
         for name in ("recover", "reset", "arm", "home", "hold", "stop"):
             # One thread serves all: a stop may wait for a recovery, about a second in which nothing can move. What has
             # come meanwhile is served in the order of this list, so a stop has the last word.
@@ -185,7 +185,8 @@ class ExecutorNode(Node):
 
         def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             del request
-            self._commanded = True
+            with self._orders:
+                self._commanded = True
             other = "" if command in safe else self._other()
             result = Result(False, other) if other else command(time.monotonic())
             response.success, response.message = result.success, result.message
@@ -255,7 +256,7 @@ class ExecutorNode(Node):
                            f"use_sim_time to false" if stood else "")
                 self.core.tick(now, state)
                 if self.settings.arm_on_start and not armed:  # no longer, once an operator has said anything
-                    armed = self._commanded or not self._other() and self.core.arm(time.monotonic()).success
+                    armed = self._arm_unasked()
                 self._publish(state)
                 status = self.core.status
                 said = (status.state, status.reasons, status.rejected, tuple(self._notes.values()))
@@ -268,6 +269,12 @@ class ExecutorNode(Node):
                 time.sleep(max(0.0, due - time.monotonic()))
         except Exception as error:  # a dead loop must end the process: main sees it
             self.failure = error
+
+    def _arm_unasked(self) -> bool:
+        """Arm, unless an operator has spoken, whose stop must not be undone; whether that is settled."""
+        alone = not self._other()
+        with self._orders:
+            return self._commanded or alone and self.core.arm(time.monotonic()).success
 
     def _note(self, key: str, text: str) -> None:
         if text:

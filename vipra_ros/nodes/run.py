@@ -59,8 +59,16 @@ def serve(args: list[str] | None, name: str, make: Callable[[], Any],
         SystemExit: it could not be made; one line says why.
     """
     ending = begin(args)
+    handler = signal.getsignal(signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # an arm is waited for, and nothing moves yet
+        signal.signal(number, signal.default_int_handler)
     try:
         node = make()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+    except KeyboardInterrupt:
+        rclpy.try_shutdown()
+        raise SystemExit(0) from None
     except (ConfigError, RuntimeError) as error:
         print(f"{name}: {error}", flush=True)
         rclpy.try_shutdown()

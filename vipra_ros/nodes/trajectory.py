@@ -62,11 +62,13 @@ class TrajectoryArm:
         return replace(self._state, in_control=listened, error=error)
 
     def stream(self, waypoints: Sequence[Waypoint], now: float) -> None:
-        """Publish the waypoints that lie ahead."""
+        """Publish the waypoints that lie ahead; where none does, brake."""
         now = max(now, time.monotonic())
         points = [w for w in waypoints if w.time > now + LEAST]
         if points:
             self._publish(points, now)
+        else:  # it ends too soon to be told, and what was published before does not
+            self.stop(now)
 
     def stop(self, now: float) -> None:
         """Brake evenly with the profile's acceleration.

@@ -121,12 +121,20 @@ class FrankyHand:
                 self._look()
                 if monotonic() - start > self._timeout:
                     self._gripper.stop_async()
-                    self._failed = f"hand did not finish in {self._timeout} s; was stopped, look at its fingers"
+                    self._fail(opening, f"hand did not finish in {self._timeout} s; was stopped, look at its fingers")
                     return
             future.get()  # a failed grasp returns False: nothing between the fingers is no error
             self._failed = ""
         except Exception as error:
-            self._failed = f"hand: {error}; home it in Desk"
+            self._fail(opening, f"hand: {error}; home it in Desk")
+
+    def _fail(self, opening: float, text: str) -> None:
+        """It was not done: the same wish is one to try once it is made again, after a stop and `executor/reset`."""
+        self._failed = text
+        with self._wake:
+            self._done = None
+            if self._wanted == opening:
+                self._wanted = None
 
     def _look(self) -> None:
         try:
