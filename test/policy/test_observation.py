@@ -96,3 +96,12 @@ def test_memory_is_bounded():
     assert len(history._cameras["front"].stamps) <= 60 * (1.0 + 2 / 15) + 2
     history.clear()
     assert history.select(now).frames == {}
+
+
+def test_one_picture_does_not_stand_for_two_times():
+    """A camera slower than the frames of an observation: they would carry no motion."""
+    history = FrameHistory(["front"], (-1 / 30, 0.0))
+    for i in range(12):
+        history.add("front", 1.0 + i / 10, image(i))
+    chosen = history.select(2.12)
+    assert "one picture stands for two times; the policy needs one every 0.033 s" in chosen.reasons[0]

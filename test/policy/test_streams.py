@@ -56,6 +56,19 @@ def test_joints_nearest_in_time():
     assert joints.at(-5.0, 2, 0.1).shape == (2, 8)  # older than all: the oldest kept
 
 
+def test_joints_far_from_the_frame_are_told():
+    joints = JointHistory()
+    for i in range(100):
+        joints.add(10 + i / 100, np.zeros(8))
+    of = dict(count=7, period=1 / 15, stale=0.5, tolerance=0.05)
+    assert joints.problem(10.99, 10.98, **of) == ""
+    assert joints.problem(10.2, 10.02, **of) == ""  # there was none before the first
+    assert "nearest is 0.210 s from the frame (tolerance 0.05 s); compare" in joints.problem(11.2, 11.2, **of)
+    assert "nearest is 5.000 s" in joints.problem(5.0, 5.0, **of)  # the executor's clock is ahead
+    assert joints.problem(11.2, float("nan"), **of) == ""  # no frame yet
+    assert "newest is 1.01 s old" in joints.problem(12.0, 12.0, **of)
+
+
 def test_a_single_vector_serves_every_time():
     joints = JointHistory()
     joints.add(5.0, np.ones(8))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vipra_ros.policy.text import PAPER_PROMPT, Prompt, TokenizerError, train_word_tokenizer
+from vipra_ros.policy.text import MOST_TOKENS, PAPER_PROMPT, REMEMBERED, Prompt, TokenizerError, train_word_tokenizer
 
 TASKS = ["reach above the red cube", "push the green cube into the blue zone", "Lift the blue cube!"]
 
@@ -53,3 +53,17 @@ def test_unusable_tokenizers_are_refused(tmp_path):
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(TokenizerError, match="tokenizer.json"):
         Prompt.load(tmp_path / "t.json", "{task}", False)
+
+
+def test_an_instruction_of_marks_alone_is_not_understood():
+    prompt = Prompt(train_word_tokenizer(["lift the red cube"]), "{task}", False)
+    assert prompt.strange_words("lift the red cube.") == () and prompt.strange_words("lift the mug.") == ("mug",)
+    assert prompt.strange_words("???") == ("?", "?", "?") and prompt.strange_words("\N{ROBOT FACE}") != ()
+
+
+def test_few_instructions_are_remembered():
+    prompt = Prompt(train_word_tokenizer(["go"]), "{task}", False)
+    for n in range(REMEMBERED + 10):
+        prompt.before(f"go {n}")
+    assert len(prompt._known) == REMEMBERED and len(prompt.before("go " * 500)) > MOST_TOKENS
+    assert len(prompt._known) == REMEMBERED

@@ -1,4 +1,4 @@
-"""Requests of strangers to `vipra serve`: every one is answered, or refused with a WireError or ObservationError."""
+"""Requests of strangers to `vipra serve`: every one is answered, or refused with a WireError, ObservationError or NoAnswer."""
 
 import msgpack
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.engine import load_engine
-from vipra_ros.policy.observation import ObservationError
+from vipra_ros.policy.observation import NoAnswer, ObservationError
 from vipra_ros.policy.pictures import to_jpeg
 from vipra_ros.serving.batching import Answer
 from vipra_ros.serving.contract import Contract
@@ -34,7 +34,7 @@ def server(micro_checkpoint):
 
 
 def ask(server, raw):
-    with watched(WireError, ObservationError):
+    with watched(WireError, ObservationError, NoAnswer):
         request = read_request(raw, server.contract)
         answer = Answer(server.engine.infer(request.observation, request.seed), 0.0, 0.0, 1)
         assert np.isfinite(decode(write_reply(request, answer, {}, server.contract))["actions"]).all()

@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -76,10 +78,12 @@ def test_step_step_bytes_and_reset(serving, engine, observation):
     ("/step", {"image": [[[[0, 0, 0]]]], "task_description": "go"}, "", 400, "expected 2 images"),
     ("/step", {"image": [[[[0, 0, 256]]]] * 2, "task_description": "go"}, "", 400, "beyond 0 .. 255"),
     ("/step", {"image": [[[[0, 0, 0.5]]]] * 2, "task_description": "go"}, "", 400, "whole numbers"),
-    ("/step", {"image": [[[[0, 0]], [[0, 0, 0]]]] * 2, "task_description": "go"}, "", 400, "different lengths"),
+    ("/step", {"image": [[[[0, 0]], [[0, 0, 0]]]] * 2, "task_description": "go"}, "", 400, "lists of the same length"),
     ("/step", {"image": [[[[0, 0, 0]]]] * 2, "task_description": 3}, "", 400, "in words"),
     ("/step", {"image": [[[[0, 0, 0]]]] * 2, "task_description": "go", "seed": -1}, "", 400, "seed = -1"),
     ("/step", {"image": [[[[0, 0, 0]]]] * 2, "task_description": "go", "proprio": [["x"]]}, "", 400, "proprio"),
+    ("/step", {"image": [[[[0, 0, 0]]]] * 2, "task_description": "go", "proprio": ["x" * 10**6] + [""] * 10**4}, "",
+     400, "proprio: expected numbers"),
     ("/step_bytes", b"image0", "application/octet-stream", 400, "multipart/form-data"),
     ("/step_bytes", *form(image0=b"no", image1=b"image", task_description=b"go"), 400, "are no image"),
     ("/step_bytes", *form(image0=b"one", task_description=b"go"), 400, "image1 is missing"),
@@ -102,6 +106,33 @@ def served(engine):
 
     with _serving(engine, http_port=0) as (server, _):
         yield server
+
+
+def test_who_hangs_up_makes_place_and_is_not_computed_for(serving, engine):
+    asked, free = [], threading.Event()
+
+    class Slow:
+        checkpoint, batches = engine.checkpoint, False
+
+        def infer(self, observation, seed=None):
+            asked.append(observation)
+            free.wait(10.0)
+            return engine.infer(observation, seed)
+
+    picture = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    body, kind = form(image0=picture, image1=picture, task_description=WORDS.encode())
+    head = f"POST /step_bytes HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving(Slow(), http_port=0) as (server, _):
+        for _ in range(5):
+            with socket.create_connection((server.access.host, server.http_port)) as client:
+                client.sendall(head.encode() + body)
+                time.sleep(0.2)
+        end = time.monotonic() + 5.0
+        while server.health()["connections"] and time.monotonic() < end:
+            time.sleep(0.05)
+        assert server.health()["connections"] == 0
+        free.set()
+    assert len(asked) == 1  # the first was under way
 
 
 def test_token_and_size_are_looked_at_before_the_body(serving, engine):

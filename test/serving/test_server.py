@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -238,6 +239,65 @@ def test_a_late_answer_is_dropped_and_the_next_one_is_right(serving, engine, obs
         slow.seconds = 0.0
         time.sleep(1.5)  # the late answer is out by now
         assert np.array_equal(remote.infer(observation, 2).actions, engine.infer(observation, 2).actions)
+
+
+def test_an_error_in_the_policy_is_no_end(serving, engine, observation):
+    """Out of memory once: the next request may be a better one, and the robot's policy lives on."""
+    class Once(Slow):
+        failed = False
+
+        def infer(self, observation, seed=None):
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("CUDA out of memory")
+            return super().infer(observation, seed)
+
+    with serving(Once(engine)) as (_, uri):
+        remote = RemoteEngine(Server(uri))
+        with pytest.raises(NoAnswer, match="RuntimeError in the policy: CUDA out of memory"):
+            remote.infer(observation, 1)
+        assert np.array_equal(remote.infer(observation, 2).actions, engine.infer(observation, 2).actions)
+
+
+def test_an_instruction_without_end_is_asked_to_be_shorter(serving, engine, observation):
+    long = dataclasses.replace(observation, instruction="!" * 60_000)
+    with pytest.raises(NoAnswer, match="tokens, 128 at most; say it in fewer words"):
+        engine.infer(long, 1)
+    with serving(engine) as (_, uri):
+        remote = RemoteEngine(Server(uri))
+        with pytest.raises(NoAnswer, match="128 at most"):
+            remote.infer(long, 1)
+        assert remote.infer(observation, 2).actions.shape == (14, 8)
+
+
+def test_a_peer_that_takes_no_bytes_costs_the_deadline_with_tls_too(engine, observation, tmp_path):
+    """A robot whose network is gone: a send under TLS has no end of its own."""
+    from websockets.sync.server import serve
+
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x".split()
+    command += ["-keyout", str(key), "-out", str(cert), "-addext", "subjectAltName=IP:127.0.0.22"]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    done = threading.Event()
+
+    def deaf(connection):
+        connection.send(encode(Contract.of(engine.checkpoint).message()))
+        done.wait(20.0)  # takes what its buffers hold
+
+    with serve(deaf, "127.0.0.22", 0, ssl=context, max_size=None) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = RemoteEngine(Server(f"wss://127.0.0.22:{server.socket.getsockname()[1]}", ca=str(cert), deadline=1.0))
+        remote._warm = True
+        large = {name: np.zeros((2, 2000, 2000, 3), np.uint8) for name in observation.frames}
+        remote._contract = dataclasses.replace(remote._contract, image_size=None)
+        began = time.monotonic()
+        with pytest.raises(NoAnswer):
+            remote.infer(dataclasses.replace(observation, frames=large), 1)
+        assert time.monotonic() - began < 4.0
+        done.set()
+        server.shutdown()
 
 
 def test_close_ends_a_call_under_way(serving, engine, observation):

@@ -63,6 +63,9 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        if self.mode == "sync" and not self.follow_executor:
+            raise ConfigError("policy: follow_executor = false with mode = 'sync', where the executor says when a "
+                              "chunk has ended; choose mode 'async'")
         if self.engine == "remote":
             for name, value, here in (("rtc", self.rtc, "none"), ("device", self.device, "auto"),
                                       ("euler_steps", self.euler_steps, 0), ("weights", self.weights, "full")):

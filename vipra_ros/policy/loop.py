@@ -199,7 +199,7 @@ class PolicyLoop:
         """Answer the observation that is due, or wait a twentieth of a second for one."""
         with self._wake:
             chosen, held = self._history.select(self._now()), self._holds()
-            problems = (*chosen.reasons, *self._problems())
+            problems = (*chosen.reasons, *self._problems(chosen.stamp))
             if problems or held:
                 problems += self._unreadable if problems else ()
                 self._set(Phase.WAITING if problems else Phase.PAUSED, (*problems, *held))
@@ -284,12 +284,12 @@ class PolicyLoop:
         delay = self._scheduler.latency.percentile(100)
         return prior_of(self._last[1], self._last[0], stamp, self.plan.period, delay, self.plan.action_space)
 
-    def _problems(self) -> tuple[str, ...]:
-        """What an observation lacks besides pictures, each with the remedy."""
-        found, limit = [], self._settings.stale_after
-        if self.plan.joints and not (age := self._joints.age(self._now())) <= limit:
-            seen = "none seen yet" if math.isnan(age) else f"newest is {age:.2f} s old (limit {limit:g} s)"
-            found.append(f"joint_states: {seen}; start the executor")
+    def _problems(self, stamp: float) -> tuple[str, ...]:
+        """What an observation of that stamp lacks besides pictures, each with the remedy."""
+        found, s = [], self._settings
+        if self.plan.joints and (problem := self._joints.problem(
+                self._now(), stamp, self.plan.joints, self.plan.period, s.stale_after, s.tolerance)):
+            found.append(problem)
         if not self._instruction:
             found.append("no instruction; set the parameter instruction or publish on policy/instruction")
         return tuple(found)

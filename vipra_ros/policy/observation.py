@@ -217,6 +217,9 @@ class FrameHistory:
                         f"(tolerance {self.settings.tolerance:g} s)"
                     )
                 picked.append(best)
+            if not missing and len(set(picked)) < len(set(self.offsets)):
+                missing.append(f"camera {name}: one picture stands for two times; the policy needs one every "
+                               f"{np.diff(self.offsets).min():.3f} s, raise the camera's rate")
             frames[name] = np.stack([camera.images[i] for i in picked])
             stamps[name] = tuple(camera.stamps[i] for i in picked)
         if missing:

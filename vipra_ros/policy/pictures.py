@@ -69,6 +69,8 @@ def from_raw(data: bytes, encoding: str, height: int, width: int, step: int) -> 
     channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}.get(encoding)
     if channels is None:
         raise ValueError(f"image encoding {encoding!r} is not supported; publish rgb8 or bgr8")
+    if not (height and width):
+        raise ValueError("an image without pixels; look at the camera's driver")
     rows = np.frombuffer(data, np.uint8).reshape(height, step)
     image = rows[:, : channels * width].reshape(height, width, channels)
     if channels == 1:

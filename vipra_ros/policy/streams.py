@@ -79,6 +79,25 @@ class JointHistory:
         """Vectors (count, n + 1) nearest to stamp - (count - 1) period .. stamp, oldest first; or None."""
         if not self._stamps:
             return None
+        return np.stack([self._vectors[i] for i in self._distances(stamp, count, period).argmin(axis=1)])
+
+    def gap(self, stamp: float, count: int, period: float) -> float:
+        """s, the largest distance of these vectors from their times, but for times before the first vector."""
+        nearest = self._distances(stamp, count, period).min(axis=1)
+        known = stamp - period * np.arange(count - 1, -1, -1) >= self._stamps[0]
+        known[-1] = True
+        return float(nearest[known].max())
+
+    def _distances(self, stamp: float, count: int, period: float) -> np.ndarray:
         times = stamp - period * np.arange(count - 1, -1, -1)
-        distance = np.abs(np.asarray(self._stamps) - times[:, None])
-        return np.stack([self._vectors[i] for i in distance.argmin(axis=1)])
+        return np.abs(np.asarray(self._stamps) - times[:, None])
+
+    def problem(self, now: float, stamp: float, count: int, period: float, stale: float, tolerance: float) -> str:
+        """Why these vectors are not those of a frame at `stamp` (NaN: of none), with the remedy."""
+        if not (age := self.age(now)) <= stale:
+            seen = "none seen yet" if math.isnan(age) else f"newest is {age:.2f} s old (limit {stale:g} s)"
+            return f"joint_states: {seen}; start the executor"
+        if not math.isnan(stamp) and (gap := self.gap(stamp, count, period)) > tolerance:
+            return (f"joint_states: nearest is {gap:.3f} s from the frame (tolerance {tolerance:g} s); compare the "
+                    "clocks of camera and executor")
+        return ""

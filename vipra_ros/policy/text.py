@@ -15,6 +15,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 MARKS = ("<vision>", "</vision>", "<proprio>", "</proprio>", "<dynamics>", "</dynamics>", "<action>", "</action>")
+#: Tokens up to the frames that an engine takes: an instruction is a sentence, and attention grows with the square.
+MOST_TOKENS = 128
+#: Instructions of which the tokens are kept.
+REMEMBERED = 1024
 #: The prompt of the reference implementation; `{task}` is the instruction.
 PAPER_PROMPT = "You are a helpful assistant. USER: What action should the robot take to `{task}` ASSISTANT:"
 
@@ -79,7 +83,12 @@ class Prompt:
         """Tokens from <s> up to and with <vision>."""
         if instruction not in self._known:  # no str.format: a template of somebody else may ask for gigabytes of blanks
             text = " ".join(self.template.replace("{task}", instruction.strip()).split())
-            self._known[instruction] = [self.begin, *self._ids(text), *self._ids("<vision>")]
+            tokens = [self.begin, *self._ids(text), *self._ids("<vision>")]
+            if len(tokens) > MOST_TOKENS:
+                return tokens
+            if len(self._known) == REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[instruction] = tokens
         return self._known[instruction]
 
     def batch(self, instructions: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +106,13 @@ class Prompt:
         """Words of an instruction the vocabulary lacks (empty for a sub-word tokenizer)."""
         encoded = self.tokenizer.encode(instruction, add_special_tokens=False)
         return [instruction[a:b] for token, (a, b) in zip(encoded.tokens, encoded.offsets) if token == UNKNOWN]
+
+    def strange_words(self, instruction: str) -> tuple[str, ...]:
+        """Unknown words that matter: a full stop tells nothing apart, unless there is nothing else."""
+        unknown = self.unknown_words(instruction)
+        if any(c.isalnum() for c in instruction):
+            unknown = [word for word in unknown if any(c.isalnum() for c in word)]
+        return tuple(unknown)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids

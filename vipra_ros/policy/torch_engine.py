@@ -13,9 +13,10 @@ from vipra_ros.model.discrete import DiscretePolicy
 from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.checkpoint import Checkpoint
 from vipra_ros.policy.device import device_of
-from vipra_ros.policy.observation import Observation, ObservationError, Prediction
+from vipra_ros.policy.observation import NoAnswer, Observation, ObservationError, Prediction
 from vipra_ros.policy.pictures import resize
 from vipra_ros.policy.sampler import draw_noise
+from vipra_ros.policy.text import MOST_TOKENS
 
 #: Frames whose codes are remembered: at two cameras and 30 Hz this is a second.
 REMEMBERED = 64
@@ -110,14 +111,15 @@ class TorchEngine:
                 chunk[:committed] = observation.prior.rows[:committed]
         clock.mark("denormalise")
         times = clock.finish()
-        unknown = [tuple(w for w in self.prompt.unknown_words(o.instruction) if any(c.isalnum() for c in w))
-                   for o in observations]  # a full stop tells nothing apart
+        unknown = [self.prompt.strange_words(o.instruction) for o in observations]
         return [Prediction(chunk, dict(times), *rest) for chunk, *rest in zip(chunks, seeds, unknown)]
 
     def _words(self, instructions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens int64 (b, l) up to the frames, padded on the left, and bool (b, l), True where one stands."""
         tokens = [self.prompt.before(text) for text in instructions]
         length = max(map(len, tokens))
+        if length > MOST_TOKENS:
+            raise NoAnswer(f"instruction: {length} tokens, {MOST_TOKENS} at most; say it in fewer words")
         before = torch.tensor([[0] * (length - len(t)) + t for t in tokens], device=self._device)
         places = torch.arange(length, device=self._device)
         return before, places >= torch.tensor([[length - len(t)] for t in tokens], device=self._device)

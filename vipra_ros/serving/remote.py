@@ -8,9 +8,9 @@ token, another policy than before) is an error that ends the loop.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
-import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.policy.observation import NoAnswer, Observation, ObservationError, Prediction
 from vipra_ros.policy.pictures import resize, to_jpeg
 from vipra_ros.serving.contract import Contract, agree, closing, opening
-from vipra_ros.serving.wire import MOST_BYTES, WireError, decode, encode
+from vipra_ros.serving.wire import IN_THE_POLICY, MOST_BYTES, WireError, decode, encode
 
 #: s; how often a wait looks whether it is to end. The network stack wakes it for an answer at once.
 GLANCE = 0.05
@@ -98,7 +98,11 @@ class RemoteEngine:
         request = self._request(observation, seed)
         answer = self._exchange(encode(request), deadline, patience)
         if isinstance(answer, str):
-            raise ObservationError(f"{s.uri} answered: {' '.join(answer.split())[-300:]}")
+            text = f"{s.uri} answered: {' '.join(answer.split())[-300:]}"
+            if IN_THE_POLICY in answer or answer.startswith(NoAnswer.__name__):  # the next one may be a better one
+                raise NoAnswer(text)
+            self._drop()
+            raise ObservationError(text)
         try:
             message = decode(answer)
         except WireError as error:
@@ -163,10 +167,6 @@ class RemoteEngine:
             raise NoAnswer(f"no policy server at {s.uri}: {text}; start vipra serve there") from None
         except WireError as error:
             raise ConfigError(f"{s.uri} is no policy server: {error}") from None
-        # A peer whose network is gone takes no bytes: the kernel ends such a send, as `recv` ends a wait.
-        seconds, rest = divmod(s.deadline, 1.0)
-        limit = struct.pack("ll", int(seconds), int(rest * 1e6))
-        self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         contract = agree(metadata, s.describe)
         if self._contract is not None and contract != self._contract:
             raise ConfigError(f"{s.uri} now serves another policy than before; start the policy node again")
@@ -174,8 +174,15 @@ class RemoteEngine:
 
     def _exchange(self, data: bytes, deadline: float, patience: float) -> bytes | str:
         s = self.server
+        # A peer whose network is gone takes no bytes, and a send under TLS has no end of its own.
+        cut = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, (self._connection.socket,))
+        cut.daemon = True
         try:
-            self._connection.send(data)
+            cut.start()
+            try:
+                self._connection.send(data)
+            finally:
+                cut.cancel()
             while not self._closed.is_set():
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -239,3 +246,9 @@ class RemoteEngine:
         actions[:, :-1] *= c.joint_scale
         actions[:, -1] = opening(actions[:, -1], c.gripper)
         return actions
+
+
+def _shut(connection: socket.socket) -> None:
+    """End what waits on a socket, in whatever thread; the base class, for TLS says good-bye first."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

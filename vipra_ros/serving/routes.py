@@ -23,23 +23,25 @@ import re
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vipra_ros.config import ConfigError
-from vipra_ros.policy.observation import Observation, ObservationError
+from vipra_ros.policy.observation import NoAnswer, Observation, ObservationError
 from vipra_ros.serving.contract import Contract
 from vipra_ros.serving.requests import FROM_A_PAGE, MOST_PIXELS, Request, read_pictures, read_seed
-from vipra_ros.serving.wire import MOST_TEXT, WireError
+from vipra_ros.serving.wire import IN_THE_POLICY, MOST_TEXT, WireError
 
 if TYPE_CHECKING:
     from vipra_ros.serving.server import PolicyServer
 
 #: Bytes of a request's head; lists of a JSON body (a pixel is one, of three numbers); parts of a form.
 MOST_HEAD, MOST_LISTS, MOST_PARTS = 16 << 10, 1 << 19, 32
+#: s between two looks at whether somebody still waits for an answer.
+GLANCE = 0.1
 #: s for a request to arrive whole, and that an idle connection is kept.
 PATIENCE = 10.0
 #: Addresses whose last /reset is remembered; connections, of which those with a token and a question count as robots.
@@ -126,11 +128,14 @@ class Routes:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             data = await asyncio.wait_for(reader.readexactly(int(length)), PATIENCE)
             try:
-                return HTTPStatus.OK, await steps[path](data, fields.get("content-type", ""), peer, arrived), last
-            except (WireError, ObservationError) as error:
+                asked = steps[path](data, fields.get("content-type", ""), peer, arrived)
+                return HTTPStatus.OK, await _while_there(reader, asked), last
+            except EOFError:
+                raise
+            except (WireError, ObservationError, NoAnswer) as error:
                 raise _Refused(HTTPStatus.BAD_REQUEST, str(error), last) from None
             except Exception as error:  # the next request may be a better one; the operator reads the text
-                text = f"{type(error).__name__} in the policy: {error}"
+                text = f"{type(error).__name__} {IN_THE_POLICY} {error}"
                 raise _Refused(HTTPStatus.INTERNAL_SERVER_ERROR, text, last) from None
 
     # --- routes --------------------------------------------------------------------------------------------
@@ -158,6 +163,18 @@ class Routes:
         rows = answer.prediction.actions.tolist()
         unknown = {"unknown_words": list(w)} if (w := answer.prediction.unknown_words) else {}
         return {"raw_actions": rows, "policy_timing": answer.prediction.timing, "server_timing": timing, **unknown}
+
+
+async def _while_there(reader: asyncio.StreamReader, answer: Coroutine) -> dict:
+    """The answer; EOFError when whoever asked has hung up, who needs none and makes place for another."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while not (await asyncio.wait({task}, timeout=GLANCE))[0]:
+            if reader.at_eof() or reader.exception():
+                raise EOFError
+        return task.result()
+    finally:
+        task.cancel()
 
 
 # --- what was sent -------------------------------------------------------------------------------------------
@@ -256,10 +273,15 @@ def _pixels(name: str, rows: object) -> np.ndarray:
 
 
 def _numbers(name: str, rows: object) -> np.ndarray:
+    """Nested lists of numbers. Objects first: NumPy gives every element of a list the length of its longest text."""
     try:
-        return np.array(rows)
+        found = np.array(rows, dtype=object)
+        kinds = set(map(type, found.flat))
+        if kinds <= {int, float}:
+            return found.astype(float if float in kinds else np.int64)
     except (ValueError, TypeError, OverflowError):
-        raise ObservationError(f"{name}: lists of different lengths") from None
+        pass
+    raise ObservationError(f"{name}: expected numbers, in lists of the same length")
 
 
 def _read_head(head: bytes) -> tuple[str, str, dict[str, str]]:

@@ -26,12 +26,12 @@ from websockets.exceptions import ConnectionClosed
 
 from vipra_ros import __version__
 from vipra_ros.config import ConfigError
-from vipra_ros.policy.observation import ObservationError
+from vipra_ros.policy.observation import NoAnswer, ObservationError
 from vipra_ros.serving.batching import BOUND, MOST, Answer, Batcher
 from vipra_ros.serving.contract import Contract, read_token
 from vipra_ros.serving.requests import FROM_A_PAGE, Request, read_request, write_reply
 from vipra_ros.serving.routes import Routes
-from vipra_ros.serving.wire import MOST_BYTES, WireError, encode
+from vipra_ros.serving.wire import IN_THE_POLICY, MOST_BYTES, WireError, encode
 
 #: Robots connected at a time; a chunk is asked for a few times a second by each.
 MOST_CONNECTIONS = 16
@@ -223,10 +223,10 @@ class PolicyServer:
             return "send MessagePack in a binary message, as openpi-client does"
         try:
             found = await self.ask(lambda: read_request(data, self.contract, self.access.most_bytes), arrived)
-        except (WireError, ObservationError) as error:
+        except (WireError, ObservationError, NoAnswer) as error:
             return f"{type(error).__name__}: {error}"
         except Exception as error:  # the next request may be a better one; the operator reads the text
-            return f"{type(error).__name__} in the policy: {error}"
+            return f"{type(error).__name__} {IN_THE_POLICY} {error}"
         return write_reply(*found, self.contract)
 
 

@@ -23,6 +23,10 @@ MOST_BYTES = 8 << 20
 MOST_CONTAINERS, MOST_ELEMENTS, MOST_KEYS, MOST_TEXT, MOST_AXES = 256, 1024, 128, 1 << 16, 6
 
 
+#: In an answer that says what went wrong, and not with the question: asking again may help.
+IN_THE_POLICY = "in the policy:"
+
+
 class WireError(ValueError):
     """Bytes that are no message, or one beyond the limits."""
 
