@@ -1,4 +1,4 @@
-"""Requests of strangers to `vipra serve`: every one is answered, or refused with a WireError, ObservationError or NoAnswer."""
+"""Requests of strangers to `vipra serve`: every one is answered, or refused by an error that is meant for that."""
 
 import msgpack
 import numpy as np
