@@ -7,6 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -207,3 +208,15 @@ def test_every_field_of_a_message_is_documented(path):
     for line in path.read_text().splitlines():
         if line.strip() and not line.startswith(("#", "---")):
             assert re.search(r"\S\s+# \S", line), f"{path.name}: say what this is, with its unit: {line}"
+
+
+def test_a_ros_that_is_too_old_is_said_to_be(capsys, monkeypatch):
+    """Humble has rclpy, which a shell that sources it puts before ours, and no rclpy.event_handler."""
+    monkeypatch.setattr(cli, "parser", lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(run=missing)))
+
+    def missing(a):
+        raise ModuleNotFoundError("No module named 'rclpy.event_handler'", name="rclpy.event_handler")
+
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert "this ROS 2 is too old (No module named 'rclpy.event_handler'): source Jazzy" in capsys.readouterr().err

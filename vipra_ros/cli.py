@@ -259,9 +259,11 @@ def _explained(error: Exception) -> str:
     """One line: our own errors carry their remedy, others get a hint."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError):
-        package = (error.name or "").split(".")[0]
+        package, _, module = (error.name or "").partition(".")
         if package in EXTRAS:
             return f"{package} is not installed; type in the checkout: pip install '.[{EXTRAS[package]}]'"
+        if package == "rclpy" and module:
+            return f"this ROS 2 is too old ({text}): source Jazzy or Kilted, or none and {ROS_HINT}"
         if package in ("rclpy", "rcl_interfaces") or package.endswith("_msgs") or "rclpy" in text:
             return f"ROS 2 is not to be found ({text}); {ROS_HINT}"
     if type(error).__module__.startswith("vipra_ros"):

@@ -69,6 +69,8 @@ def test_clock():
 def test_ros():
     assert machine.ros({"ROS_DOMAIN_ID": "7"}, lambda name: True).text.endswith("domain 7")
     assert machine.ros({}, lambda name: False).level == WARN
+    old = machine.ros({"ROS_DISTRO": "humble"}, lambda name: name == "rclpy")
+    assert old.level == FAIL and old.text == "humble is too old for the nodes"
 
 
 @pytest.mark.parametrize("text, level", [("212992", WARN), ("2147483647", OK), ("", WARN)])

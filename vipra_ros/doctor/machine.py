@@ -97,5 +97,8 @@ def ros(environment: dict[str, str], importable: Callable[[str], bool]) -> Findi
     if not importable("rclpy"):
         return Finding(AREA, "ROS 2", WARN, "rclpy is not to be found: training and conversion only",
                        "use the .venv of `make setup`, or source a ROS 2 with this package built in it")
+    if not importable("rclpy.event_handler"):
+        return Finding(AREA, "ROS 2", FAIL, f"{environment.get('ROS_DISTRO', 'this one')} is too old for the nodes",
+                       "source Jazzy or Kilted, or use the .venv of `make setup` in a shell without another ROS 2")
     name = environment.get("RMW_IMPLEMENTATION", "default middleware")
     return Finding(AREA, "ROS 2", OK, f"rclpy, {name}, domain {environment.get('ROS_DOMAIN_ID', '0')}")
