@@ -329,7 +329,17 @@ def test_a_real_franky_arm_moves_and_sigterm_brakes_it(client, unused_ros_domain
         client.wait(lambda: client.heard["executor/status"] and client.status.state == ExecutorStatus.ARMED)
         client.wait(lambda: client.heard["joint_states"] and len(client.heard["joint_states"][-1].name) == 8)
         assert client.heard["joint_states"][-1].name[-1] == "fr3_finger_joint1"
-        begin, since = np.array(client.heard["joint_states"][-1].position[:7]), time.monotonic()
+        begin = np.array(client.heard["joint_states"][-1].position[:7])
+        # A plan that begins with a pause: held in it, the arm does not go on with what it has been given.
+        rows = [[*(begin + np.array([0, 0, 0, 0, 0, 0, 0.06]) * max(0, k - 10)), 1.0] for k in range(14)]
+        client.send(lambda t: begin, execute_steps=14, actions=np.array(rows).ravel().tolist(), lookahead=[])
+        client.wait(lambda: client.status.state == ExecutorStatus.RUNNING)
+        assert client.call("hold").success
+        time.sleep(1.5)
+        assert client.status.state == ExecutorStatus.HOLD, client.status.reasons
+        assert abs(client.heard["joint_states"][-1].position[6] - begin[6]) < 0.01
+        assert client.call("arm").success
+        since = time.monotonic()
         turn = 0.1 * np.array([0, 0, 0, 0, 0, 0, 1.0])  # slow: a starved simulator lags behind the wall
         for _ in range(8):
             passed = time.monotonic() - since
