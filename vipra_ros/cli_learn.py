@@ -79,7 +79,7 @@ TRAINING = (
 )
 VARIANT = arg("--variant", default="", metavar="NAME",
               help="a method variant of config/learning/variants: vipra_fm, vipra_ar, vipra_ac, sp2, sp2_ar, la, "
-                   "sp3_fm, sp3_ar, lapa, scratch_fm")
+                   "la_fm, sp3_fm, sp3_ar, lapa, scratch_fm")
 
 
 LEARNING = (

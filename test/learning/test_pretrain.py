@@ -182,8 +182,8 @@ def test_labels_that_do_not_fit_are_refused(data, tmp_path):
     assert np.isclose(pretrain.guess(np.array([0, 0, 1]), np.array([0]), 2), -np.log(3 / 5))
 
 
-@pytest.mark.parametrize("name", ["vipra_fm", "vipra_ar", "vipra_ac", "sp2", "sp2_ar", "sp3_fm", "sp3_ar", "la", "lapa",
-                                  "scratch_fm"])
+@pytest.mark.parametrize("name", ["vipra_fm", "vipra_ar", "vipra_ac", "sp2", "sp2_ar", "sp3_fm", "sp3_ar", "la",
+                                  "la_fm", "lapa", "scratch_fm"])
 def test_variants_fit_both_stages(name):
     for job, cls in (("pretrain", pretrain.Pretrain), ("finetune", finetune.Finetune)):
         if (name, job) == ("scratch_fm", "pretrain"):
