@@ -68,25 +68,25 @@ def test_batches_may_begin_where_episodes_do(pretrained, data, monkeypatch):
     assert not set(seen[0]) & set(job.held)
 
 
-def test_part_of_a_batch_lacks_the_future_frame(pretrained, data, monkeypatch):
+def test_part_of_a_batch_predicts_latents_blind(pretrained, data, monkeypatch):
     jobs = []
     monkeypatch.setattr(pretrain, "run", lambda job, *_: jobs.append(job))
-    for i, change in enumerate([{"future_dropout": 0.4}, {}, {"future_dropout": 0.4, "latent_steps": 0}]):
+    for i, change in enumerate([{"blind_share": 0.4}, {}, {"blind_share": 0.4, "latent_steps": 0}]):
         pretrain.train(data, pretrained / "labels", pretrained / f"d{i}", pretrained / "micro.yaml", change)
     job, whole, without = jobs
     index = np.arange(8)
-    alone = job._without_future(index)
-    assert alone.tolist() == [False, False, True, False, True, False, False, True]
-    assert not whole._without_future(index).any() and not without._without_future(index).any()
-    # The loss is the mean over the whole batch, whoever has the frame.
+    assert job.example(index, 0.4).blind.tolist() == [False, False, True, False, True, False, False, True]
+    assert whole.example(index).blind is None and without.example(index, 0.4).blind is None
+    # Every observation trains the future frame and the latents, whoever is blind.
     total, parts = job.loss(torch.Generator().manual_seed(0), 0.0)
     drawn = pretrain.draw(torch.Generator().manual_seed(0), 8, job.usable, job.early, 0.0)
-    seen = job.model.losses(job.example(drawn[~alone]))
-    unseen = job.model.losses(job.example(drawn[alone], False))
-    assert torch.allclose(total, seen["future"] + (5 * seen["latent"] + 3 * unseen["latent"]) / 8, atol=1e-6)
-    assert parts["latent_alone"] == pytest.approx(unseen["latent"].item())
-    assert {"held_latent", "held_latent_alone"} <= job.evaluate().keys()
-    assert "held_latent_alone" not in whole.evaluate()
+    alone = job.example(index, 0.4).blind.numpy()
+    seen, blind = job.model.losses(job.example(drawn[~alone])), job.model.losses(job.example(drawn[alone], 1.0))
+    future = job.model.losses(job.example(drawn))["future"]
+    assert torch.allclose(total, future + (5 * seen["latent"] + 3 * blind["latent"]) / 8, atol=1e-6)
+    assert parts["latent_blind"] == pytest.approx(blind["latent"].item(), abs=1e-6)
+    assert {"held_latent", "held_latent_blind"} <= job.evaluate().keys()
+    assert "held_latent_blind" not in whole.evaluate()
 
 
 def test_held_out_parts_fall(pretrained):

@@ -95,6 +95,29 @@ def test_one_model_also_predicts_latents_from_the_observation_alone():
     assert torch.equal(embedded[0, 12], model.vision.weight[END_VISION]) and "future" not in model.losses(one)
 
 
+def test_blind_latents_are_those_of_a_sequence_without_the_future_frame():
+    torch.manual_seed(0)
+    model, one = JointModel(BASE).eval(), batch(BASE)
+    two = dataclasses.replace(one, **{k: getattr(one, k).repeat_interleave(2, 0)
+                                      for k in ("before", "before_mask", "codes", "future", "latents")})
+    two.blind = torch.tensor([True, False])
+    embedded, present, _ = model.assemble(two)
+    hidden = model.hidden(embedded, present, 13, two.blind)
+    seen = model.hidden(embedded, present, 13)
+    assert torch.allclose(hidden[1], seen[1], atol=1e-6) and torch.allclose(hidden[0, :18], seen[0, :18], atol=1e-6)
+    kept = [i for i in range(embedded.shape[1]) if not 13 <= i < 18]  # the frame taken out, nothing else
+    without = model.hidden(embedded[:1, kept], present[:1, kept], 13)
+    assert torch.allclose(hidden[:1, 18:], without[:, 13:], atol=1e-6)
+    assert not torch.allclose(hidden[0, 18:], seen[0, 18:], atol=1e-3)
+    # Both sequences count in every part; the blind one's latents are reported besides.
+    losses, plain = model.losses(two), model.losses(one)
+    alone = model.losses(dataclasses.replace(one, blind=torch.tensor([True])))
+    assert torch.allclose(losses["future"], plain["future"], atol=1e-6)
+    assert torch.allclose(losses["latent"], (plain["latent"] + alone["latent"]) / 2, atol=1e-6)
+    assert torch.allclose(losses["latent_blind"], alone["latent"], atol=1e-6)
+    assert not losses["latent_blind"].requires_grad and "latent_blind" not in plain
+
+
 @pytest.mark.parametrize("policy", [POLICY, dataclasses.replace(
     POLICY, vision_merge=2, vision_table_width=8, vision_position=True, bidirectional_prefix=True)])
 def test_no_target_is_seen_before_it_is_predicted_and_padding_is_invisible(policy):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import vipra_ros
 from vipra_ros.config import ConfigError, build, param
-from vipra_ros.learning import precision, presets, tokenise
+from vipra_ros.learning import precision, prefix_probe, presets, tokenise
 from vipra_ros.learning.demonstrations import draw
 from vipra_ros.learning.loop import LoopConfig, State, drawing, identity_of, run
 from vipra_ros.learning.lwm_folder import LWMFolder
@@ -56,14 +56,17 @@ class Pretrain:
     loss: str = param("paper", doc="paper: plain sum; code: 0.48 / 0.48 / 0.02", choices=tuple(WEIGHTS))
     changed_weight: float = param(1.0, doc="weight of a future frame's code that is not the present one's (beyond the "
                                   "paper)", low=0.0)
-    future_dropout: float = param(0.0, doc="share of a batch without the future frame: latent actions follow from the "
-                                  "observation alone there, as actions will (beyond the paper)", low=0.0, high=0.9)
+    blind_share: float = param(0.0, doc="share of a batch whose latent actions do not see the future frame: they "
+                               "follow from the observation alone, as actions will (beyond the paper)", low=0.0,
+                               high=1.0)
     early_share: float = param(0.0, doc="share of a batch from the beginnings of episodes, where what will happen can "
                                "only be told from instruction and scene (beyond the paper)", low=0.0, high=1.0)
     early_frames: int = param(8, doc="frames that count as the beginning", low=1)
     holdout: float = param(0.03, doc="share of episodes kept for evaluation, at least one", low=0.0, high=0.5)
     holdout_seed: int = param(0, doc="seed of that choice")
     evaluate_on: int = param(128, doc="observations of an evaluation", low=1)
+    probe_episodes: int = param(0, doc="episodes whose beginnings are probed for where the arm will be (beyond the "
+                                "paper); hidden states of all layers are held at once: 90 MB in `tiny` for 500", low=0)
 
 
 @dataclass
@@ -154,9 +157,11 @@ class PretrainJob:
         self.held = np.concatenate([s for i, s in enumerate(spans) if i in held])
         self.usable = np.concatenate([s for i, s in enumerate(spans) if i not in held])
         self.early = self.usable[self.usable - self.first[self.usable] < config.early_frames]
+        self.probed = self._probed(dataset)
 
-    def example(self, index: np.ndarray, future: bool = True) -> JointBatch:
-        """Sequences of the frames `index` (global), with or without the future frame."""
+    def example(self, index: np.ndarray, blind: float = 0.0) -> JointBatch:
+        """Sequences of the frames `index` (global); latent actions of the share `blind` of them, spread evenly, do not
+        see the future frame."""
         c = self.config
         which = torch.from_numpy(self.instruction[index])
         text, mask = self.text[which], self.text_mask[which]
@@ -164,45 +169,50 @@ class PretrainJob:
         offsets = np.arange(1 - self.model.config.frames, 1) * c.frame_stride
         rows = np.maximum(index[:, None] + offsets, self.first[index][:, None])
         ahead = None
-        if c.future and future:
+        if c.future:
             ahead = torch.from_numpy(self.codes[self.labels.future[index]].astype(np.int64))
         latents = None
         if c.latent_steps:
             latents = torch.from_numpy(self.labels.latents[index, : c.latent_steps].astype(np.int64))
         codes = torch.from_numpy(self.codes[rows].astype(np.int64))
+        hide = None
+        if blind and c.future and c.latent_steps:
+            hide = torch.from_numpy(np.diff(np.floor(np.arange(len(index) + 1) * blind + 1e-9)) > 0)
         return placed(JointBatch(text[:, -longest:], mask[:, -longest:], codes, ahead, latents, self.close, self.open,
-                                 self.end), self.device)
+                                 self.end, hide), self.device)
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Joint loss of one batch."""
         c = self.config
         with drawing():
             index = draw(generator, c.loop.batch, self.usable, self.early, c.early_share)
-            alone = self._without_future(index)
-            batch = self.example(index[~alone])
-            without = self.example(index[alone], False) if alone.any() else None
+            batch = self.example(index, c.blind_share)
         parts = self.model.losses(batch, c.changed_weight)
-        if without is not None:
-            fewer = self.model.losses(without)
-            share = float(alone.mean())
-            parts |= {k: (1 - share) * parts[k] + share * fewer[k] for k in ("latent", "text")}
-            parts["latent_alone"] = fewer["latent"].detach()
         return weighed(parts, WEIGHTS[c.loss]), {k: float(v.detach()) for k, v in parts.items()}
+
+    def _probed(self, dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Frames to probe (m,), True (m,) where they are fitted on, and joints (m, J), rad, at the time of their future
+        frame; None where nothing is probed or the videos have no joints."""
+        column, count = "observation.state", self.config.probe_episodes
+        if not count or column not in dataset.features:
+            return None
+        draws = np.random.default_rng(self.config.holdout_seed)
+        held, sides = np.isin(self.first, self.first[self.held]), []
+        early = np.arange(len(held)) - self.first < self.config.early_frames
+        for side in (~held, held):
+            rows = draws.permutation(np.flatnonzero(side & early & (self.labels.future >= 0)))
+            one_each = np.unique(self.first[rows], return_index=True)[1]
+            sides.append(np.sort(draws.permutation(rows[one_each])[:count]))
+        index = np.concatenate(sides)
+        return index, np.arange(len(index)) < len(sides[0]), dataset.numeric(column)[self.labels.future[index]]
 
     def after_step(self, generator: torch.Generator, step: int, progress: float) -> None:
         """Nothing to do."""
 
-    def _without_future(self, index: np.ndarray) -> np.ndarray:
-        """Which of a batch lack the future frame, spread evenly; none where nothing would be left to predict."""
-        c = self.config
-        if not (c.future and c.latent_steps):
-            return np.zeros(len(index), bool)
-        return np.diff(np.floor(np.arange(len(index) + 1) * c.future_dropout + 1e-9)) > 0
-
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
         """Held-out cross-entropy of each part (nat per code), and `*_guess`, that of the training frequencies;
-        `held_latent_alone`: that of the latent actions without the future frame."""
+        `held_latent_blind`: that of the latent actions where they do not see the future frame."""
         c = self.config
         spread = np.linspace(0, len(self.held) - 1, min(c.evaluate_on, len(self.held))).round().astype(int)
         index = self.held[spread]
@@ -211,8 +221,9 @@ class PretrainJob:
             part = index[i : i + 32]
             with precision.autocast(self.device, c.loop.bf16):
                 losses = self.model.losses(self.example(part))
-                if self._without_future(index).any():
-                    losses["latent_alone"] = self.model.losses(self.example(part, False))["latent"]
+                if c.blind_share:
+                    blind = self.model.losses(self.example(part, 1.0))
+                    losses |= {k: v for k, v in blind.items() if k == "latent_blind"}
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
         figures = {f"held_{name}": value / len(index) for name, value in sums.items()}
@@ -223,6 +234,12 @@ class PretrainJob:
         if c.latent_steps:
             latents = self.labels.latents[:, : c.latent_steps]
             figures["latent_guess"] = guess(latents[some], latents[index], self.model.joint.latent_codebook)
+        if self.probed:
+            index, fit, joints = self.probed
+            batches = (self.example(index[i : i + 32]) for i in range(0, len(index), 32))
+            layers = prefix_probe.hidden_states(self.model, batches, c.loop.bf16)
+            found = prefix_probe.explained(layers, joints, fit)
+            figures |= {"probe_future_joints_r2": found} if np.isfinite(found) else {}
         return figures
 
     def export(self, figures: dict[str, float], state: State) -> None:

@@ -59,7 +59,8 @@ class JointBatch:
     """before int64 (b, l) with `<vision>` last, padded on the LEFT; before_mask bool (b, l), True = token; codes int64
     (b, frames, cameras, codes per frame), observed; future int64 (b, cameras, codes per frame), None where the span
     ends after frame t; latents int64 (b, latent_steps, N); close int64 (n,) `</vision>`, open int64 (n,) `<dynamics>`,
-    end int64 (n,) `</dynamics> </s>` (without latents: `</s>`)."""
+    end int64 (n,) `</dynamics> </s>` (without latents: `</s>`); blind bool (b,), True where what follows the future
+    frame does not look at it and stands where it would without one."""
 
     before: Tensor
     before_mask: Tensor
@@ -69,6 +70,7 @@ class JointBatch:
     close: Tensor
     open: Tensor
     end: Tensor
+    blind: Tensor | None = None
 
 
 class JointModel(Perception):
@@ -149,18 +151,25 @@ class JointModel(Perception):
         rest = batch.before_mask.new_ones(b, embedded.shape[1] - batch.before.shape[1])
         return embedded, torch.cat([batch.before_mask, rest], dim=1), spans
 
-    def mask(self, present: Tensor, observed: int) -> Tensor:
-        """bool (b, n, n): causal; with `bidirectional_prefix` the observed part sees itself both ways."""
+    def mask(self, present: Tensor, observed: int, blind: Tensor | None = None) -> Tensor:
+        """bool (b, n, n): causal; with `bidirectional_prefix` the observed part sees itself both ways; what follows the
+        future frame does not see it in `blind` sequences."""
         n = present.shape[1]
         allowed = torch.ones(n, n, dtype=torch.bool, device=present.device).tril()
         if self.config.bidirectional_prefix:
             allowed[:observed, :observed] = True
-        return allowed & present[:, None, :]
+        allowed = allowed & present[:, None, :]
+        if blind is not None:
+            after = observed + self.joint.future_tokens
+            allowed[:, after:, observed:after] &= ~blind[:, None, None]
+        return allowed
 
-    def hidden(self, embedded: Tensor, present: Tensor, observed: int) -> Tensor:
+    def hidden(self, embedded: Tensor, present: Tensor, observed: int, blind: Tensor | None = None) -> Tensor:
         """Last hidden states (b, n, d)."""
         positions = (present.long().cumsum(1) - 1).clamp_min(0)
-        return self._run(embedded, self.mask(present, observed), positions, None)
+        if blind is not None:
+            positions[:, observed + self.joint.future_tokens :] -= blind[:, None] * self.joint.future_tokens
+        return self._run(embedded, self.mask(present, observed, blind), positions, None)
 
     def vision_logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., slots, rows of the vision table)."""
@@ -170,14 +179,15 @@ class JointModel(Perception):
 
     def losses(self, batch: JointBatch, changed_weight: float = 1.0) -> dict[str, Tensor]:
         """Mean cross-entropy (nat per code) of each part: `future`, `latent`, `text`; absent parts are left out.
-        With the future frame also `changed`, that of its codes that are not those of frame t.
+        With the future frame also `changed`, that of its codes that are not those of frame t; with blind sequences
+        also `latent_blind`, that of their latents.
 
         changed_weight: how much such a code counts in `future`; most of a frame stands still, and copying it is long to
             learn and says little.
         """
         embedded, present, spans = self.assemble(batch)
         begin = embedded.shape[1] - sum(ids.shape[1] for _, ids in spans)
-        hidden = self.hidden(embedded, present, begin)
+        hidden = self.hidden(embedded, present, begin, batch.blind)
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for kind, ids in spans:
             before = hidden[:, begin - 1 : begin - 1 + ids.shape[1]]
@@ -197,6 +207,11 @@ class JointModel(Perception):
             weight = counts + (changed_weight - 1.0) * changed
             parts["future"] = (each * weight).sum() / weight.sum()
             parts["changed"] = (each.detach() * changed).sum() / changed.sum().clamp_min(1)
+        if "latent" in found and batch.blind is not None and batch.blind.any():
+            ((logits, ids),) = found["latent"]
+            with torch.no_grad():
+                each = F.cross_entropy(logits.float(), ids, reduction="none").unflatten(0, (len(batch.blind), -1))
+                parts["latent_blind"] = each[batch.blind].mean()
         return parts
 
     @torch.inference_mode()
