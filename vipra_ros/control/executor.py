@@ -220,11 +220,15 @@ class ExecutorCore(Intake, Operator):
         if event is not Event.STALE:
             self._void = now
         if before is State.RUNNING and moving:
-            self._reference = self.limiter.stop(self._reference.since(now - HISTORY), now)
-            if self._reference.waypoints_after(now):
-                self._stream(now)
-            else:  # at rest between two rows: nothing to brake, but the sink has what comes behind them
-                self._send(lambda: self.sink.stop(now), now)
+            self._brake(now)
+
+    def _brake(self, now: float) -> None:
+        """Come to rest within the limits, from whatever the reference says now."""
+        self._reference = self.limiter.stop(self._reference.since(now - HISTORY), now)
+        if self._reference.waypoints_after(now):
+            self._stream(now)
+        else:  # at rest between two rows: nothing to brake, but the sink has what comes behind them
+            self._send(lambda: self.sink.stop(now), now)
 
     def _quiet(self) -> None:
         self.timeline.clear()
@@ -240,9 +244,8 @@ class ExecutorCore(Intake, Operator):
         self._quiet()
         self._void = now
         if code not in (FaultCode.ROBOT, FaultCode.SINK) and self._reference and self._reference.moving(now):
-            self._reference = self.limiter.stop(self._reference, now)
             self._braking = True
-            self._stream(now)  # a failure here is latched too, and the sink is then told to stop below
+            self._brake(now)  # a failure here is latched too, and the sink is then told to stop below
             if not any(f.code is FaultCode.SINK for f in self.machine.faults):
                 return
         if self._reference:

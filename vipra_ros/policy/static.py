@@ -20,9 +20,10 @@ from torch import Tensor
 
 from vipra_ros.model.policy import FlowPolicy, Prefix
 from vipra_ros.policy.lean import LeanSampler
+from vipra_ros.policy.text import MOST_TOKENS
 
 #: Lengths of the instruction (with <s> and <vision>) that have buffers; the smallest that holds it is taken.
-BUCKETS = (16, 32, 64, 128)
+BUCKETS = (16, 32, 64, MOST_TOKENS)
 
 
 @dataclass
