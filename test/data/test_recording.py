@@ -65,9 +65,11 @@ def test_an_episode_has_its_pre_roll_and_the_latched_values_in_force(tmp_path):
     bench = Bench(tmp_path, pre_roll=0.5)
     bench.words(0.0, "lift the old cube")
     bench.words(0.1, "lift the red cube")
+    bench.joints(0.0, 1.0)
     bench.hand(1.0, 1.0)
-    bench.joints(0.0, 2.0)
+    bench.joints(1.0, 1.8)
     bench.hand(1.8, -1.0)  # within the pre-roll: the hand was still open when the episode begins
+    bench.joints(1.8, 2.0)
     assert bench.at(2.0, "start") == (True, "recording 20231114-221322")
     assert bench.recorder.status()["state"] == "RECORDING"
     bench.joints(2.0, 3.0)
@@ -114,10 +116,11 @@ def test_the_table_marks_what_is_bad_and_fits_a_terminal(tmp_path):
     bench.at(0.0, "start")
     bench.hand(0.0, 1.0)
     bench.words(0.0, "lift")
-    for i in range(60):
-        picture = m.compressed_image(T0 + i * NS // 30, "front", bytes(100))
-        bench.recorder.take("camera/front/image_raw/compressed", m.COMPRESSED_IMAGE, picture, T0 + i * NS // 30)
-    bench.joints(0.0, 2.0, drop=lambda t: 1.0 <= t < 1.3)
+    for k in range(20):  # a tenth of a second each
+        for stamp in (T0 + i * NS // 30 for i in range(3 * k, 3 * k + 3)):
+            picture = m.compressed_image(stamp, "front", bytes(100))
+            bench.recorder.take("camera/front/image_raw/compressed", m.COMPRESSED_IMAGE, picture, stamp)
+        bench.joints(k / 10, (k + 1) / 10, drop=lambda t: 1.0 <= t < 1.3)
     bench.at(2.0, "finish", True)
     bench.recorder.step()
     (text,) = bench.shown

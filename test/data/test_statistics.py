@@ -18,14 +18,13 @@ values = hnp.arrays(np.float64, st.tuples(st.integers(1, 40), st.just(3)), eleme
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(values, min_size=1, max_size=5), st.integers(0, 4))
-def test_merged_parts_equal_the_whole(parts, split):
+@given(st.lists(values, min_size=1, max_size=5))
+def test_parts_one_after_another_equal_the_whole(parts):
     whole = np.concatenate(parts)
-    left, right = NumericStatistics(3, seed=1), NumericStatistics(3, seed=2)
-    for i, part in enumerate(parts):
-        (left if i < split else right).update(part)
-    left.merge(right)
-    got = left.result()
+    statistics = NumericStatistics(3, seed=1)
+    for part in parts:
+        statistics.update(part)
+    got = statistics.result()
     assert np.allclose(got["mean"], whole.mean(0), atol=1e-9)
     assert np.allclose(got["std"], whole.std(0), atol=1e-6)
     assert np.array_equal(got["min"], whole.min(0)) and np.array_equal(got["max"], whole.max(0))

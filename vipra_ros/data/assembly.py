@@ -15,6 +15,7 @@ from vipra_ros.data.lerobot import DatasetError, DatasetWriter
 from vipra_ros.data.looks import Looks
 from vipra_ros.data.page import render
 from vipra_ros.data.report import Report
+from vipra_ros.data.stage import full
 from vipra_ros.data.work import ConvertSettings
 
 
@@ -44,6 +45,8 @@ class Assembly:
                 entry["episode_index"] = self._add(folder, result)
                 self._report.frames += result["frames"]
             except Exception as error:  # a result that does not fit, or was damaged on disk
+                if full(error):
+                    raise
                 entry |= {"status": "broken", "reason": f"{error}", "frames": 0}
         self._report.episodes.append(entry)
         self._looks.take(len(self._report.episodes) - 1, entry, folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from vipra_ros.data.bags import PARTIAL, BagError, EpisodeReader, find_bags
 from vipra_ros.data.reception import table
+from vipra_ros.data.work import signature
 
 WIDTH = 80
 #: Columns of seconds, megabytes, success and flags; the name takes what it needs, the instruction what is left.
@@ -23,7 +24,7 @@ def main(bags: Sequence[str], json: bool = False) -> int:
     found = find_bags([Path(b) for b in bags])
     if not found:
         raise BagError(f"no bags in {', '.join(bags)}; record some, or give the folder that holds them")
-    left = [f for b in bags for f in Path(b).glob(f"{PARTIAL}/*/*/*.mcap")]
+    left = [f for b in bags for f in Path(b).glob(f"{PARTIAL}/[0-9]*/*/*.mcap")]  # others are copies of episodes
     if len(found) == 1 and not json:
         _one(found[0])
         bad = 0
@@ -42,7 +43,7 @@ def main(bags: Sequence[str], json: bool = False) -> int:
 
 def _row(bag: Path) -> dict[str, Any]:
     """What one episode holds, ready for JSON; of a broken one path, size and `error`."""
-    row = {"episode": bag.name, "path": str(bag), "bytes": sum(f.stat().st_size for f in bag.iterdir() if f.is_file())}
+    row = {"episode": bag.name, "path": str(bag), "bytes": sum(size for _, size, _ in signature(bag))}
     try:
         with EpisodeReader(bag) as reader:
             meta, seconds, counts = reader.meta(), reader.duration, dict(reader.counts)

@@ -205,12 +205,24 @@ def find_bags(paths: Sequence[Path]) -> list[Path]:
         if (path / "metadata.yaml").exists() or path.is_file():
             found.append(path)
             continue
-        for folder, names, files in os.walk(path):
-            names[:] = sorted(n for n in names if not n.startswith("."))
+        seen: set[str] = set()  # links may lead in a circle
+        for folder, names, files in os.walk(path, followlinks=True):
+            real = os.path.realpath(folder)
+            names[:] = sorted(n for n in names if not n.startswith(".")) if real not in seen else []
+            if real in seen:
+                continue
+            seen.add(real)
             if "metadata.yaml" in files:
                 found.append(Path(folder))
                 names.clear()
-            elif any(f.endswith((".mcap", ".db3")) for f in files):
-                found.append(Path(folder))  # a bag without its metadata: reported as broken, not overlooked
+            elif parts := sorted(f for f in files if f.endswith((".mcap", ".db3"))):
+                # A bag without its metadata is reported as broken, not overlooked; loose files are bags each.
+                found += [Path(folder)] if len(parts) == 1 or _split(parts) else [Path(folder) / f for f in parts]
                 names.clear()
     return found
+
+
+def _split(files: Sequence[str]) -> bool:
+    """Whether the files are those of one bag: NAME_0.mcap, NAME_1.mcap, ..."""
+    names = [re.fullmatch(r"(.+)_\d+\.(?:mcap|db3)", f) for f in files]
+    return all(names) and len({match[1] for match in names}) == 1

@@ -7,6 +7,7 @@ not of the arm.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,9 +79,16 @@ def check(episode: Episode, limits: Limits = Limits()) -> list[Flag]:
     return flags
 
 
+def _streams(episode: Episode) -> Iterator[tuple[str, Track]]:
+    """Joints as measured and as commanded; once where the command was not recorded, as of an arm led by hand."""
+    yield "measured joints", episode.measured
+    if episode.commanded is not episode.measured:
+        yield "commanded joints", episode.commanded
+
+
 def _clocks(episode: Episode) -> list[Flag]:
     flags = []
-    for name, track in (("joint_states", episode.measured), ("executor/joint_command", episode.commanded)):
+    for name, track in _streams(episode):
         if track.back_steps:
             flags.append(
                 Flag(
@@ -133,7 +141,7 @@ def _rates(episode: Episode, limits: Limits) -> list[Flag]:
             flags.append(
                 Flag("jitter", f"camera {camera}: steps vary by {jitter:.0%} of {median * 1e3:.0f} ms")
             )
-    for name, track in (("joint_states", episode.measured), ("executor/joint_command", episode.commanded)):
+    for name, track in _streams(episode):
         steps = np.diff(track.time)
         median, worst = float(np.median(steps)), int(steps.argmax())
         if steps[worst] > max(limits.gap, 3 * median):
@@ -178,9 +186,8 @@ def _joints(episode: Episode, limits: Limits) -> list[Flag]:
                     f"over {moved[i]:.1e} rad; check the encoder or the joint order",
                 )
             )
-    for name, track in (("measured", episode.measured), ("commanded", episode.commanded)):
-        if name == "measured" or track is not episode.measured:
-            flags += _jumps(name, track, limits.max_speed)
+    for name, track in _streams(episode):
+        flags += _jumps(name, track, limits.max_speed)
     if episode.commanded is episode.measured:
         return flags
     error = np.abs(episode.commanded.value - at(episode.measured, episode.commanded.time))
@@ -211,7 +218,7 @@ def _jumps(name: str, track: Track, max_speed: float) -> list[Flag]:
     return [
         Flag(
             "jump",
-            f"{name} {track.names[joint]} steps by {step:.3f} rad in "
+            f"{name}: {track.names[joint]} steps by {step:.3f} rad in "
             f"{track.time[i + 1] - track.time[i]:.3f} s at {track.time[i]:.2f} s "
             f"({int(fast.sum())} such steps); lost messages or a switched source",
         )

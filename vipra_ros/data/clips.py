@@ -162,6 +162,12 @@ class _opened:
         self._container.close()
 
 
+def upright(frame: Any) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a decoded frame, turned as the file says: telephones film lying and note it."""
+    picture = frame.to_ndarray(format="rgb24")
+    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+
+
 def square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle square of an image (H, W, 3), scaled to (size, size, 3)."""
     import cv2
@@ -181,7 +187,7 @@ def clips_of(item: Item, settings: ClipSettings, first: int = 0) -> Iterator[Cli
     window: deque[np.ndarray] = deque(maxlen=s.span)
     at, seen = first * s.step, 0
     for number, frame in enumerate(grid_frames(item, s.fps, at)):
-        picture = square(frame.to_ndarray(format="rgb24"), s.size)
+        picture = square(upright(frame), s.size)
         window.append(picture)
         start = number - s.span + 1
         if start >= 0 and start % s.step == 0:

@@ -13,14 +13,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from vipra_ros.config import build
 from vipra_ros.data import workers as processes
 from vipra_ros.data.assembly import Assembly, ConvertError
 from vipra_ros.data.bags import find_bags
 from vipra_ros.data.report import Report
+from vipra_ros.data.resample import Resampling
+from vipra_ros.data.stage import clear, full, staged
 from vipra_ros.data.work import ConvertSettings, blank, convert_episode, signature
 from vipra_ros.progress import bar
 
@@ -50,12 +53,14 @@ def convert(
         ray: address of a Ray cluster that does the work instead; `workers` does not count then.
 
     Raises:
-        ConvertError: `out` exists, there are no bags, or none of them could be used.
+        ConvertError: `out` exists, there are no bags, none of them could be used, or the disk is full.
+        ConfigError: a rate that cannot be, or another process makes `out`.
     """
     began = time.monotonic()
     settings = settings or ConvertSettings()
     if fps is not None:
-        settings = replace(settings, resampling=replace(settings.resampling, fps=float(fps)))
+        chosen = build(Resampling, {**asdict(settings.resampling), "fps": float(fps)}, "convert: resampling")
+        settings = replace(settings, resampling=chosen)
     out = Path(out)
     found = find_bags([bags] if isinstance(bags, (str, Path)) else list(bags))
     if not found:
@@ -70,22 +75,27 @@ def convert(
             f"{out} exists{' and was made of other bags, or with other settings' if resume else ''}; "
             "choose another folder or delete it"
         )
-    stage = out.parent / f".{out.name}.partial"
-    if not resume:
-        shutil.rmtree(stage, ignore_errors=True)
-    shutil.rmtree(stage / "dataset", ignore_errors=True)
-    stage.mkdir(parents=True, exist_ok=True)
-
     report = Report(out, fps=settings.resampling.fps, made_of=made_of)
-    assembly = Assembly(stage / "dataset", settings, report)
-    with bar("converting", len(found), progress) as advance:
-        for bag, result in _results(found, stage, settings, workers, ray):
-            assembly.take(bag, result)
-            advance(note=f"{report.count('broken')} broken" if report.episodes[-1]["status"] == "broken" else None)
-    report.seconds = time.monotonic() - began
-    assembly.finish(found)
-    os.rename(stage / "dataset", out)
-    shutil.rmtree(stage, ignore_errors=True)
+    with staged(out) as stage:
+        if not resume:
+            clear(stage)
+        shutil.rmtree(stage / "dataset", ignore_errors=True)
+        assembly = Assembly(stage / "dataset", settings, report)
+        try:
+            with bar("converting", len(found), progress) as advance:
+                for bag, result in _results(found, stage, settings, workers, ray):
+                    assembly.take(bag, result)
+                    broken = report.episodes[-1]["status"] == "broken"
+                    advance(note=f"{report.count('broken')} broken" if broken else None)
+            report.seconds = time.monotonic() - began
+            assembly.finish(found)
+        except OSError as error:
+            if not full(error):
+                raise
+            raise ConvertError(f"{out}: {error.strerror}; what is done stays: make room, then the same command with "
+                               "--resume") from error
+        os.rename(stage / "dataset", out)
+        shutil.rmtree(stage, ignore_errors=True)
     if not quiet:
         print(report, flush=True)
     return report

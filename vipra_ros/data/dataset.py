@@ -178,6 +178,10 @@ class Dataset:
         )
         return self.path / path, round(row[f"videos/{key}/from_timestamp"] * self.fps)
 
+    def picture(self, camera: str) -> dict:
+        """What info.json says of a camera's pictures."""
+        return self.features[self._video_key[camera]]
+
     def row(self, episode: int) -> dict:
         """An episode's row of meta/episodes, its statistics left out."""
         return self._table[episode]

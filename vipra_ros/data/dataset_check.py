@@ -144,7 +144,7 @@ def _compare(what: str, values: np.ndarray, stated: dict) -> Iterator[str]:
 def _videos(d: Dataset, deep: bool) -> Iterator[str]:
     """Every video file against the episodes that lie in it."""
     for camera in d.cameras:
-        height, width = d.features[IMAGE_PREFIX + camera]["shape"][:2]
+        height, width = d.picture(camera)["shape"][:2]
         files: dict[Path, list[tuple[int, int, int]]] = {}
         for e in d.episodes:
             path, first = d.video_of(camera, e.index)

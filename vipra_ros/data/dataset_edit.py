@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ import numpy as np
 from vipra_ros.config import ConfigError, build
 from vipra_ros.data.dataset import Dataset, DatasetError
 from vipra_ros.data.lerobot import EXTRA_COLUMNS, INDEX_COLUMNS, DatasetWriter
-from vipra_ros.data.statistics import ImageStatistics
+from vipra_ros.data.stage import clear, staged
+from vipra_ros.data.statistics import STATISTICS_FRAMES, ImageStatistics
 from vipra_ros.data.video import Codec, VideoError, encode_video, stream_header
 
-#: Frames of an episode that its pictures' statistics are made of, as in a conversion.
-_STATISTICS_FRAMES = 12
 #: Entries of info.json's "vipra_ros" that may differ between data sets that are merged.
-_MAY_DIFFER = ("resampling", "codec")
+_MAY_DIFFER = ("resampling", "codec", "topics")  # what topics mean is in the columns by now
 
 
 def merge(sources: Sequence[Path], out: Path) -> Path:
@@ -108,26 +108,24 @@ def _copy(wanted: Sequence[tuple[Dataset, int]], out: Path) -> Path:
     names = _numeric(sets[0])
     for other in sets[1:]:
         _fits(sets[0], other)
-    sizes = {c: tuple(sets[0].features[f"observation.images.{c}"]["shape"][:2]) for c in sets[0].cameras}
+    sizes = {c: tuple(sets[0].picture(c)["shape"][:2]) for c in sets[0].cameras}
     codec, alike = _codec(sets[0]), _encoded_alike(sets)
-    stage = out.parent / f".{out.name}.partial"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
     columns = {id(d): {n: d.numeric(n) for n in names} for d in sets}
     features = {n: sets[0].features[n] for n in names}
     notes = dict(sets[0].info.get("vipra_ros", {}))
-    writer = DatasetWriter(
-        stage / "dataset", sets[0].fps, features, sizes, sets[0].info.get("robot_type") or "unknown", codec, notes
-    )
-    try:
-        with tempfile.TemporaryDirectory(dir=stage) as scratch:
-            for dataset, number in wanted:
-                _add(writer, dataset, number, columns[id(dataset)], alike, Path(scratch), codec)
-        writer.close()
-        os.rename(stage / "dataset", out)
-    finally:
-        writer.abort()
-        shutil.rmtree(stage, ignore_errors=True)
+    robot = sets[0].info.get("robot_type") or "unknown"
+    with staged(out) as stage:
+        clear(stage)
+        writer = DatasetWriter(stage / "dataset", sets[0].fps, features, sizes, robot, codec, notes)
+        try:
+            with tempfile.TemporaryDirectory(dir=stage) as scratch:
+                for dataset, number in wanted:
+                    _add(writer, dataset, number, columns[id(dataset)], alike, Path(scratch), codec)
+            writer.close()
+            os.rename(stage / "dataset", out)
+        finally:
+            writer.abort()
+            shutil.rmtree(stage, ignore_errors=True)
     return out
 
 
@@ -137,7 +135,7 @@ def _add(writer: DatasetWriter, d: Dataset, number: int, columns, alike: bool, s
     videos: dict[str, Any] = {}
     histograms = {}
     for camera in d.cameras:
-        statistics, every = ImageStatistics(), max(1, episode.length // _STATISTICS_FRAMES)
+        statistics, every = ImageStatistics(), max(1, episode.length // STATISTICS_FRAMES)
         for i in range(rows.start, rows.stop, every):
             statistics.update(d.frame(camera, i))
         histograms[camera] = statistics.histogram
@@ -147,6 +145,8 @@ def _add(writer: DatasetWriter, d: Dataset, number: int, columns, alike: bool, s
             videos[camera] = scratch / f"{camera}.mp4"
             encode_video(videos[camera], (f for _, f in d.frames(camera, rows.start, rows.stop)), d.fps, codec)
     row = d.row(number)
+    if len(row["tasks"]) > 1:
+        raise DatasetError(f"{d.path}: episode {number} has {len(row['tasks'])} tasks; episodes of one can be copied")
     extra = {k: row.get(k) for k in EXTRA_COLUMNS}
     extra["source"] = extra["source"] or f"{d.path.name}/{number}"
     writer.add({n: v[rows] for n, v in columns.items()}, videos, episode.task, histograms, extra, episode.length)
@@ -176,6 +176,7 @@ def _fits(a: Dataset, b: Dataset) -> None:
     pairs += [(k, notes[0].get(k), notes[1].get(k)) for k in sorted(set(notes[0]) | set(notes[1]))]
     for what, one, other in pairs:
         if one != other:
+            one, other = (textwrap.shorten(str(value), 200) for value in (one, other))
             raise DatasetError(f"{a.path} has {what} {one}, {b.path} {other}; they cannot be one data set")
 
 

@@ -50,7 +50,7 @@ def summary(d: Dataset) -> dict[str, Any]:
         "dataset": str(d.path), "robot": d.info.get("robot_type"), "fps": d.fps,
         "episodes": len(d.episodes), "frames": len(d), "seconds": float(lengths.sum()),
         "bytes": sum(f.stat().st_size for f in d.path.rglob("*") if f.is_file()),
-        "cameras": {c: list(d.features["observation.images." + c]["shape"][1::-1]) for c in d.cameras},
+        "cameras": {c: list(d.picture(c)["shape"][1::-1]) for c in d.cameras},
         "episode_seconds": {"min": float(lengths.min()), "median": float(np.median(lengths)),
                             "max": float(lengths.max())},
         "notes": {k: notes[k] for k in ("action_space", "action_time", "gripper") if k in notes},
@@ -106,7 +106,8 @@ def draw(d: Dataset, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    cameras, names, tasks = d.cameras, _names(d, "action"), Counter(e.task for e in d.episodes)
+    names = _names(d, "action") if "action" in d.features else []  # a data set made of videos has none
+    cameras, tasks = d.cameras, Counter(e.task for e in d.episodes)
     chosen = np.unique(np.linspace(0, len(d.episodes) - 1, STRIP).round().astype(int))
     rows = -(-len(names) // COLUMNS)
     strips = [_strip(d, camera, chosen) for camera in cameras]
@@ -158,7 +159,7 @@ def _cut(text: str) -> str:
 
 def _curves(d: Dataset, parts: np.ndarray, names: list[str]) -> None:
     """Every column of the action over time, a line an episode."""
-    action = d.numeric("action")
+    action = d.numeric("action") if names else None
     drawn = np.unique(np.linspace(0, len(d.episodes) - 1, DRAWN).round().astype(int))
     for r, part in enumerate(parts):
         for axes, c in zip(part.subplots(1, COLUMNS), range(r * COLUMNS, (r + 1) * COLUMNS)):

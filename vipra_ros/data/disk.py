@@ -15,8 +15,11 @@ _BLOCK = 4 * MB
 
 
 def free_space(folder: Path) -> int:
-    """Free bytes on the disk of `folder`."""
-    return shutil.disk_usage(folder).free
+    """Free bytes on the disk of `folder`; none where it has gone, with an unplugged disk."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def write_speed(folder: Path, size: int) -> float:

@@ -121,19 +121,22 @@ def load_episode(
 
     image_time = {c: (stamps - zero) / messages.NS for c, stamps in found.images.items()}
     absolute = action_space == "joint_position"
-    times = _grid(image_time, measured, commanded, gripper, opening, resampling, absolute)
     period, gap = 1.0 / resampling.fps, resampling.joint_gap
-    if opening is gripper:
-        wide = hold(gripper, times)
-    else:
-        wide = interpolate(opening, times, resampling.hand_gap, "gripper")
+    until = np.inf  # the last command of the hand stays in force, its last state does not
+    if topics.gripper_state.topic:
+        until = opening.time[-1] - (0.0 if topics.gripper_command.topic else period)
+    times = _grid(image_time, measured, commanded, gripper, opening, until, resampling, absolute)
+    hand, asked = resampling.hand_gap, bool(topics.gripper_command.topic)
+    seen = bool(topics.gripper_state.topic)
+    wide = interpolate(opening, times, hand, "gripper") if seen else hold(gripper, times)
+    grip = hold(gripper, times + period) if asked else interpolate(opening, times + period, hand, "gripper")
     state = np.column_stack([interpolate(measured, times, gap, topics.joints.topic), wide])
     name = topics.command.topic or topics.joints.topic
     body = interpolate(commanded, times + period, gap, name)
     names = commanded.names
     if not absolute:
         body, names = increments(interpolate(commanded, times, gap, name), body, action_space, names, profile)
-    action = np.column_stack([body, hold(gripper, times + period)])
+    action = np.column_stack([body, grip])
     return Episode(
         meta=found.meta,
         instruction=found.instruction,
@@ -162,6 +165,7 @@ def _grid(
     commanded: Track,
     gripper: Track,
     opening: Track,
+    until: float,
     resampling: Resampling,
     absolute: bool,
 ) -> np.ndarray:
@@ -179,7 +183,7 @@ def _grid(
     start = max(ready, anchor[0]) if len(anchor) else np.inf
     stop = min(
         measured.time[-1],
-        np.inf if opening is gripper else opening.time[-1],
+        until,
         commanded.time[-1] - period,
         *(t.max() + min(period, resampling.image_age) for t in image_time.values()),
     )

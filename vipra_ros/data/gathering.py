@@ -10,12 +10,12 @@ import numpy as np
 from vipra_ros.data import messages, pictures, sources
 from vipra_ros.data.bags import EpisodeReader
 from vipra_ros.data.mapping import Hand, Joints, TopicMap, relative
+from vipra_ros.data.reception import CLOCK_SKEW
 from vipra_ros.data.resample import EpisodeError
 from vipra_ros.data.sources import Table, Types
 from vipra_ros.data.topics import Topics
 
 CACHE_BYTES = 64 * 2**20  # pictures of an episode up to this size are kept; a longer one is read twice
-_CLOCK_SKEW_NS = 5 * messages.NS  # transport takes milliseconds: more means stamps of two clocks
 _ROLES = ("joints", "command", "gripper_state", "gripper_command")
 
 
@@ -135,7 +135,7 @@ def _tables(
 def _one_clock(topic: str, stamps: np.ndarray, received: np.ndarray) -> None:
     off = received - stamps
     worst = off[np.abs(off).argmax()]
-    if abs(worst) > _CLOCK_SKEW_NS:
+    if abs(worst) > CLOCK_SKEW:
         raise EpisodeError(
             f"{topic}: stamped {worst / messages.NS:.1f} s before it was recorded: two clocks; record with the clock "
             "that stamps (use_sim_time), synchronise the hosts, or map `stamps: receipt`"

@@ -24,9 +24,10 @@ import numpy as np
 
 from vipra_ros.config import ConfigError, build, param
 from vipra_ros.data import workers as processes
-from vipra_ros.data.clips import Item, find_videos, grid_frames, square
+from vipra_ros.data.clips import Item, find_videos, grid_frames, square, upright
 from vipra_ros.data.dataset import Dataset
 from vipra_ros.data.lerobot import DatasetWriter
+from vipra_ros.data.stage import clear, full, staged
 from vipra_ros.data.statistics import ImageStatistics
 from vipra_ros.data.video import Codec, VideoEncoder, VideoError
 from vipra_ros.progress import bar
@@ -65,12 +66,17 @@ def import_videos(
     if out.exists():
         raise ConfigError(f"{out} exists; choose another folder or delete it")
     listed = _instructed(sources, settings.camera, instructions, instruction)
-    stage = out.parent / f".{out.name}.partial"
+    with staged(out) as stage:
+        _make(listed, out, stage, settings, workers)
+    return Dataset(out)
+
+
+def _make(listed: list[tuple[Item, str]], out: Path, stage: Path, settings: VideoSettings, workers: int) -> None:
     note, said = stage / "settings.json", json.dumps(asdict(settings))
     if note.exists() and note.read_text() != said:
-        shutil.rmtree(stage)
+        clear(stage)
     shutil.rmtree(stage / "dataset", ignore_errors=True)
-    (stage / "episodes").mkdir(parents=True, exist_ok=True)
+    (stage / "episodes").mkdir(exist_ok=True)
     note.write_text(said)
     writer = DatasetWriter(stage / "dataset", settings.fps, {}, {settings.camera: (settings.size, settings.size)},
                            "none", Codec(), {"codec": asdict(Codec())})
@@ -94,21 +100,25 @@ def import_videos(
     finally:
         writer.abort()
     shutil.rmtree(stage)
-    return Dataset(out)
 
 
 def _instructed(sources: Sequence[Path | str], camera: str, table: Path | str, default: str) -> list[tuple[Item, str]]:
     """Every video and its instruction."""
     named = _read(Path(table)) if table else {}
     found: list[tuple[Item, str]] = []
+    used: dict[str, Path] = {}
     for source in map(Path, sources):
         if (source / "meta" / "info.json").exists():
             d = Dataset(source)
             found += zip(find_videos([source], (camera,)), (e.task for e in d.episodes), strict=True)
         else:
-            found += [(item, named.pop(item.name, default)) for item in find_videos([source])]
-    if named:
-        raise ConfigError(f"{table}: there is no video {min(named)!r}; name paths below the folder that is given")
+            for item in find_videos([source]):
+                if item.name in named and used.setdefault(item.name, item.path) != item.path:
+                    raise ConfigError(f"{table}: {item.name!r} is {used[item.name]} and {item.path}; give the folder "
+                                      "above both, or import them apart and merge")
+                found.append((item, named.get(item.name, default)))
+    if strange := set(named) - set(used):
+        raise ConfigError(f"{table}: there is no video {min(strange)!r}; name paths below the folder that is given")
     missing = [item.path for item, task in found if not task]
     if missing:
         raise ConfigError(f"{len(missing)} of {len(found)} videos have no instruction, the first is {missing[0]}; name "
@@ -123,7 +133,13 @@ def _read(path: Path) -> dict[str, str]:
             if not {"video", "instruction"} <= set(rows.fieldnames or ()):
                 raise ConfigError(f"{path}: its first line must name the columns video and instruction, it says "
                                   f"{', '.join(rows.fieldnames or ()) or 'nothing'}")
-            return {row["video"]: (row["instruction"] or "").strip() for row in rows}
+            said: dict[str, str] = {}
+            for row in rows:
+                text = (row["instruction"] or "").strip()
+                if said.setdefault(row["video"], text) != text:
+                    raise ConfigError(f"{path}: {row['video']!r} has two instructions, {said[row['video']]!r} and "
+                                      f"{text!r}; leave one")
+            return said
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give a CSV file with the columns video, instruction") \
             from None
@@ -147,11 +163,13 @@ def _cut(item: Item, path: Path, settings: VideoSettings) -> int | str:
     encoder = VideoEncoder(path.with_suffix(".mp4"), settings.fps, Codec())
     try:
         for frame in itertools.islice(grid_frames(item, settings.fps), 0, None, settings.every):
-            picture = square(frame.to_ndarray(format="rgb24"), settings.size)
+            picture = square(upright(frame), settings.size)
             if encoder.frames % _STATISTICS_EVERY == 0:
                 statistics.update(picture)
             encoder.add(picture)
     except (OSError, av.error.FFmpegError, IndexError) as error:
+        if full(error):
+            raise
         with contextlib.suppress(VideoError):  # it has no frame
             encoder.close()
         return " ".join(str(error).split())

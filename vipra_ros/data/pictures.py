@@ -11,6 +11,7 @@ from vipra_ros.data.resample import EpisodeError
 from vipra_ros.data.sources import ENCODINGS, IMAGE, Types
 
 TYPES = (messages.COMPRESSED_IMAGE, IMAGE)
+_PNG = b"\x89PNG\r\n\x1a\n"  # bits per channel are byte 24
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def decode(data: memoryview | bytes, raw: RawFormat | None, what: str) -> np.nda
 
     flat = np.frombuffer(data, np.uint8)
     if raw is None:
+        if bytes(flat[:8]) == _PNG and flat[24:25].tobytes() == b"\x10":
+            raise EpisodeError(f"{what} is a PNG of 16 bits, a depth image; leave this camera out")
         rgb = getattr(cv2, "IMREAD_COLOR_RGB", None)  # straight from the decoder, since OpenCV 4.11
         image = cv2.imdecode(flat, cv2.IMREAD_COLOR if rgb is None else rgb) if len(flat) else None
         if image is None:

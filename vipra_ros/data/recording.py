@@ -274,7 +274,7 @@ class Recorder:
         except (BagError, OSError, MessageError) as error:
             self._fail(take.episode.name, error)
             return
-        if message.stamp - take.looked > LOOK_EVERY * NS:
+        if abs(message.stamp - take.looked) > LOOK_EVERY * NS:
             take.looked = message.stamp
             self._note()
             free = self._free(self.root)

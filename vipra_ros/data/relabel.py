@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
+from vipra_ros.data import messages
 from vipra_ros.data.bags import META_TOPIC, PARTIAL, BagError, EpisodeReader
 from vipra_ros.data.rawbag import RawBag, take_place
 
@@ -26,7 +28,7 @@ def relabel(path: Path, instruction: str | None = None, success: bool | None = N
     with EpisodeReader(path) as reader:
         if not (path / f"{path.name}.mcap").exists():
             raise BagError(f"{path}: only bags of one MCAP file named after their folder can be relabelled")
-        meta = reader.meta()
+        meta = _described(reader)
         old = {k: meta.get(k) for k in ("instruction", "success")}
         flags = list(meta.get("flags", []))
         if instruction is not None:
@@ -57,6 +59,19 @@ def relabel(path: Path, instruction: str | None = None, success: bool | None = N
                 new.parent.parent.rmdir()
             except OSError:  # something is being recorded
                 pass
+    return meta
+
+
+def _described(reader: EpisodeReader) -> dict[str, Any]:
+    """The description; where metadata.yaml has lost it the last one of its topic that can be read, in any namespace."""
+    with contextlib.suppress(BagError):  # a damaged description is what a new one is for
+        if meta := reader.meta():
+            return meta
+    meta = {}
+    for connection, _, raw in reader.raw():
+        if connection.topic.endswith("/" + META_TOPIC):
+            with contextlib.suppress(messages.MessageError):
+                meta = messages.read_json(raw)
     return meta
 
 

@@ -55,13 +55,19 @@ def repair(folder: Path) -> Iterator[Repaired]:
     """
     folder = Path(folder)
     for bag in find_bags([folder]):
-        files = sorted(bag.glob("*.mcap"), key=_natural)
-        if _readable(bag) or not files or (bag.parent / f"{bag.name}-repaired").exists():
+        files = [bag] if bag.suffix == ".mcap" and bag.is_file() else sorted(bag.glob("*.mcap"), key=_natural)
+        name = f"{bag.stem if bag.is_file() else bag.name}-repaired"
+        if _readable(bag) or (bag.parent / name).exists():
             continue
-        yield _restore(files, bag.parent, f"{bag.name}-repaired", keep=True)
+        if not files:  # sqlite3
+            yield Repaired(bag, None, "is no MCAP bag; `ros2 bag reindex -s sqlite3` makes its metadata anew")
+            continue
+        yield _restore(files, bag.parent, name, keep=True)
     for stage in sorted((folder / PARTIAL).glob("*")):
+        if stage.name.startswith("repair-") and not Path("/proc", stage.name.removeprefix("repair-")).exists():
+            _clear(stage)  # of a repair that was killed
         if stage.name.startswith(("relabel-", "repair-")):
-            continue  # a copy of an episode; the next relabel, or repair, clears it away
+            continue  # a copy of an episode; the next relabel clears its own away
         for file in sorted(stage.glob("*/*.mcap")):
             yield _restore([file], folder, file.parent.name, keep=False)
 

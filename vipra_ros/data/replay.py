@@ -146,7 +146,7 @@ def dataset_replay(path: Path, episode: int) -> Replay:
     if not 0 <= episode < len(dataset.episodes):
         raise DatasetError(f"episode {episode}: {path} has episodes 0 to {len(dataset.episodes) - 1}")
     space = (dataset.info.get("vipra_ros") or {}).get("action_space", "not named")
-    names = tuple(dataset.features["action"].get("names") or ())
+    names = tuple((dataset.features.get("action") or {}).get("names") or ())
     if space != "joint_position" or len(names) < 2 or names[-1] != "gripper":
         raise DatasetError(
             f"{path}: actions are {space} of {', '.join(names) or 'nameless columns'}; joint_position of joints and "

@@ -84,19 +84,19 @@ def hold(track: Track, times: np.ndarray) -> np.ndarray:
 
 
 def nearest_before(stamps: np.ndarray, times: np.ndarray, resampling: Resampling, camera: str) -> np.ndarray:
-    """Number of the last picture at or before each time (`snap` s later still counts) -> int64 (N,).
+    """Number of the last picture at or before each time (`snap` s later still counts) -> int64 (N,), not falling:
+    videos are written in order of arrival. A picture whose stamp is not after all before it stands for no frame.
 
     Raises:
         EpisodeError: that picture is older than `image_age`.
     """
-    order = np.argsort(stamps, kind="stable")  # arrival order is not always exposure order
-    rank = np.searchsorted(stamps[order], times + resampling.snap, side="right") - 1
-    late = rank < 0
-    age = np.where(late, np.inf, times - stamps[order][rank.clip(0)])
+    growing = np.flatnonzero(np.concatenate([[True], stamps[1:] > np.maximum.accumulate(stamps)[:-1]]))
+    rank = np.searchsorted(stamps[growing], times + resampling.snap, side="right") - 1
+    age = np.where(rank < 0, np.inf, times - stamps[growing][rank.clip(0)])
     if (age > resampling.image_age + resampling.snap).any():
         i = int(np.argmax(age > resampling.image_age + resampling.snap))
         raise EpisodeError(
             f"camera {camera}: newest picture is {age[i]:.2f} s old at {times[i]:.2f} s, "
             f"{resampling.image_age:g} s is allowed; leave the episode out or raise image_age"
         )
-    return np.maximum.accumulate(order[rank]).astype(np.int64)  # videos are written in order of arrival
+    return growing[rank].astype(np.int64)

@@ -52,12 +52,6 @@ class NumericStatistics:
         self._combine(len(rows), mean, ((rows - mean) ** 2).sum(axis=0), rows.min(axis=0), rows.max(axis=0))
         self._keep(rows, self._rng.random(len(rows)))
 
-    def merge(self, other: NumericStatistics) -> None:
-        """Take in everything `other` has seen."""
-        self._combine(other.count, other.mean, other._m2, other.min, other.max)
-        for rows, priority in zip(other._rows, other._priority, strict=True):
-            self._keep(rows, priority)
-
     def result(self) -> dict[str, np.ndarray]:
         """mean, std (of the population), min, max and quantiles, each float64 (size,); count int64 (1,)."""
         if not self.count:
@@ -94,6 +88,10 @@ class NumericStatistics:
             chosen = np.argpartition(priority, self._limit)[: self._limit]
             rows, priority = rows[chosen], priority[chosen]
         self._rows, self._priority = [rows], [priority]
+
+
+#: Frames of an episode that the statistics of its pictures are made of.
+STATISTICS_FRAMES = 12
 
 
 class ImageStatistics:

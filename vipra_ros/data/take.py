@@ -14,6 +14,9 @@ from vipra_ros.data.preroll import Message
 from vipra_ros.data.reception import Demands, Meter, judge
 from vipra_ros.data.topics import latched
 
+#: s; receipts of several threads are milliseconds apart, a clock that was set is further.
+CLOCK_STEP = 0.1
+
 
 @dataclass
 class OpenEpisode:
@@ -42,6 +45,7 @@ class Take:
         self.episode, self.said, self.looked = episode, {}, episode.begin
         self._namespace = namespace
         self._meters: dict[str, Meter] = {}
+        self._newest = 0  # ns
         self._writer = EpisodeWriter(root, episode.name, namespace=namespace, compress=compress)
 
     def write(self, message: Message) -> None:
@@ -51,6 +55,10 @@ class Take:
             BagError, OSError, MessageError: it cannot be written, or is not what it is said to be.
         """
         self._writer.write(message.topic, message.msgtype, message.raw, message.stamp)
+        if self._newest - message.stamp > CLOCK_STEP * NS:
+            back = (self._newest - message.stamp) / NS
+            self.episode.notes.append(f"the clock went back by {back:.2f} s; record it again")
+        self._newest = message.stamp
         stamped = messages.header_stamp(message.raw) if messages.has_header(message.msgtype) else 0
         if message.topic not in self._meters:
             self._meters[message.topic] = Meter()

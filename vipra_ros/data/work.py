@@ -28,11 +28,12 @@ from vipra_ros.data.episode import Episode, load_episode
 from vipra_ros.data.looks import THUMBNAILS, look, thumbnail
 from vipra_ros.data.mapping import TopicMap
 from vipra_ros.data.resample import EpisodeError, Resampling
+from vipra_ros.data.stage import full
+from vipra_ros.data.statistics import STATISTICS_FRAMES, ImageStatistics
 from vipra_ros.data.video import Codec, VideoEncoder
 from vipra_ros.machine import peak_memory
 
 _FORMAT = 2  # of the results of one bag; older ones are made again
-_STATISTICS_FRAMES = 12  # pictures of an episode that its pixel statistics are made of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ConvertSettings:
         "joint_position", doc="meaning of the action columns", choices=ACTION_SPACES
     )
     profile: str = param("fr3", doc="robot profile, for ee_delta")
-    cameras: tuple[str, ...] = param((), doc="cameras to convert; all of the first bag when empty")
+    cameras: tuple[str, ...] = param((), doc="cameras to convert; when empty all, and every bag must have the same")
     namespace: str = param("", doc="ROS namespace the topics are in")
     keep_failed: bool = param(False, doc="also convert episodes labelled success = false")
     refuse: tuple[str, ...] = param((), doc="codes of findings that leave an episode out, e.g. frozen, jump")
@@ -77,6 +78,9 @@ def convert_episode(bag: Path, folder: Path, settings: ConvertSettings) -> dict[
 
     Never raises on what a bag contains: the result's `status` and `reason` tell. Results that are there
     already, made of the same bag with the same settings, are returned as they are.
+
+    Raises:
+        OSError: the disk of `folder` is full.
     """
     began = time.monotonic()
     key = {"settings": settings.digest(), "bag": signature(bag)}
@@ -111,9 +115,9 @@ def convert_episode(bag: Path, folder: Path, settings: ConvertSettings) -> dict[
                     result |= {"status": "failed", "reason": "success is false"}
                 else:
                     _write_results(episode, partial, settings, result)
-    except (
-        Exception
-    ) as error:  # whatever a damaged bag provokes in the libraries below: this bag is out, not the rest
+    except Exception as error:  # whatever a damaged bag provokes in the libraries below: this bag is out, not the rest
+        if full(error):
+            raise
         named = type(error).__module__.startswith("vipra_ros")
         text = " ".join(str(error).split())  # parsers below answer in several lines
         result["reason"] = text if named else f"{type(error).__name__}: {text}"
@@ -145,7 +149,6 @@ def _write_results(episode: Episode, folder: Path, settings: ConvertSettings, re
         "joints": list(episode.joint_names),
         "actions": list(episode.action_names),
         "sizes": seen.sizes,
-        "duration": len(episode) / episode.fps,
     }
 
 
@@ -170,10 +173,11 @@ def _write_videos(episode: Episode, folder: Path, settings: ConvertSettings) -> 
     cv2.setNumThreads(1)
     cameras, limits = list(episode.picks), settings.limits
     encoders = {c: VideoEncoder(folder / f"{c}.mp4", episode.fps, settings.codec) for c in cameras}
-    seen = _Seen({c: np.zeros((3, 256), np.int64) for c in cameras}, thumbnails={c: [] for c in cameras})
+    pixels = {c: ImageStatistics() for c in cameras}
+    seen = _Seen({c: s.histogram for c, s in pixels.items()}, thumbnails={c: [] for c in cameras})
     frozen = {c: FrozenCheck(c, episode.state, p, limits) for c, p in episode.picks.items()}
     skew = {c: SkewCheck(c, episode, limits) for c in cameras}
-    every = max(1, len(episode) // _STATISTICS_FRAMES)
+    every = max(1, len(episode) // STATISTICS_FRAMES)
     shown = set(np.linspace(0, len(episode) - 1, THUMBNAILS).astype(int).tolist())
     try:
         for camera, index, picture in episode.pictures():
@@ -184,8 +188,7 @@ def _write_videos(episode: Episode, folder: Path, settings: ConvertSettings) -> 
             frozen[camera].add(index, picture)
             skew[camera].add(index, image)
             if index % every == 0:
-                for channel in range(3):
-                    seen.histograms[camera][channel] += np.bincount(image[:, :, channel].ravel(), minlength=256)
+                pixels[camera].update(image)
             if index in shown:
                 seen.thumbnails[camera].append(thumbnail(image))
         for camera, encoder in encoders.items():

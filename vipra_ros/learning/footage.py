@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vipra_ros.config import ConfigError
-from vipra_ros.data.clips import Item, find_videos, grid_frames, square
+from vipra_ros.data.clips import Item, find_videos, grid_frames, square, upright
 from vipra_ros.data.dataset import Dataset
 from vipra_ros.learning.tokenise import fingerprint
 from vipra_ros.whole_file import write_whole
@@ -158,7 +158,7 @@ def _decode(listed, folder: Path, size: int, fps: float, most: int, identities: 
             try:
                 rate = fps or rate_of(item)
                 for frame in grid_frames(item, rate):
-                    file.write(square(frame.to_ndarray(format="rgb24"), size).tobytes())
+                    file.write(square(upright(frame), size).tobytes())
                     count += 1
             except (OSError, av.error.FFmpegError, IndexError) as error:
                 print(f"[footage] {item.path} is left out: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from vipra_ros.config import ConfigError
-from vipra_ros.data.clips import Item, find_videos, grid_frames, square
+from vipra_ros.data.clips import Item, find_videos, grid_frames, square, upright
 from vipra_ros.data.dataset import Dataset
 from vipra_ros.learning import precision
 from vipra_ros.learning.footage import rate_of
@@ -242,7 +242,7 @@ def _video(item: Item, model: LatentActions, notes: dict, rate: float, stride: i
         nonlocal read
         for frame in grid_frames(item, fps):
             read += 1
-            yield square(frame.to_ndarray(format="rgb24"), model.config.image_size)
+            yield square(upright(frame), model.config.image_size)
 
     try:
         fps = rate or rate_of(item)

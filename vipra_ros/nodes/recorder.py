@@ -63,9 +63,9 @@ class RecorderSettings:
     """Parameters of the node."""
 
     record: str = param(doc="folder of the episodes, one bag each")
-    cameras: tuple[str, ...] = param(("front", "wrist"), doc="cameras an episode must have")
+    cameras: tuple[str, ...] = param(("front", "wrist"), doc="cameras to record, which an episode must have")
     topics: tuple[str, ...] = param(
-        tuple(TYPES), doc="topics beside the cameras; name=package/msg/Type where this package does not know it"
+        tuple(TYPES), doc="all topics beside the cameras; name=package/msg/Type where this package does not know it"
     )
     instruction: str = param("", doc="words of the demonstration; empty: those heard on policy/instruction")
     operator: str = param("", doc="who demonstrates, for the description of the episode")
@@ -82,6 +82,8 @@ class RecorderNode(Node):
         self.settings = s = declare(self, RecorderSettings)
         kinds = _kinds(s.topics)
         names = Topics()
+        arm = (names.joint_states, names.joint_command, names.gripper_command)
+        self._left_out = [t for t in arm if t not in kinds]
         images = [names.image_of(c) for c in s.cameras]
         self._words, self._infos = b"", {}
         try:
@@ -124,6 +126,9 @@ class RecorderNode(Node):
         self._thread.start()
         self._say_status()
         self.get_logger().info(f"records into {self.recorder.root}; call recorder/start")
+        if self._left_out:
+            self.get_logger().warning(f"parameter topics leaves out {', '.join(self._left_out)}, which a conversion "
+                                      "needs: it takes the place of the whole default list")
         return self
 
     def __exit__(self, *exc: object) -> None:
