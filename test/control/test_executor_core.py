@@ -292,6 +292,27 @@ def test_a_wish_that_the_hand_has_not_begun_ends_with_the_motion(make_rig):
     assert hand.waiting == 1.0, "the next policy's wish is a change again"
 
 
+def test_a_wish_that_the_hand_forgot_is_said_again_by_the_row_that_runs(make_rig):
+    class Forgetful(type(make_rig().core.hand)):
+        """A hand that is connected anew."""
+
+        lost = False
+
+        def forgot(self):
+            lost, self.lost = self.lost, False
+            return lost
+
+    rig = make_rig()
+    rig.hand = rig.core.hand = hand = Forgetful()
+    rig.arm()
+    rig.offer(gripper=-1.0)
+    rig.run(0.3)
+    assert hand.commands == [-1.0]
+    hand.lost = True
+    rig.run(0.3)
+    assert hand.commands == [-1.0, -1.0] and rig.core.opening == -1.0
+
+
 def test_an_arm_with_an_error_is_recovered_in_idle(make_rig):
     rig = make_rig()
     rig.error = "joint_reflex"

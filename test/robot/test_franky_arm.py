@@ -366,17 +366,23 @@ def test_a_hanging_hand_is_given_up():
     class Hanging:
         """Accepts and never finishes."""
 
-        width, stopped = 0.04, 0
+        width, stopped, begun, done, fresh = 0.04, 0, 0, False, 0
 
         def move_async(self, *_):
+            self.begun += 1
             return self
 
         def wait(self, timeout):
             time.sleep(timeout)
-            return False
+            return self.done
 
-        def stop_async(self):
+        def get(self):
+            return True
+
+        def stop(self):  # as franky's, which waits for the command
             self.stopped += 1
+            while not self.done:
+                time.sleep(0.01)
 
     device = Hanging()
     hand = FrankyHand("nowhere", 0.08, timeout=0.2, connect=lambda host: device)
@@ -385,9 +391,91 @@ def test_a_hanging_hand_is_given_up():
     assert time.monotonic() - begin < 0.02
     while not hand.error and time.monotonic() - begin < 3.0:
         time.sleep(0.02)
+    assert "did not finish in 0.2 s" in hand.error
+    hand.command(1.0)  # franky would wait for the one before, whatever it is
+    while "still at a command" not in hand.error and time.monotonic() - begin < 3.0:
+        time.sleep(0.02)
+    assert "still at a command" in hand.error and (device.begun, device.stopped) == (1, 1)
+    device.done = True
+    hand.command(1.0)
+    while hand.error and time.monotonic() - begin < 6.0:
+        time.sleep(0.02)
+    assert hand.error == "" and device.begun == 2
     hand.close()
-    assert "did not finish in 0.2 s" in hand.error and device.stopped == 1
     assert threading.active_count() < 20
+
+
+def test_a_hand_that_hangs_for_good_is_said_and_ends_soon():
+    host = "127.0.7.34"
+    with TableServer(host) as server:
+        hand = FrankyHand(host, 0.08, timeout=0.5)
+        server.hang_hand(True)
+        hand.command(-1.0)
+        begin = time.monotonic()
+        while not hand.error and time.monotonic() - begin < 5.0:
+            time.sleep(0.02)
+        assert hand.error
+        server.hang_hand(False)
+        begin = time.monotonic()
+        hand.close()
+        assert time.monotonic() - begin < 1.5
+
+
+def test_an_opening_that_is_refused_is_said_a_grasp_of_nothing_is_not():
+    class Jammed:
+        """Does nothing, and says so."""
+
+        width = 0.04
+
+        def move_async(self, *_):
+            return self
+
+        grasp_async = move_async
+
+        def wait(self, timeout):
+            return True
+
+        def get(self):
+            return False
+
+    hand, end = FrankyHand("nowhere", 0.08, connect=lambda host: Jammed()), time.monotonic() + 5.0
+    try:
+        hand.command(-1.0)
+        while not hand.commands and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert hand.error == ""
+        hand.command(1.0)
+        while not hand.error and time.monotonic() < end:
+            time.sleep(0.01)
+        assert hand.error == "hand did not open; look at its fingers"
+    finally:
+        hand.close()
+
+
+def test_a_mute_hand_has_no_width(monkeypatch):
+    from vipra_ros.robot import hand as module
+
+    class Mute:
+        """Answers once."""
+
+        @property
+        def width(self):
+            self.asked = getattr(self, "asked", 0) + 1
+            if self.asked > 1:
+                raise RuntimeError("timeout")
+            return 0.04
+
+    monkeypatch.setattr(module, "STALE", 0.3)
+    monkeypatch.setattr(module, "IDLE_PERIOD", 0.05)
+    device = Mute()
+    hand = FrankyHand("nowhere", 0.08, connect=lambda host: device)
+    try:
+        assert hand.width == 0.04
+        time.sleep(0.5)
+        assert np.isnan(hand.width) and "cannot be read" in hand.error
+    finally:
+        hand.close()
 
 
 def test_a_wish_that_waits_is_withdrawn():
@@ -492,6 +580,7 @@ def test_a_hand_that_was_silent_works_again_and_forgets_what_it_was_asked():
             assert hand.error == ""
             time.sleep(0.5)
             assert hand.commands == 0 and hand.width > 0.07
+            assert hand.forgot() and not hand.forgot()
             hand.command(-1.0)
             while hand.width > 0.01 and time.monotonic() - begin < 10.0:
                 time.sleep(0.02)

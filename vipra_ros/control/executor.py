@@ -183,6 +183,8 @@ class ExecutorCore(Intake, Operator):
         self._fresh.clear()
 
     def _drive_hand(self, now: float) -> None:
+        if self.hand.forgot():  # connected anew: the row that runs says what it is to do
+            self._opening.forget()
         row = self.timeline.running(now)
         if row is None or self._homing or row.time - self.timeline.period > now + 1e-6:
             return

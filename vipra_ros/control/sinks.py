@@ -40,6 +40,9 @@ class HandSink(Protocol):
     def cancel(self) -> float:
         """Withdraw what has not begun; the opening that stands, NaN when none was asked for. Never blocks."""
 
+    def forgot(self) -> bool:
+        """Whether an opening that was asked for will not come, since this was asked last. Never blocks."""
+
 
 class PreviewSink:
     """Dry run: the same code up to here, then a callback (or nothing) instead of an arm."""
@@ -75,6 +78,10 @@ class PreviewHand:
     def cancel(self) -> float:
         """Nothing waits."""
         return self.commands[-1] if self.commands else float("nan")
+
+    def forgot(self) -> bool:
+        """Nothing is."""
+        return False
 
 
 class PreviewArm:

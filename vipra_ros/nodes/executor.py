@@ -237,11 +237,11 @@ class ExecutorNode(Node):
             time.sleep(0.01)
         self._running.clear()
         self._thread.join(timeout=2.0)
-        if self.hand:
-            self.hand.close()
         self.arm.close()
         if self._incidents:
             self._incidents.__exit__()
+        if self.hand:  # last: it may be at a command, and whoever ends us has little patience
+            self.hand.close()
 
     def _loop(self) -> None:
         period, due, armed, last_status = 1.0 / self.settings.control_rate, time.monotonic(), False, -np.inf

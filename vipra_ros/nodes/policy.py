@@ -60,6 +60,7 @@ class PolicyNode(Node):
         self._remote = self._arms = None
         self._topics = _topics(s.camera_topics)
         self._notes: list[str] = []
+        self._opening = 1.0  # of a hand that says nothing: open
         self._cameras_ready = False
         self._engine_text = ""
         self._said, self._seen = ("", 0), (("", 0), 0.0)
@@ -193,9 +194,10 @@ class PolicyNode(Node):
         """Positions (rad) of `names` and the gripper's opening in [-1, 1], (n + 1,); None when one is missing."""
         place = dict(zip(message.name, message.position))
         finger = next((v for n, v in place.items() if "finger" in n), math.nan)
-        opening = min(1.0, max(-1.0, 2 * finger / OPEN_WIDTH * 2.0 - 1.0)) if math.isfinite(finger) else 1.0
+        if math.isfinite(finger):  # absent while the hand is mute: it holds what it held
+            self._opening = min(1.0, max(-1.0, 2 * finger / OPEN_WIDTH * 2.0 - 1.0))
         try:
-            return np.array([*(place[n] for n in names), opening])
+            return np.array([*(place[n] for n in names), self._opening])
         except KeyError as missing:
             self._note(f"joint_states lacks {missing}; the checkpoint drives {', '.join(names)}")
             return None

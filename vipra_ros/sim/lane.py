@@ -83,6 +83,9 @@ class _Hand:
     def cancel(self) -> float:
         return self._told
 
+    def forgot(self) -> bool:
+        return False
+
 
 class _Servo:
     """Last hop: the core's reference is what the joint servos follow."""
