@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,3 +177,34 @@ def test_find_bags_reports_bags_without_metadata(tmp_path):
     assert [p.name for p in find_bags([tmp_path])] == ["a", "b", "c"]
     with pytest.raises(BagError, match="no such folder"):
         find_bags([tmp_path / "absent"])
+
+
+def test_loose_files_links_and_split_bags_are_told_apart(record, tmp_path):
+    loose, split = tmp_path / "loose", tmp_path / "split"
+    for folder, names in ((loose, ("mon.mcap", "tue.mcap")), (split, ("x_0.mcap", "x_1.mcap", "x_10.mcap"))):
+        folder.mkdir()
+        for name in names:
+            shutil.copy(record("a") / "a.mcap" if not (tmp_path / "bags/a").exists() else tmp_path / "bags/a/a.mcap",
+                        folder / name)
+    assert find_bags([loose]) == [loose / "mon.mcap", loose / "tue.mcap"] and find_bags([split]) == [split]
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    (subset / "one").symlink_to(tmp_path / "bags" / "a")
+    (subset / "round").symlink_to(subset)
+    assert find_bags([subset]) == [subset / "one"]
+    from vipra_ros.data import bag_info
+
+    assert bag_info.main([str(loose / "mon.mcap"), str(loose / "tue.mcap")], json=True) == 0
+
+
+def test_a_description_that_only_the_topic_holds_survives_a_new_label(record):
+    from vipra_ros.data.relabel import relabel
+
+    bag = record("a", namespace="left")
+    text = (bag / "metadata.yaml").read_text()
+    (bag / "metadata.yaml").write_text(re.sub(r"(?ms)^  custom_data:.*?(?=^  \S|\Z)", "", text))
+    with EpisodeReader(bag) as reader:
+        assert reader.meta() == {}
+    meta = relabel(bag, success=False)
+    assert meta["instruction"].startswith("push the green") and meta["operator"] == "expert"
+    assert meta["success"] is False

@@ -280,3 +280,82 @@ def test_resume_after_a_kill_gives_what_an_uninterrupted_conversion_gives(record
         for root in (out, tmp_path / "straight")
     )
     assert one == two, "byte by byte: tables, videos, statistics"
+
+
+def test_a_full_disk_is_not_the_bags_fault(record, tmp_path, monkeypatch):
+    import errno
+
+    from vipra_ros.data import work
+    from vipra_ros.data.convert import ConvertError
+
+    bags, real, full = [record(n) for n in ("a", "b")], work._write_results, [True]
+
+    def write(episode, folder, settings, result):
+        if folder.name.startswith("b") and full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(episode, folder, settings, result)
+
+    monkeypatch.setattr(work, "_write_results", write)
+    with pytest.raises(ConvertError, match="No space left on device; what is done stays: make room, .* --resume"):
+        run(bags, tmp_path / "out")
+    full.clear()
+    assert run(bags, tmp_path / "out", resume=True).count("converted") == 2
+
+
+def test_two_conversions_into_one_folder(record, tmp_path):
+    from vipra_ros.config import ConfigError
+    from vipra_ros.data.stage import staged
+
+    bag = record("a")
+    with staged(tmp_path / "out") as stage:
+        (stage / "dataset").mkdir()
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match="out is being made by another process; wait for it, or end it"):
+                run([bag], tmp_path / "out", resume=resume)
+        assert (stage / "dataset").is_dir()
+    assert run([bag], tmp_path / "out").count("converted") == 1
+    assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("fps", [0.0, -5.0, float("nan"), 1000.0])
+def test_a_rate_that_cannot_be(record, tmp_path, fps):
+    from vipra_ros.config import ConfigError
+
+    with pytest.raises(ConfigError, match="fps"):
+        run([record("a")], tmp_path / "out", fps=fps)
+
+
+def test_a_hand_of_states_alone_must_go_on_to_the_end(record, tmp_path):
+    from vipra_ros.config import build
+    from vipra_ros.data.mapping import TopicMap
+
+    topics = build(TopicMap, {"gripper_command": {"topic": ""}, "gripper_state": {
+        "topic": "hand", "joint": "fr3_finger_joint1", "open": 0.04, "closed": 0.0}})
+    for name, until in (("whole", 9.0), ("cut", 0.8)):
+        bag = record(name, skip=("executor/gripper_command",))
+        writer = EpisodeWriter(tmp_path / "hands", name, sync=False)
+        with EpisodeReader(bag) as reader:
+            meta = reader.meta()
+            for topic, kind, stamp, raw in reader.messages():
+                writer.write(topic, kind, raw, stamp)
+                if topic == "joint_states" and (stamp - 10**9) / 1e9 < until:
+                    writer.write("hand", kind, raw, stamp)
+        writer.close(meta)
+    report = run([tmp_path / "hands"], tmp_path / "out", settings=ConvertSettings(topics=topics))
+    lengths = {Path(e["bag"]).name: e["frames"] for e in report.episodes}
+    assert lengths["whole"] == 30 and lengths["cut"] == 11, "no frame has a hand that was not seen"
+    action = Dataset(tmp_path / "out").numeric("action")[:, 7]
+    assert action.max() == pytest.approx(1.0) and action.min() == pytest.approx(-0.5)
+
+
+def test_a_depth_picture_is_not_cut_to_eight_bits():
+    import cv2
+
+    from vipra_ros.data import pictures
+    from vipra_ros.data.resample import EpisodeError
+
+    depth = np.linspace(300, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    with pytest.raises(EpisodeError, match="PNG of 16 bits, a depth image"):
+        pictures.decode(cv2.imencode(".png", depth)[1].tobytes(), None, "camera depth: picture of frame 0")
+    plain = pictures.decode(cv2.imencode(".png", (depth // 16).astype(np.uint8))[1].tobytes(), None, "x")
+    assert plain.shape == (64, 64, 3)

@@ -197,3 +197,30 @@ def test_codes_and_labels_know_a_conversion_of_other_pictures_and_no_restored_fi
     video, _ = a.video_of("front", 0)[:2]
     video.write_bytes(video.read_bytes()[:-100])
     assert fingerprint(a) == fingerprint(again)
+
+
+def test_maps_may_differ_and_an_episode_of_two_tasks_is_not_copied(sets, tmp_path):
+    info = sets / "b" / "meta" / "info.json"
+    values = json.loads(info.read_text())
+    values["vipra_ros"]["topics"]["instruction"]["text"] = "lift it"
+    info.write_text(json.dumps(values))
+    assert len(Dataset(dataset_edit.merge([sets / "a", sets / "b"], tmp_path / "both")).episodes) == 5
+    (path,) = (sets / "b" / "meta" / "episodes").glob("*/*.parquet")
+    table = pq.read_table(path)
+    tasks = [["reach", "lift"], *table["tasks"].to_pylist()[1:]]
+    at = table.column_names.index("tasks")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(tasks, table.schema.field(at).type)), path)
+    with pytest.raises(DatasetError, match="episode 0 has 2 tasks"):
+        dataset_edit.merge([sets / "a", sets / "b"], tmp_path / "out")
+
+
+def test_cameras_may_have_names_without_the_usual_beginning(sets):
+    old, new = "observation.images.front", "observation.image"
+    for path in (sets / "a" / "meta").glob("*.json"):
+        path.write_text(path.read_text().replace(old, new))
+    (path,) = (sets / "a" / "meta" / "episodes").glob("*/*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns([c.replace(old, new) for c in table.column_names]), path)
+    (sets / "a" / "videos" / old).rename(sets / "a" / "videos" / new)
+    d = Dataset(sets / "a")
+    assert dataset_show.summary(d)["cameras"] == {new: [64, 64]} and dataset_check.check(sets / "a") == []

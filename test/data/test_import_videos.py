@@ -144,3 +144,58 @@ def test_pre_training_reads_it(clips, tmp_path):
     made = json.loads((tmp_path / "pretrain" / "checkpoint" / "pretrain.json").read_text())
     assert made["flow_estimator"] == made["perceptual_loss"] == "pyramid" and made["ahead"] == 28
     assert len(Dataset(out["set"]).episodes) == 4
+
+
+def test_telephones_film_lying_and_say_so(tmp_path):
+    path, turned = tmp_path / "lying" / "a.mp4", tmp_path / "turned" / "a.mp4"
+    write(path)
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, :48] = 200  # left is bright
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv444p"
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    data, unit = path.read_bytes(), (1 << 16).to_bytes(4, "big")
+    matrix = unit + bytes(12) + unit + bytes(12) + (1 << 30).to_bytes(4, "big")
+    quarter = bytes(4) + unit + bytes(4) + (-1 << 16).to_bytes(4, "big", signed=True) + bytes(16)  # clockwise
+    at = data.rindex(matrix)  # of the track: the film's own stands before it
+    turned.parent.mkdir()
+    turned.write_bytes(data[:at] + quarter + data[at + 32 :])
+    made = import_videos([turned.parent], tmp_path / "out", SETTINGS, instruction="do it")
+    image = made.frame("front", 0)
+    assert image[:20].mean() > 180 > 20 > image[-20:].mean(), "left became top"
+
+
+def test_a_name_is_one_video_and_one_instruction(tmp_path):
+    for folder in ("x", "y"):
+        write(tmp_path / folder / "1.mp4")
+    table = tmp_path / "t.csv"
+    table.write_text("video,instruction\n1.mp4,open the drawer\n")
+    with pytest.raises(ConfigError, match="'1.mp4' is .*x/1.mp4 and .*y/1.mp4; give the folder above both"):
+        import_videos([tmp_path / "x", tmp_path / "y"], tmp_path / "out", SETTINGS, table, "something else")
+    table.write_text("video,instruction\n1.mp4,open the drawer\n1.mp4,close it\n")
+    with pytest.raises(ConfigError, match="two instructions, 'open the drawer' and 'close it'"):
+        import_videos([tmp_path / "x"], tmp_path / "out", SETTINGS, table)
+
+
+def test_one_process_makes_a_data_set(clips, tmp_path):
+    from vipra_ros.data.stage import staged
+
+    with staged(tmp_path / "out"), pytest.raises(ConfigError, match="is being made by another process"):
+        import_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
+    assert not (tmp_path / ".out.partial").exists()
+    import_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
+
+
+def test_a_data_set_of_videos_is_drawn_and_not_replayed(clips, tmp_path):
+    from vipra_ros.data import dataset_show
+    from vipra_ros.data.dataset import DatasetError
+    from vipra_ros.data.replay import dataset_replay
+
+    made = import_videos([clips], tmp_path / "out", SETTINGS, instruction="do it")
+    dataset_show.draw(made, tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 1000
+    with pytest.raises(DatasetError, match="nameless columns"):
+        dataset_replay(tmp_path / "out", 0)

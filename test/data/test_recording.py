@@ -317,3 +317,23 @@ def test_a_thread_writes_while_another_takes(tmp_path):
     assert not thread.is_alive()
     bags = find_bags([tmp_path])
     assert [len(contents(b)[1]) for b in bags] == [502, 503, 503]  # the hand was open before, too
+
+
+def test_a_clock_that_was_set_back_is_said(tmp_path):
+    bench = Bench(tmp_path, pre_roll=0.0)
+    bench.at(0.0, "start")
+    bench.words(0.0, "lift")
+    bench.joints(0.0, 2.0)
+    bench.joints(0.5, 2.5)
+    bench.at(2.5, "finish", True)
+    bench.recorder.step()
+    (path,) = tmp_path.glob("2023*")
+    meta, _ = contents(path)
+    assert "episode: the clock went back by 1.49 s; record it again" in meta["flags"] and not meta["good"]
+
+
+def test_a_folder_that_has_gone_has_no_room(tmp_path):
+    from vipra_ros.data import disk
+
+    assert disk.free_space(tmp_path / "unplugged") == 0
+    assert "make room" in disk.refusal(tmp_path, 0, 1, 0.0, 0.0)

@@ -250,3 +250,24 @@ def test_a_folder_whose_disk_is_gone_is_an_error(tmp_path):
     (tmp_path / "bags").symlink_to(tmp_path / "gone")
     with pytest.raises(OSError, match="exists"):
         EpisodeWriter(tmp_path / "bags", "a")
+
+
+def test_single_files_are_repaired_and_databases_pointed_on(record, tmp_path):
+    bag = record("a")
+    file = tmp_path / "alone.mcap"
+    data = (bag / "a.mcap").read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    (one,) = repair.repair(file)
+    assert one.path == tmp_path / "alone-repaired" and one.count > 100
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "old_0.db3").write_bytes(b"")
+    (one,) = repair.repair(old)
+    assert one.path is None and "ros2 bag reindex" in one.text
+
+
+def test_what_a_killed_repair_left_is_cleared(tmp_path):
+    left = tmp_path / ".partial" / "repair-4194999" / "x"
+    left.mkdir(parents=True)
+    (left / "x.mcap").write_bytes(b"")
+    assert list(repair.repair(tmp_path)) == [] and not (tmp_path / ".partial").exists()

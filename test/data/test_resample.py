@@ -66,3 +66,17 @@ def test_snap_takes_a_picture_a_little_late():
 def test_old_pictures_are_refused():
     with pytest.raises(EpisodeError, match=r"camera front: newest picture is 0\.20 s old at 0\.20 s"):
         nearest_before(np.array([0.0]), np.array([0.0, 0.2]), Resampling(), "front")
+
+
+@pytest.mark.parametrize("shift", [-1.3, -0.4, 0.6])
+def test_one_picture_with_a_wrong_stamp_freezes_no_camera(shift):
+    times, stamps = np.arange(0, 4, 1 / 15), np.arange(0, 4.1, 1 / 30)
+    stamps[60] += shift
+    if shift > 0:  # all that come before the clock has caught up are older than this one
+        with pytest.raises(EpisodeError, match="newest picture is"):
+            nearest_before(stamps, times, Resampling(), "front")
+        return
+    picks = nearest_before(stamps, times, Resampling(), "front")
+    assert 60 not in picks and (np.diff(picks) >= 1).all()
+    age = times - stamps[picks]
+    assert age.min() > -0.003 and age.max() < 0.05
