@@ -190,3 +190,27 @@ def test_stop_ends_following_and_arming_begins_anew():
     assert rig.core.machine.state is State.IDLE and rig.follow.phase is Phase.WAITING
     rig.run(0.5)
     assert len(rig.chunks) == sent
+
+
+def test_a_leader_put_down_does_not_open_a_hand_that_holds_something():
+    rig = Rig(still())
+    rig.run(0.1)
+    rig.follow.hand(-1.0)  # it holds a part; the sprung trigger of the leader is open
+    rig.arm()
+    rig.run(1.0)
+    assert rig.chunks and all((c.actions[:, -1] == -1.0).all() for c in rig.chunks)
+    assert rig.follow.text == "the arm follows the leader; the hand stays closed until the trigger is pulled once"
+    rig.opening = 0.0
+    rig.run(0.5)
+    assert rig.follow.text == "the arm follows the leader" and rig.core.opening == -1.0
+    rig.opening = 1.0
+    rig.run(1.0)
+    assert rig.core.opening == 1.0, "taken over: the trigger opens it"
+    rig.follow.hand(1.0)
+    rig.core.stop(rig.now)
+    rig.opening = 0.0
+    rig.run(1.0)
+    rig.arm()
+    rig.run(0.5)
+    assert rig.follow.text.endswith("the hand stays open until the trigger is let go once")
+    assert (rig.chunks[-1].actions[:, -1] == 1.0).all()

@@ -42,6 +42,8 @@ from vipra_ros.teleop.upstream import UpstreamBus
 LATEST = QoSProfile(depth=1)
 #: Reads that may fail in a row before the port is opened anew.
 MOST_FAILURES = 5
+#: of the open hand's width: a hand that is less open holds something.
+OPEN = 0.9
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class GelloNode(Node):
         self.follow = Follow(self.profile, declare(self, FollowSettings), f"gello-{os.getpid()}")
         self.failure: Exception | None = None
         self._tracker: Tracker | None = None
+        self._told = False  # whether the executor has said what it told the hand
         self._lock = threading.Lock()  # of self.follow
         self._times: list[float] = []
         self._said, self._last_status, self._durations = ("", ""), -math.inf, [0.0]
@@ -99,6 +102,7 @@ class GelloNode(Node):
         self._chunks = self.create_publisher(ActionChunkMessage, "policy/chunk", LATEST)
         self.create_subscription(JointState, "joint_states", self._on_follower, qos_profile_sensor_data)
         self.create_subscription(ExecutorStatusMessage, "executor/status", self._on_status, LATCHED)
+        self.create_subscription(Float32, "executor/gripper_command", self._on_hand, LATCHED)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="servo bus", daemon=True)
 
@@ -121,8 +125,16 @@ class GelloNode(Node):
         place = dict(zip(message.name, message.position))
         if all(name in place for name in self.profile.joint_names):
             q = np.array([place[name] for name in self.profile.joint_names])
+            finger = next((v for n, v in place.items() if "finger" in n), math.nan)
             with self._lock:
                 self.follow.follower(time.monotonic(), q)
+                if not self._told and math.isfinite(finger):  # an executor that has just begun has told it nothing
+                    self.follow.hand(1.0 if 2 * finger > OPEN * self.profile.gripper_width else -1.0)
+
+    def _on_hand(self, message: Float32) -> None:
+        with self._lock:
+            self._told = True
+            self.follow.hand(1.0 if message.data > 0 else -1.0)
 
     def _on_status(self, message: ExecutorStatusMessage) -> None:
         with self._lock:

@@ -5,6 +5,9 @@ over `engage_time`. The follower runs a fixed time behind the leader: rows are p
 and only the last one is extrapolated, by one period. So the rows around the instant at which the executor can
 still change its plan are measured ones with measured velocities, and the arm moves smoothly at 25 Hz.
 
+The hand stays as it is until the trigger has once said the same: a leader that was put down opens its trigger, and
+what the arm holds would fall when it engages again.
+
 Pure and single-threaded; all times are of one monotonic clock, s.
 """
 
@@ -29,6 +32,8 @@ FOLLOWER_AGE, STATUS_AGE = 0.5, 1.0
 MOVING = 0.1
 #: s after the engagement, before the lag is measured.
 SETTLING = 0.3
+#: of [-1, 1]; a trigger beyond it says the same as the hand.
+AGREES = 0.5
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Follow:
         self._executor: tuple[float, ExecutorState, int] | None = None
         self._offset, self._engaged_at, self._task = np.zeros(len(profile.joint_names)), 0.0, 0
         self._lags: deque[float] = deque(maxlen=250)
+        self._hand: float | None = None  # +1 open, -1 closed, as it stands
+        self._held: float | None = None  # sent in the trigger's place
 
     # --- in ------------------------------------------------------------------------------------------------
 
@@ -106,6 +113,10 @@ class Follow:
             if fast > MOVING**2:
                 ahead = q1 + velocity * (time - t1) - self._follower[1]
                 self._lags.append(float(ahead @ velocity) / fast)
+
+    def hand(self, opening: float) -> None:
+        """How the follower's hand stands: +1 open, -1 closed or holding something."""
+        self._hand = opening
 
     def executor(self, time: float, state: ExecutorState, epoch: int) -> None:
         """The executor's status."""
@@ -143,10 +154,16 @@ class Follow:
                 self._lags.clear()
             # Until the executor has taken a chunk and runs, every chunk begins at the arm.
             self._offset, self._engaged_at = rows[0] - self._follower[1], now
+            self._held = self._hand
+        grip = 2 * openings - 1
+        if self._held is not None and grip[-1] * self._held > AGREES:
+            self._held = None
         if max(self._duration, now - stamp) > self.settings.late_read:
             self.text = f"a read took {max(self._duration, now - stamp):.3f} s; no chunk was sent"
             return None
-        self._set(Phase.FOLLOWING, "the arm follows the leader")
+        hint = {None: "", 1.0: "; the hand stays open until the trigger is let go once",
+                -1.0: "; the hand stays closed until the trigger is pulled once"}[self._held]
+        self._set(Phase.FOLLOWING, f"the arm follows the leader{hint}")
         times = stamp + self.period * np.arange(1, len(rows) + 1)
         left = np.clip(1.0 - (times - self._engaged_at) / self.settings.engage_time, 0.0, 1.0)
         fade = left * left * (3 - 2 * left)
@@ -156,7 +173,7 @@ class Follow:
             stamp=stamp,
             chunk_id=self.sent,
             step_period=self.period,
-            actions=np.column_stack([rows, 2 * openings - 1]),
+            actions=np.column_stack([rows, grip if self._held is None else np.full(len(rows), self._held)]),
             lookahead=np.zeros((0, rows.shape[1] + 1)),
             joint_names=self.profile.joint_names,
             task_id=self._task,
