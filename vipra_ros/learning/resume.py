@@ -72,6 +72,9 @@ def restore(path: Path, kept: dict[str, Any], optimisers: list, average: list[Te
                 values["state"][number] = {
                     name: divided(v, like) if isinstance(v, Tensor) and v.shape == like.shape else v
                     for name, v in moments.items()}
+            for mine, theirs in zip(optimiser.param_groups, values["param_groups"]):
+                # The kernel is chosen for the weights as they lie now, sharded or whole.
+                theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})
             optimiser.load_state_dict(values)
     except (RuntimeError, ValueError, IndexError) as error:
         raise _another_network(path, error) from None
