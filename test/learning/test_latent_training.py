@@ -1,5 +1,6 @@
 """Stage 1 from video files to a checkpoint and labels, at toy size: a bright square that moves left or right."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -232,6 +233,14 @@ def test_alarms():
     dead = latent_health.usage_of(np.zeros((10, 3, 2), int), 8)
     said = latent_health.alarms({"perplexity_place": latent_health.perplexity(dead[0]), "shuffle_ratio": 1.0}, dead)
     assert len(said) == 3 and "dead codes 1, 2, 3" in said[0]
+
+
+def test_held_out_videos_that_are_too_short_are_told(videos, trained, tmp_path):
+    seen = open_footage([videos], tmp_path, 32, 15.0)
+    seen = dataclasses.replace(seen, shots=[s for s in seen.shots if s.group not in seen.held])
+    health = latent_health.examine(latent.load_latent(trained)[0], seen, 4, 1, 4)
+    assert health.alarms[0].startswith("no held-out video has 4 frames; these are training clips")
+    assert "psnr" in health.figures and "probe_pixels_r2" not in health.figures
 
 
 def test_labels_stream_as_windows_say(trained):
