@@ -315,6 +315,14 @@ def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):
         label.label(videos, tmp_path, tmp_path / "three")
 
 
+@pytest.mark.parametrize("wrong", (dict(every=0), dict(every=-1), dict(stride=-1)))
+def test_steps_that_lead_nowhere_are_refused(tmp_path, wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=f"{name} = {value}.*every from 1 on"):
+        label.label(tmp_path, tmp_path, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_data_set_is_labelled_in_whole_and_of_videos_what_can_be_read(videos, trained, tmp_path, capsys):
     shutil.copytree(videos, tmp_path / "videos")
     made = import_videos([videos], tmp_path / "set", VideoSettings(size=32), instruction="go").video_of("front", 0)[0]
