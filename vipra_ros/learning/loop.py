@@ -154,6 +154,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
     steppers = optimisers(job, config)
     average = [p.detach().clone() for p in job.model.parameters()] if config.ema else None
     state = resume.restore(saved, kept, steppers, average, generator, us) if kept else State()
+    del kept  # as large as weights, moments and average together
     by_hand = getattr(job, "by_hand", [])
     end = f"/{config.steps}" if config.steps else f" of {config.minutes:g} min"
     log = Log(out / "log.jsonl", end, state.step, config.tensorboard) if us.main else Silent()
