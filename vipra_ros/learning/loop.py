@@ -96,6 +96,7 @@ class Job(Protocol):
 def identity_of(config: Any, *more: str) -> str:
     """Text of a training configuration (a dataclass with a `loop`) without what a resumed run may change."""
     values = dataclasses.asdict(config)
+    values.pop("vq", None)  # a path; the quantiser's hash is among `more`
     for free in ("steps", "minutes", "threads", "log_every", "evaluate_every", "save_seconds", "checkpointing", "shard",
                  "tensorboard"):
         del values["loop"][free]
