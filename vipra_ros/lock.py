@@ -10,12 +10,13 @@ from pathlib import Path
 
 
 @contextmanager
-def held(path: str | Path) -> Iterator[bool]:
-    """Whether the lock on `path`, which is made where it is missing, is ours for the length of a `with`."""
+def held(path: str | Path, wait: bool = False) -> Iterator[bool]:
+    """Whether the lock on `path`, which is made where it is missing, is ours for the length of a `with`; it is once
+    nobody else has it, where we `wait`."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

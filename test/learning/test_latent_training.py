@@ -1,5 +1,6 @@
 """Stage 1 from video files to a checkpoint and labels, at toy size: a bright square that moves left or right."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -234,6 +235,14 @@ def test_alarms():
     assert len(said) == 3 and "dead codes 1, 2, 3" in said[0]
 
 
+def test_held_out_videos_that_are_too_short_are_told(videos, trained, tmp_path):
+    seen = open_footage([videos], tmp_path, 32, 15.0)
+    seen = dataclasses.replace(seen, shots=[s for s in seen.shots if s.group not in seen.held])
+    health = latent_health.examine(latent.load_latent(trained)[0], seen, 4, 1, 4)
+    assert health.alarms[0].startswith("no held-out video has 4 frames; these are training clips")
+    assert "psnr" in health.figures and "probe_pixels_r2" not in health.figures
+
+
 def test_labels_stream_as_windows_say(trained):
     model, _ = latent.load_latent(trained)
     frames = np.random.default_rng(0).integers(0, 255, (23, 32, 32, 3), dtype=np.uint8)
@@ -304,6 +313,14 @@ def test_label_shards_resume_and_divide(videos, trained, tmp_path, capsys):
         label.label(videos, trained, tmp_path / "one", stride=2, videos_per_shard=4)
     with pytest.raises(ConfigError, match="run vipra train latent first"):
         label.label(videos, tmp_path, tmp_path / "three")
+
+
+@pytest.mark.parametrize("wrong", (dict(every=0), dict(every=-1), dict(stride=-1)))
+def test_steps_that_lead_nowhere_are_refused(tmp_path, wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=f"{name} = {value}.*every from 1 on"):
+        label.label(tmp_path, tmp_path, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_data_set_is_labelled_in_whole_and_of_videos_what_can_be_read(videos, trained, tmp_path, capsys):

@@ -9,8 +9,20 @@ import pytest
 import torch
 
 from vipra_ros.config import ConfigError
+from vipra_ros.learning import resume
+from vipra_ros.learning.finetune_job import Finetune
 from vipra_ros.learning.log import Log
-from vipra_ros.learning.loop import Interrupted, LoopConfig, State, averaged, drawing, learning_rate_scale, run
+from vipra_ros.learning.loop import (
+    Interrupted,
+    LoopConfig,
+    State,
+    averaged,
+    drawing,
+    identity_of,
+    learning_rate_scale,
+    run,
+)
+from vipra_ros.learning.parallel import Team
 
 
 class Line:
@@ -158,6 +170,20 @@ def test_one_of_steps_and_minutes():
     for wrong in (dict(), dict(steps=5, minutes=5.0)):
         with pytest.raises(ConfigError, match="exactly one"):
             LoopConfig(**wrong)
+
+
+def test_the_quantiser_may_be_named_in_another_way(tmp_path):
+    def config(path):
+        return Finetune(loop=LoopConfig(steps=5), policy={}, vq=path)
+
+    job = Line()
+    job.identity = identity_of(config("vq"), "hash")
+    assert job.identity == identity_of(config("/else/where/vq"), "hash") != identity_of(config("vq"), "other")
+    values, *more = json.loads(job.identity)
+    for vq in ("vq", 'a "b", \\'):  # as states were that held the path
+        earlier = json.dumps([values | {"vq": vq}, *more], sort_keys=True)
+        torch.save({"model": job.model.state_dict(), "generators": [0], "identity": earlier}, tmp_path / "state.pt")
+        resume.read(tmp_path / "state.pt", job, Team(0, 1))
 
 
 def test_a_state_is_a_step_a_time_and_a_count():

@@ -43,7 +43,8 @@ def test_the_table(counted, capsys, tmp_path):
     assert rows[8]["state"] == pytest.approx(rows[1]["state"] / 8)
     for n, r in rows.items():
         assert r["state"] + r["gathered"] + r["batch"] * r["observation"] <= 80 - memory_plan.RESERVED or not r["batch"]
-        assert not r["batch"] or n * r["batch"] * r["passes"] >= counted.batch
+        assert not r["batch"] or n * r["batch"] * r["passes"] == counted.batch
+        assert r["batch"] <= r["fit"]
     assert memory_plan.plan(counted, 1, 141.0)["batch"] > 0, "one H200 holds it"
     memory_plan.main("finetune", json_path=str(tmp_path / "plan.json"))
     said = capsys.readouterr().out.splitlines()

@@ -207,6 +207,8 @@ def test_imagine_draws_a_sheet(pretrained, data, tmp_path):
     assert figures["codes_right"] > 0.3
     with pytest.raises(ConfigError, match="pretrain.json"):
         imagine.imagine(tmp_path, data, tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="count = 0: give the number of moments"):
+        imagine.imagine(pretrained / "run" / "checkpoint", data, tmp_path / "x.png", count=0)
     for out in ("sheet", "none/sheet.png"):
         with pytest.raises(ConfigError, match="ends in .png in an existing folder"):
             imagine.imagine(pretrained / "run" / "checkpoint", data, tmp_path / out)

@@ -107,6 +107,8 @@ def everything(folder: Path) -> None:
         "sharded": together(lambda: acts(folder / "sharded", "ranks", shard=True, checkpointing=True)),
         "cut": together(lambda: acts(folder / "cut", "ranks", die=True, shard=True)),
         "then": together(lambda: acts(folder / "cut", "ranks", shard=True)),
+        "whole": together(lambda: acts(folder / "later", "ranks", die=True)),
+        "divided": together(lambda: acts(folder / "later", "ranks", shard=True)),
         "low": together(lambda: acts(folder / "low", "ranks", low=True, shard=True)),
     }
     (folder / "said.json").write_text(json.dumps(said))
@@ -129,11 +131,11 @@ def rows(out: Path, *names: str) -> dict[str, list[float]]:
 
 def test_all_ended_as_they_should(folder):
     said = json.loads((folder / "said.json").read_text())
-    assert said.pop("cut")[0] == -signal.SIGKILL
+    assert said.pop("cut")[0] == said.pop("whole")[0] == -signal.SIGKILL
     assert all(not any(code) if isinstance(code, list) else not code for code in said.values()), said
 
 
-@pytest.mark.parametrize("name", ("sharded", "passes", "again"))
+@pytest.mark.parametrize("name", ("sharded", "passes", "again", "later"))
 def test_the_same_losses_as_one_process_with_the_whole_batch(folder, name):
     one, other = (rows(folder / n, "loss", "grad_norm", "held", "samples") for n in ("one", name))
     assert len(one["loss"]) == STEPS and one["loss"][-1] < one["loss"][0] and len(one["held"]) == 2

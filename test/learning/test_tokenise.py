@@ -1,5 +1,7 @@
 """Codes on disk equal the quantiser's, survive a kill, and refuse another quantiser or data set."""
 
+import threading
+
 import numpy as np
 import pytest
 from stand_in import StandIn
@@ -52,6 +54,27 @@ def test_a_killed_run_goes_on(vq, tmp_path):
     # It began again behind the first block of 64, not at the start.
     assert dying.left == 10**6 - (len(whole) - 64)
     assert np.array_equal(codes, tokenise(whole, vq, tmp_path / "fresh", ("front",), "id"))
+
+
+def test_two_runs_that_share_the_folder_code_once(vq, tmp_path):
+    both, read = threading.Event(), []
+
+    class Shared(StandIn):
+        def frames(self, camera, start=0, stop=None):
+            both.wait(2.0)  # the other run is here by then, if it may
+            for item in super().frames(camera, start, stop):
+                read.append(item[0])
+                yield item
+
+    def other():
+        threading.Timer(0.3, both.set).start()
+        tokenise(Shared(), vq, tmp_path, ("front",), "id")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    codes = tokenise(Shared(), vq, tmp_path, ("front",), "id")
+    thread.join()
+    assert sorted(read) == list(range(len(codes)))
 
 
 def test_codes_of_something_else_are_refused(data, vq, tmp_path):

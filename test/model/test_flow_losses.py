@@ -74,6 +74,14 @@ def test_flow_loss_wants_the_same_motion():
     assert flow_loss(estimator, brighter, truth) < 0.3 * loss.item()
 
 
+def test_flow_is_float32_under_autocast_too():
+    x = texture()
+    clips = torch.stack([x, x], 1), torch.stack([x, moved(x, 0.3, 0.0)], 1)
+    wanted = flow_loss(PyramidFlow(), *clips)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flow_loss(PyramidFlow(), *clips) == wanted
+
+
 def test_pyramid_distance_dislikes_blur_more_than_shade():
     x, distance = texture(), make_perceptual("pyramid")
     assert distance(x, x).abs() < 1e-6

@@ -206,11 +206,15 @@ def test_a_policy_that_no_robot_takes_is_refused_before_the_first_trial(tmp_path
 def test_one_run_at_a_time_in_a_folder_and_a_report_at_any(tmp_path):
     file, out = tmp_path / "plan.yaml", tmp_path / "out"
     file.write_text(PLAN)
+    with pytest.raises(ConfigError, match="has no results.jsonl.*give the folder of the trials"):
+        rollouts.run(str(file), str(out), report=True)
+    assert not out.exists()
     out.mkdir()
     with held(out / "rollouts.lock"):
         with pytest.raises(ConfigError, match="in use by another vipra rollouts"):
             rollouts.run(str(file), str(out))
         file.write_text(PLAN.replace("models/tiny", "gone/from/here"))
+        Journal(out, load_plan(str(file))).write()
         assert rollouts.run(str(file), str(out), report=True) == 0, "a report needs no checkpoints"
 
 
@@ -356,6 +360,7 @@ def test_each_start_has_a_log_of_its_own(tmp_path):
 def test_the_report_as_json_is_all_that_stdout_gets(tmp_path, capsys):
     file = tmp_path / "plan.yaml"
     file.write_text(PLAN)
+    Journal(tmp_path / "out", load_plan(str(file))).write()
     assert rollouts.run(str(file), str(tmp_path / "out"), report=True, json=True) == 0
     told = capsys.readouterr()
     figures = json.loads(told.out)

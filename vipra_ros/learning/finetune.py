@@ -90,6 +90,7 @@ def train(
         lora.attach(policy, config.lora_rank, config.lora_alpha)
     job = FinetuneJob(config, checkpoint, data, held, out, None if isinstance(start, Checkpoint) else start,
                       own_device(), f"{identity} {_began(start, init)}")
+    del start  # what the policy took of it, it has: the rest need not wait in memory for the end
     run(job, config.loop, out)
     if team().main:
         print(f"policy -> {out / 'checkpoint'}")

@@ -26,8 +26,11 @@ def imagine(checkpoint: str | Path, dataset, out: str | Path, count: int = 6) ->
     codes that were imagined, and that already stand in the frame now.
 
     Raises:
-        ConfigError: no pre-trained model with a future frame, the data set has no such camera, or `out` is no PNG.
+        ConfigError: no pre-trained model with a future frame, the data set has no such camera, `count` is none, or
+            `out` is no PNG.
     """
+    if count < 1:
+        raise ConfigError(f"count = {count}: give the number of moments, 1 or more")
     if Path(out).suffix.lower() != ".png" or not Path(out).absolute().parent.is_dir():  # known before the work is done
         raise ConfigError(f"{out} cannot be written; give a file that ends in .png in an existing folder")
     made, opened = Pretrained.load(checkpoint), open_dataset(dataset)

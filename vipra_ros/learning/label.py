@@ -134,9 +134,12 @@ def label(
         ray: address of a Ray cluster that does the work instead, a shard at a time, on its GPUs if it has any.
 
     Raises:
-        ConfigError: no latent actions there, `out` has labels of other ones or of another source, a video of a data
-            set cannot be read, or a shard is lost.
+        ConfigError: every or stride is impossible, no latent actions there, `out` has labels of other ones or of
+            another source, a video of a data set cannot be read, or a shard is lost.
     """
+    if every < 1 or stride < 0:
+        raise ConfigError(f"every = {every}, stride = {stride}: give every from 1 on and stride from 0 on (0: the "
+                          "step in time of the latent actions)")
     source, latent, out = Path(source), Path(latent), Path(out)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world

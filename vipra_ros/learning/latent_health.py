@@ -78,10 +78,12 @@ def linear_probe(codes: np.ndarray, target: np.ndarray, size: int, fit: np.ndarr
 def examine(
     model: LatentActions, footage: Footage, frames: int, stride: int, clips: int, batch: int = 16, seed: int = 0
 ) -> Health:
-    """Health on up to `clips` held-out clips; the probe is fitted on as many clips of the training videos."""
+    """Health on up to `clips` held-out clips; the probe is fitted on as many clips of the training videos. Where no
+    held-out video is long enough, on training clips, with an alarm and without the probe."""
     span, size = (frames - 1) * stride + 1, model.config.codebook_size
     train, held = footage.starts(False, span), footage.starts(True, span)
-    if not len(held):
+    unseen = len(held) > 0
+    if not unseen:
         held = train
     train, held = (s[np.linspace(0, len(s) - 1, min(clips, len(s))).round().astype(int)] for s in (train, held))
     generator = torch.Generator().manual_seed(seed)
@@ -103,8 +105,13 @@ def examine(
     figures["perplexity"] = perplexity(total)
     figures["perplexity_place"] = float(np.mean([perplexity(u) for u in usage]))
     figures["dead_codes"] = float((total < DEAD).sum())
-    figures |= _probes(model, footage, train, held, codes, frames, stride, batch, flow)
-    return Health(figures, usage, alarms(figures, usage))
+    said = alarms(figures, usage)
+    if unseen:
+        figures |= _probes(model, footage, train, held, codes, frames, stride, batch, flow)
+    else:
+        said.insert(0, f"no held-out video has {span} frames; these are training clips: add videos, or lower frames or "
+                       "stride")
+    return Health(figures, usage, said)
 
 
 def alarms(figures: dict[str, float], usage: np.ndarray) -> list[str]:

@@ -96,6 +96,7 @@ class Job(Protocol):
 def identity_of(config: Any, *more: str) -> str:
     """Text of a training configuration (a dataclass with a `loop`) without what a resumed run may change."""
     values = dataclasses.asdict(config)
+    values.pop("vq", None)  # a path; the quantiser's hash is among `more`
     for free in ("steps", "minutes", "threads", "log_every", "evaluate_every", "save_seconds", "checkpointing", "shard",
                  "tensorboard"):
         del values["loop"][free]
@@ -154,6 +155,7 @@ def _run(job: Job, config: LoopConfig, out: Path, should_stop: Callable[[State],
     steppers = optimisers(job, config)
     average = [p.detach().clone() for p in job.model.parameters()] if config.ema else None
     state = resume.restore(saved, kept, steppers, average, generator, us) if kept else State()
+    del kept  # as large as weights, moments and average together
     by_hand = getattr(job, "by_hand", [])
     end = f"/{config.steps}" if config.steps else f" of {config.minutes:g} min"
     log = Log(out / "log.jsonl", end, state.step, config.tensorboard) if us.main else Silent()

@@ -127,17 +127,18 @@ def plan(counted: Count, gpus: int, gigabytes: float = 80.0) -> dict[str, float 
 
     Returns:
         gpus; state: weights, gradients, moments; gathered: what is unsharded at a time; observation: per observation;
-        batch: observations at a time, 0 when none fits; passes: so many for a step of the preset's batch.
+        fit: observations at a time, 0 when none does; batch, passes: `loop.batch` and `loop.accumulate` that make a
+        step of the preset's batch.
     """
     state = counted.weights * KEPT / gpus / 1e9
     # Two layers in bfloat16, one gradient in bfloat16 and on its way out in float32; tables and heads likewise.
     gathered = ((2 * 2 + 2 + 4) * counted.layer + (2 + 2 + 4) * counted.rest) / 1e9
     one = (counted.saved + counted.again) / 1e9
     free = gigabytes - RESERVED - state - gathered
-    batch = max(0, math.floor(free / one))
-    batch = min(batch, math.ceil(counted.batch / gpus))
-    passes = math.ceil(counted.batch / (gpus * batch)) if batch else 0
-    return {"gpus": gpus, "state": state, "gathered": gathered, "observation": one, "batch": batch,
+    fit = max(0, math.floor(free / one))
+    passes = math.ceil(counted.batch / (gpus * fit)) if fit else 0
+    batch = math.ceil(counted.batch / (gpus * passes)) if fit else 0
+    return {"gpus": gpus, "state": state, "gathered": gathered, "observation": one, "fit": fit, "batch": batch,
             "passes": passes}
 
 
@@ -147,10 +148,11 @@ def main(stage: str = "pretrain", preset: str = "paper", gigabytes: float = 80.0
     counted = count(stage, preset)
     rows = [plan(counted, n, gigabytes) for n in GPUS]
     print(f"{stage} {preset}: {counted.weights / 1e9:.2f} G weights, {counted.tokens} tokens, batch {counted.batch}")
-    print("GB per GPU; observations at a time, and passes for one step")
-    print(f"{'GPUs':>5} {'state':>7} {'gathered':>9} {'observation':>12} {f'fit in {gigabytes:g}':>10} {'passes':>7}")
+    print("GB per GPU; observations that fit; loop.batch, and passes for one step")
+    print(f"{'GPUs':>5} {'state':>7} {'gathered':>9} {'observation':>12} {f'fit in {gigabytes:g}':>10} "
+          f"{'batch':>6} {'passes':>7}")
     for r in rows:
-        fits = f"{r['batch']:10d} {r['passes']:7d}" if r["batch"] else f"{'none':>10} {'-':>7}"
+        fits = f"{r['fit']:10d} {r['batch']:6d} {r['passes']:7d}" if r["fit"] else f"{'none':>10} {'-':>6} {'-':>7}"
         print(f"{r['gpus']:5d} {r['state']:7.1f} {r['gathered']:9.1f} {r['observation']:12.2f} {fits}")
     if json_path:
         with open(json_path, "w") as file:

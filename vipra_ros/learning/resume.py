@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,8 @@ def read(path: Path, job: Job, us: Team) -> dict[str, Any]:
         ConfigError: it belongs to another run, network or number of processes.
     """
     kept = torch.load(path, map_location="cpu", weights_only=True)
-    if kept.get("identity", job.identity) != job.identity:
+    # Earlier states say how the quantiser's folder was named, too.
+    if re.sub(r', "vq": "(\\.|[^"\\])*"', "", kept.get("identity", job.identity)) != job.identity:
         raise ConfigError(f"{path}: belongs to a run with another configuration or other data; {_REMEDY}")
     kept.setdefault("generators", [kept.get("generator")])
     try:
@@ -72,6 +74,9 @@ def restore(path: Path, kept: dict[str, Any], optimisers: list, average: list[Te
                 values["state"][number] = {
                     name: divided(v, like) if isinstance(v, Tensor) and v.shape == like.shape else v
                     for name, v in moments.items()}
+            for mine, theirs in zip(optimiser.param_groups, values["param_groups"]):
+                # The kernel is chosen for the weights as they lie now, sharded or whole.
+                theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})
             optimiser.load_state_dict(values)
     except (RuntimeError, ValueError, IndexError) as error:
         raise _another_network(path, error) from None

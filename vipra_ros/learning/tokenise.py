@@ -23,6 +23,7 @@ import torch
 from vipra_ros.config import ConfigError
 from vipra_ros.learning.augment import Augmentation, change
 from vipra_ros.learning.parallel import device
+from vipra_ros.lock import held
 from vipra_ros.model.vq import VQ
 from vipra_ros.policy.pictures import resize
 from vipra_ros.whole_file import write_whole
@@ -75,14 +76,23 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, version: int
     if version:
         wanted |= {"version": version, "augmentation": asdict(how)}
         name = f"{camera}-{version}-{hashlib.sha256(json.dumps(asdict(how)).encode()).hexdigest()[:8]}"
+    with held(out / f"{name}.lock", wait=True):  # of runs that share the folder one codes, the others read
+        _code(dataset, vq, out / name, camera, wanted, version, how)
+    return np.load(out / f"{name}.npy", mmap_mode="r")
+
+
+def _code(dataset, vq: VQ, stem: Path, camera: str, wanted: dict, version: int, how: Augmentation) -> None:
+    """What is missing of the codes in `stem`.npy; `stem`.json says how far they are."""
+    total, name, out = wanted["frames"], stem.name, stem.parent
     path, note, done = out / f"{name}.npy", out / f"{name}.json", 0
     if note.exists() and path.exists():
         known = json.loads(note.read_text())
         done = known.pop("done")
         if known != wanted:
             raise ConfigError(f"{out}: codes of another data set or quantiser; delete the folder to make them again")
-    shape = (total, vq.config.codes_per_frame)
-    codes = np.lib.format.open_memmap(path, "r+" if done else "w+", None if done else np.int16, None if done else shape)
+    mode = "w+" if not done else "r+" if done < total else "r"
+    shape = None if done else (total, vq.config.codes_per_frame)
+    codes = np.lib.format.open_memmap(path, mode, None if done else np.int16, shape)
     # LWM's quantiser takes seconds a frame on a few cores.
     where = device() if done < total else "cpu"
     vq.eval().to(where)
@@ -112,7 +122,6 @@ def _camera(dataset, vq: VQ, out: Path, camera: str, identity: str, version: int
     vq.to("cpu")  # where hashes and checkpoints are made of it
     if done != total:
         raise ConfigError(f"{dataset.path}: camera {camera} has {done} frames, the table {total} rows; convert again")
-    return np.load(path, mmap_mode="r")
 
 
 def _changed(dataset, frames: Iterable[tuple[int, np.ndarray]], camera: str, size: int, version: int,

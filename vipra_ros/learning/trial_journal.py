@@ -22,7 +22,7 @@ class Trial:
 
     Attributes:
         slot: number in the schedule. code: letter of the policy. label: one of `LABELS`.
-        by: operator, simulator or "time limit".
+        by: operator, simulator, executor or "time limit".
         seconds: from arming to the end: the label, the stop, or what ended it.
         stalls: see `interruptions`; stops: times it held or faulted by itself.
         stopped: the reason of the last such stop.

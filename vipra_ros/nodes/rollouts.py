@@ -19,7 +19,7 @@ from pathlib import Path
 from vipra_ros.config import ConfigError
 from vipra_ros.learning import trial_page
 from vipra_ros.learning.trial_film import film
-from vipra_ros.learning.trial_journal import FAILURE, INVALID, SUCCESS, Journal, Trial, interruptions
+from vipra_ros.learning.trial_journal import FAILURE, INVALID, RESULTS, SUCCESS, Journal, Trial, interruptions
 from vipra_ros.learning.trials import Plan, Slot, brief, load_plan, schedule
 from vipra_ros.lock import held
 from vipra_ros.msg import ExecutorStatus
@@ -309,6 +309,8 @@ def run(plan: str, out: str, video: bool = False, report: bool = False, unblind:
         json: print the report's figures as JSON, and all else on stderr.
     """
     read, folder = load_plan(plan), Path(out)
+    if report and not (folder / RESULTS).exists():
+        raise ConfigError(f"{folder} has no {RESULTS}, so there is nothing to report: give the folder of the trials")
     with redirect_stdout(sys.stderr) if json else nullcontext():
         if not report:
             read.check()
