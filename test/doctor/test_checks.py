@@ -18,6 +18,7 @@ from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import cameras, checkpoint, disk, gello, machine, network, report, robot
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding
 from vipra_ros.policy.shipped import resolve
+from vipra_ros.robot.claim import Claim, Claimed
 from vipra_ros.teleop.bus import BusError, Reading
 
 FR3 = load_profile("fr3")
@@ -124,6 +125,24 @@ def test_no_way_to_the_arm(tmp_path):
     assert network.way("not an address", tmp_path).level == FAIL
     mistyped = robot.look("172..16.0.2", FR3, ask=pytest.fail)
     assert [(f.check, f.level) for f in mistyped[1:]] == [("way to the arm", FAIL), ("robot server", FAIL)]
+
+
+def test_an_arm_that_a_process_of_this_machine_drives_is_left_alone(monkeypatch):
+    monkeypatch.setattr(robot, "handshake", lambda host: pytest.fail("the arm was contacted"))
+    claim = Claim("127.0.77.98")
+    found = robot.look("127.0.77.98", FR3, ask=pytest.fail)[-1]
+    assert (found.check, found.level) == ("robot server", WARN) and found.fix.startswith("end it first")
+    assert f"process {os.getpid()} of this machine drives the arm" in found.text
+    claim.release()
+
+    def handshake(host):
+        with pytest.raises(Claimed):  # nobody begins to drive it while we look
+            Claim(host)
+        raise OSError("nobody")
+
+    monkeypatch.setattr(robot, "handshake", handshake)
+    assert robot.look("127.0.77.98", FR3, ask=pytest.fail)[-1].level == FAIL
+    Claim("127.0.77.98").release()
 
 
 def test_round_trip():
