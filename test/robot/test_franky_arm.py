@@ -19,7 +19,7 @@ from vipra_ros.control.guard import State  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.control.sinks import PreviewHand  # noqa: E402
 from vipra_ros.robot.arm import NO_WAY, PATIENCE, ArmError, FrankyArm  # noqa: E402
-from vipra_ros.robot.claim import Claim  # noqa: E402
+from vipra_ros.robot.claim import Claim, Claimed  # noqa: E402
 from vipra_ros.robot.connect import ConnectionSettings, connect  # noqa: E402
 from vipra_ros.robot.hand import FrankyHand  # noqa: E402
 from vipra_ros.robot.reported import tighten  # noqa: E402
@@ -341,6 +341,31 @@ def test_no_arm_says_what_to_check():
         )
     with pytest.raises(ArmError, match="choose enforce or ignore"):
         FrankyArm(PROFILE, HOST, "maybe")
+
+
+def test_no_hand_is_said_and_the_arm_let_go(monkeypatch):
+    closed, claims = [], []
+
+    class Arm:
+        claim = None
+
+        def __init__(self, *_):
+            with pytest.raises(Claimed) as ours:
+                Claim("127.0.7.97")
+            claims.append(ours)
+
+        def close(self):
+            closed.append(self.claim)
+
+    def nobody(*_):
+        raise franky.NetworkException("libfranka gripper: Connection timeout")
+
+    monkeypatch.setattr("vipra_ros.robot.arm.FrankyArm", Arm)
+    monkeypatch.setattr("vipra_ros.robot.hand.FrankyHand", nobody)
+    with pytest.raises(ArmError, match="no hand at 127.0.7.97: .*timeout; set the executor's parameter hand to false"):
+        connect(PROFILE, ConnectionSettings(host="127.0.7.97", connect_timeout=0.6), print)
+    assert len(claims) > 1 and closed == [None] * len(claims), "tried again, with the claim kept"
+    Claim("127.0.7.97").release()
 
 
 def test_the_hand_never_blocks_and_ends_at_the_newest_wish(server):
