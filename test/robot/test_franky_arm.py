@@ -18,7 +18,7 @@ from vipra_ros.control.executor import ExecutorCore, ExecutorSettings  # noqa: E
 from vipra_ros.control.guard import State  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.control.sinks import PreviewHand  # noqa: E402
-from vipra_ros.robot.arm import NO_WAY, PATIENCE, ArmError, FrankyArm  # noqa: E402
+from vipra_ros.robot.arm import MODES, NO_WAY, PATIENCE, ArmError, FrankyArm  # noqa: E402
 from vipra_ros.robot.claim import Claim, Claimed  # noqa: E402
 from vipra_ros.robot.connect import ConnectionSettings, connect  # noqa: E402
 from vipra_ros.robot.hand import FrankyHand  # noqa: E402
@@ -366,6 +366,11 @@ def test_no_hand_is_said_and_the_arm_let_go(monkeypatch):
         connect(PROFILE, ConnectionSettings(host="127.0.7.97", connect_timeout=0.6), print)
     assert len(claims) > 1 and closed == [None] * len(claims), "tried again, with the claim kept"
     Claim("127.0.7.97").release()
+
+
+def test_every_mode_but_idle_and_move_has_its_text():
+    modes = {value for name, value in vars(franky.RobotMode).items() if isinstance(value, franky.RobotMode)}
+    assert modes - set(MODES) == {franky.RobotMode.Idle, franky.RobotMode.Move}
 
 
 def test_the_hand_never_blocks_and_ends_at_the_newest_wish(server):

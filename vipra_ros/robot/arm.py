@@ -33,11 +33,13 @@ ARRIVED, STILL = 0.01, 0.1
 #: real-time priority, franky plans its way to the waypoint anew, with the whole time that it had at first: without
 #: an end to that, every lost cycle would leave the arm so much further behind.
 SLACK = 2
-#: Modes in which the robot follows nobody's commands, though it may report no error.
+#: Modes in which the robot follows nobody's commands, though it may report no error: all but Idle and Move.
 MODES = {
+    franky.RobotMode.Other: "a mode in which it does not move, as with locked joints",
     franky.RobotMode.UserStopped: "the user stop",
     franky.RobotMode.Guiding: "guiding by hand",
     franky.RobotMode.Reflex: "a reflex",
+    franky.RobotMode.AutomaticErrorRecovery: "its own recovery from an error",
 }
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
