@@ -177,9 +177,15 @@ class FrankyArm:
     def stop(self, now: float) -> None:
         """Brake within franky's clamped limits and give up control."""
         del now
+        self._brake(franky.JointStopMotion())
+
+    def _brake(self, motion: franky.Motion) -> None:
+        """Begin `motion`, a stop, where there is control to give up."""
         with self._lock:
+            if self._robot is None:
+                raise ArmError(self._failure or f"the arm at {self.host} was let go; start the executor again")
             if self._robot.is_in_control:
-                self._move(franky.JointStopMotion())
+                self._move(motion)
 
     def _move(self, motion: franky.Motion, after: franky.Motion | None = None) -> None:
         """Begin `motion` (the lock is held). The thread that runs it inherits the priority of this moment.
@@ -217,6 +223,9 @@ class FrankyArm:
         """Measured and commanded state now (about 1 ms), with the error that ended a motion, if any."""
         with self._lock:
             robot, now = self._robot, self._clock()
+            nothing = np.full(JOINTS, np.nan)
+            if robot is None:  # it was not found again
+                return RobotState(now, nothing, nothing, nothing, nothing, error=self._failure)
             try:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
@@ -232,7 +241,6 @@ class FrankyArm:
                 tick, mode = state.time.to_msec(), MODES.get(state.robot_mode, "")
             except Exception as error:
                 self._failure = f"connection lost: {error}"
-                nothing = np.full(JOINTS, np.nan)
                 return RobotState(now, nothing, nothing, nothing, nothing, error=self._failure)
         text = self._failure
         if errors:
@@ -263,7 +271,8 @@ class FrankyArm:
                 return ""
             return "the robot refuses; release the emergency stop and unlock the joints"
         except Exception as error:
-            if "connection lost" not in self._failure and "network" not in type(error).__name__.lower():
+            lost = self._robot is None or "connection lost" in self._failure
+            if not lost and "network" not in type(error).__name__.lower():
                 return str(error)
         try:
             with self._lock:
@@ -271,7 +280,8 @@ class FrankyArm:
                 self._connect()
             return ""
         except (ArmError, ConfigError) as error:
-            return str(error)
+            self._failure = str(error)
+            return self._failure
 
     def close(self) -> None:
         """Stop and let go of the robot."""

@@ -110,6 +110,4 @@ class VelocityArm(FrankyArm):
         """Brake within franky's clamped limits and give up control."""
         del now
         self._moving = False
-        with self._lock:
-            if self._robot.is_in_control:
-                self._move(franky.JointVelocityStopMotion())
+        self._brake(franky.JointVelocityStopMotion())
