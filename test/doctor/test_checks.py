@@ -223,8 +223,8 @@ def test_latency_timer(tmp_path):
 
 
 class Bus:
-    def __init__(self, duration):
-        self.duration = duration
+    def __init__(self, duration, baudrate=57600):
+        self.duration, self.baudrate = duration, baudrate
 
     def __enter__(self):
         return self
@@ -240,7 +240,10 @@ class Bus:
 
 def test_servos():
     assert gello.servos(lambda: Bus(0.004)).level == OK
-    assert gello.servos(lambda: Bus(0.03)).level == WARN
+    assert gello.servos(lambda: Bus(0.038)).level == OK, "what 190 bytes and eight answers take"
+    assert gello.servos(lambda: Bus(0.05)).level == WARN
+    slow = gello.servos(lambda: Bus(0.02, 1000000))
+    assert slow.level == WARN and "5.9 ms at 1000000 baud" in slow.text and "latency timer" in slow.fix
     assert gello.servos(lambda: Bus(None)).fix == "check the cable"
 
 
