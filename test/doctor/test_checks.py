@@ -18,6 +18,7 @@ from vipra_ros.control.profile import load_profile
 from vipra_ros.doctor import cameras, checkpoint, disk, gello, machine, network, report, robot
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding
 from vipra_ros.policy.shipped import resolve
+from vipra_ros.robot.claim import Claim, Claimed
 from vipra_ros.teleop.bus import BusError, Reading
 
 FR3 = load_profile("fr3")
@@ -126,6 +127,24 @@ def test_no_way_to_the_arm(tmp_path):
     assert [(f.check, f.level) for f in mistyped[1:]] == [("way to the arm", FAIL), ("robot server", FAIL)]
 
 
+def test_an_arm_that_a_process_of_this_machine_drives_is_left_alone(monkeypatch):
+    monkeypatch.setattr(robot, "handshake", lambda host: pytest.fail("the arm was contacted"))
+    claim = Claim("127.0.77.98")
+    found = robot.look("127.0.77.98", FR3, ask=pytest.fail)[-1]
+    assert (found.check, found.level) == ("robot server", WARN) and found.fix.startswith("end it first")
+    assert f"process {os.getpid()} of this machine drives the arm" in found.text
+    claim.release()
+
+    def handshake(host):
+        with pytest.raises(Claimed):  # nobody begins to drive it while we look
+            Claim(host)
+        raise OSError("nobody")
+
+    monkeypatch.setattr(robot, "handshake", handshake)
+    assert robot.look("127.0.77.98", FR3, ask=pytest.fail)[-1].level == FAIL
+    Claim("127.0.77.98").release()
+
+
 def test_round_trip():
     assert network.round_trip([0.0002] * 50).level == OK
     assert network.round_trip([0.0002] * 45 + [0.0008] * 5).level == WARN
@@ -204,8 +223,8 @@ def test_latency_timer(tmp_path):
 
 
 class Bus:
-    def __init__(self, duration):
-        self.duration = duration
+    def __init__(self, duration, baudrate=57600):
+        self.duration, self.baudrate = duration, baudrate
 
     def __enter__(self):
         return self
@@ -221,7 +240,10 @@ class Bus:
 
 def test_servos():
     assert gello.servos(lambda: Bus(0.004)).level == OK
-    assert gello.servos(lambda: Bus(0.03)).level == WARN
+    assert gello.servos(lambda: Bus(0.038)).level == OK, "what 190 bytes and eight answers take"
+    assert gello.servos(lambda: Bus(0.05)).level == WARN
+    slow = gello.servos(lambda: Bus(0.02, 1000000))
+    assert slow.level == WARN and "5.9 ms at 1000000 baud" in slow.text and "latency timer" in slow.fix
     assert gello.servos(lambda: Bus(None)).fix == "check the cable"
 
 

@@ -116,10 +116,11 @@ def test_emulated_servos(capsys, tmp_path):
     from vipra_ros.teleop.emulate import emulated
     from vipra_ros.teleop.gello import load_gello
 
-    port = tmp_path / "leader"
-    with emulated(load_gello(share("config", "gello.yaml")), lambda t: (np.asarray(FR3.home), 0.5), str(port)):
+    port, config = tmp_path / "leader", load_gello(share("config", "gello.yaml"))
+    with emulated(config, lambda t: (np.asarray(FR3.home), 0.5), str(port)) as servos:
+        servos.baudrate = 0  # the time of their bytes is left to a busy machine
         _, table, found = doctor(capsys, "--gello", str(port), "--out", str(tmp_path))
-    assert found["gello", "port"] == OK and found["gello", "servos"] in (OK, WARN), table
+    assert found["gello", "port"] == OK and found["gello", "servos"] == OK, table
     assert "8 answer" in json.dumps(table)
 
 

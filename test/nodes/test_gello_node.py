@@ -197,6 +197,17 @@ def test_a_fault_of_the_bus_is_loud_and_the_arm_stops_by_itself(listener, fault,
     assert said in outputs[1], outputs[1]
 
 
+def test_a_simulated_clock_that_stands_at_zero_is_no_fault_of_the_bus(listener):
+    gello = start("gello", emulate="home", use_sim_time="true")
+    try:
+        listener.wait(lambda: listener.heard["gello/joint_states"])
+        stamp = listener.heard["gello/joint_states"][0].header.stamp
+        assert (stamp.sec, stamp.nanosec) == (0, 0)
+        listener.wait(lambda: listener.said["state"] == "waiting")
+    finally:
+        finish(gello)
+
+
 def test_no_port_in_the_configuration_is_one_line(unused_ros_domain):
     output, _ = (process := start("gello")).communicate(timeout=30)
     assert process.returncode == 1 and "Traceback" not in output

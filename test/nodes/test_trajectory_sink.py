@@ -90,7 +90,8 @@ def test_an_arm_that_is_not_heard_is_not_called_back_to_where_it_was():
     assert len(sent) == 2 and 0.002 < (end - PROFILE.home_q).min() and (end - PROFILE.home_q).max() < 0.04
     arm.stream([ahead], time.monotonic())
     time.sleep(0.15)
-    arm.stop(time.monotonic())
+    with pytest.raises(RuntimeError, match=r"no joint states for 0.\d\d s: no stop was sent"):
+        arm.stop(time.monotonic())
     assert len(sent) == 3, "no state for 0.15 s"
     hear(0.2)
     arm.stop(time.monotonic() + 61.0)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from vipra_ros.control.executor import ExecutorCore, ExecutorSettings  # noqa: E
 from vipra_ros.control.guard import State  # noqa: E402
 from vipra_ros.control.profile import load_profile  # noqa: E402
 from vipra_ros.control.sinks import PreviewHand  # noqa: E402
-from vipra_ros.robot.arm import NO_WAY, PATIENCE, ArmError, FrankyArm  # noqa: E402
-from vipra_ros.robot.claim import Claim  # noqa: E402
+from vipra_ros.robot.arm import MODES, NO_WAY, PATIENCE, ArmError, FrankyArm, Refusals  # noqa: E402
+from vipra_ros.robot.claim import Claim, Claimed  # noqa: E402
 from vipra_ros.robot.connect import ConnectionSettings, connect  # noqa: E402
 from vipra_ros.robot.hand import FrankyHand  # noqa: E402
+from vipra_ros.robot.impedance import ImpedanceArm  # noqa: E402
 from vipra_ros.robot.reported import tighten  # noqa: E402
+from vipra_ros.robot.velocity import VelocityArm  # noqa: E402
 from vipra_ros.sim.server import TableServer  # noqa: E402
 
 T = 1 / 15
@@ -341,6 +344,49 @@ def test_no_arm_says_what_to_check():
         )
     with pytest.raises(ArmError, match="choose enforce or ignore"):
         FrankyArm(PROFILE, HOST, "maybe")
+
+
+def test_no_hand_is_said_and_the_arm_let_go(monkeypatch):
+    closed, claims = [], []
+
+    class Arm:
+        claim = None
+
+        def __init__(self, *_):
+            with pytest.raises(Claimed) as ours:
+                Claim("127.0.7.97")
+            claims.append(ours)
+
+        def close(self):
+            closed.append(self.claim)
+
+    def nobody(*_):
+        raise franky.NetworkException("libfranka gripper: Connection timeout")
+
+    monkeypatch.setattr("vipra_ros.robot.arm.FrankyArm", Arm)
+    monkeypatch.setattr("vipra_ros.robot.hand.FrankyHand", nobody)
+    with pytest.raises(ArmError, match="no hand at 127.0.7.97: .*timeout; set the executor's parameter hand to false"):
+        connect(PROFILE, ConnectionSettings(host="127.0.7.97", connect_timeout=0.6), print)
+    assert len(claims) > 1 and closed == [None] * len(claims), "tried again, with the claim kept"
+    Claim("127.0.7.97").release()
+
+
+def test_every_mode_but_idle_and_move_has_its_text():
+    modes = {value for name, value in vars(franky.RobotMode).items() if isinstance(value, franky.RobotMode)}
+    assert modes - set(MODES) == {franky.RobotMode.Idle, franky.RobotMode.Move}
+
+
+@pytest.mark.parametrize("kind", [FrankyArm, VelocityArm, ImpedanceArm])
+def test_an_arm_that_was_not_found_again_says_so(kind):
+    arm = kind.__new__(kind)
+    arm.profile, arm.host, arm._clock, arm._realtime = PROFILE, "127.0.7.99", time.monotonic, "ignore"
+    arm._lock, arm._failure, arm.refusals = threading.Lock(), "connection lost: x", Refusals()
+    arm._robot = SimpleNamespace(is_in_control=False, has_errors=True)
+    for _ in range(2):
+        assert arm.recover().startswith("no arm at 127.0.7.99")
+        assert arm.state().error.startswith("no arm at 127.0.7.99")
+        with pytest.raises(ArmError, match="no arm at 127.0.7.99"):
+            arm.stop(0.0)
 
 
 def test_the_hand_never_blocks_and_ends_at_the_newest_wish(server):

@@ -14,7 +14,7 @@ pytest.importorskip("dynamixel_sdk")
 from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import load_profile
 from vipra_ros.teleop import calibrate as calibrate_module
-from vipra_ros.teleop.bus import ServoBus
+from vipra_ros.teleop.bus import BusError, ServoBus
 from vipra_ros.teleop.calibrate import calibrate, calibrate_main, read_main, write
 from vipra_ros.teleop.emulate import emulated
 from vipra_ros.teleop.gello import GelloConfig, Tracker, load_gello, ticks_of
@@ -85,6 +85,30 @@ def test_any_assembly_is_found_and_holds_after_a_power_cycle(true, turns):
     q, opening = Tracker(found, PROFILE.q_min, PROFILE.q_max).update(bus.read().ticks)
     np.testing.assert_allclose(q, person.q, atol=0.005)
     assert opening == pytest.approx(0.4, abs=0.01)
+
+
+def test_a_finished_calibration_outlives_spoilt_answers_and_a_servo_that_does_not_let_go(tmp_path, monkeypatch):
+    person, out = Person(), tmp_path / "gello.yaml"
+
+    class Noisy:
+        reads = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            raise BusError("torque off: no answer from servo 2")
+
+        def read(self):
+            self.reads += 1
+            if self.reads % 3:
+                raise BusError("spoilt answer from servo 2")
+            return SimpleNamespace(ticks=np.round(ticks_of(TRUE, person.q, person.opening)).astype(np.int64))
+
+    monkeypatch.setattr(calibrate_module, "_bus", lambda *_: (GUESS, Noisy()))
+    with pytest.raises(BusError, match="torque off"):
+        calibrate_main("", "", "fr3", str(out), person.ask)
+    assert load_gello(out).joint_signs == TRUE.joint_signs
 
 
 def test_a_wrong_joint_is_said_and_nothing_is_written():

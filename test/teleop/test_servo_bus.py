@@ -107,6 +107,20 @@ def test_a_fault_names_its_servo_and_is_over_when_it_is(servos, fault, said, ser
         assert tuple(bus.read().ticks) == AWKWARD
 
 
+def test_an_alert_is_asked_about_when_the_group_has_answered(servos):
+    wire, answer = [], servos._answer
+    servos.baudrate = 115200  # twice that of the driver, for a busy machine
+    servos.faults.alerts[2] = 0x04
+
+    with connect(servos.port) as bus:
+        send = bus._handler.writePort
+        bus._handler.writePort = lambda data: (wire.append("asked"), send(data))[1]
+        servos._answer = lambda *a: (answer(*a), wire.append("answered"))
+        with pytest.raises(BusError, match="servo 2 raises an alert, overheated"):
+            bus.read()
+        assert wire[:3] == ["asked", "answered", "asked"]
+
+
 def test_garbage_between_answers_is_passed_over(servos):
     servos.faults.garbage = b"\xff\xff\x00garbage\xff"
     with connect(servos.port) as bus:

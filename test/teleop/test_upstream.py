@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("dynamixel_sdk")
 
-from vipra_ros.config import share
+from vipra_ros.config import ConfigError, share
 from vipra_ros.control.profile import load_profile
 from vipra_ros.teleop.bus import BusError, ServoBus
 from vipra_ros.teleop.emulate import emulated
@@ -117,6 +117,23 @@ def test_a_silent_servo_is_said_before_the_agent_gets_the_port(servos):
             opened(servos, None)
     finally:
         servos.faults.missing.clear()
+
+
+def test_an_agent_that_does_not_start_is_a_fault_of_the_bus(servos):
+    def make(config):
+        raise RuntimeError("Failed to get joint angle for Dynamixel with ID 3")
+
+    ours = ServoBus(servos.port, CONFIG.servo_ids, patience=1.5)
+    bus = UpstreamBus(dataclasses.replace(CONFIG, com_port=servos.port), make, ours)
+    with pytest.raises(BusError, match="did not start: .* ID 3; check its cable") as caught:
+        bus.open()
+    assert caught.value.gone
+    bus.close()
+
+
+def test_a_baud_rate_that_the_agent_cannot_be_told_is_refused():
+    with pytest.raises(ConfigError, match="baudrate 1000000: .*57600 only"):
+        UpstreamBus(dataclasses.replace(CONFIG, baudrate=1000000))
 
 
 def test_without_the_package_it_is_one_line():

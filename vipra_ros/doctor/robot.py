@@ -21,6 +21,7 @@ from vipra_ros.config import ConfigError
 from vipra_ros.control.profile import RobotProfile
 from vipra_ros.doctor import network
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding, guarded
+from vipra_ros.robot.claim import Claim, Claimed
 
 AREA = "robot"
 _CONNECT, _HEADER, _REQUEST = 0, struct.Struct("<III"), struct.Struct("<HH")
@@ -152,8 +153,20 @@ def limits(report: ArmReport, profile: RobotProfile) -> Finding:
 
 def look(host: str, profile: RobotProfile, ask: Callable[[], ArmReport]) -> list[Finding]:
     """Everything about the arm at `host`; `ask` is `vipra_ros.robot.probe.ask` of it."""
-    simulated = host.startswith("127.")
     found = [library(), network.way(host)]
+    try:
+        claim = Claim(host)  # an executor that drives the arm must not notice us, nor one begin meanwhile
+    except Claimed as error:
+        text, _, fix = str(error).partition("; ")
+        return [*found, Finding(AREA, "robot server", WARN, f"nothing was sent: {text}", f"{fix}, then try again")]
+    try:
+        return found + _asked(host, profile, ask)
+    finally:
+        claim.release()
+
+
+def _asked(host: str, profile: RobotProfile, ask: Callable[[], ArmReport]) -> list[Finding]:
+    simulated, found = host.startswith("127."), []
     try:
         found.append(server(handshake(host)))
     except Occupied as error:

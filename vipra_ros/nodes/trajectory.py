@@ -73,13 +73,20 @@ class TrajectoryArm:
     def stop(self, now: float) -> None:
         """Brake evenly with the profile's acceleration.
 
-        Nothing is sent when what was sent before has ended, which is at rest, nor when the arm was not heard lately: it
-        would be called back to where it was then.
+        Nothing is sent when what was sent before has ended, which is at rest.
+
+        Raises:
+            RuntimeError: the arm was not heard lately: it would be called back to where it was then.
         """
         now = max(now, time.monotonic())
         q, dq, age = self._state.q, self._state.dq, now - self._state.time
-        if not np.isfinite(q).all() or now > self._end or age > FRESH:
+        if not np.isfinite(q).all() or now > self._end:
             return
+        if age > FRESH:
+            raise RuntimeError(
+                f"no joint states for {age:.2f} s: no stop was sent, and what was sent before goes on for "
+                f"{self._end - now:.2f} s; look at the controller"
+            )
         span = max(BRAKE, float(np.max(np.abs(dq) / self.profile.limits[1])))
         self._publish([Waypoint(now + span, q + (age + 0.5 * span) * dq, np.zeros(JOINTS))], now)
 

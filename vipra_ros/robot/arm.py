@@ -33,11 +33,13 @@ ARRIVED, STILL = 0.01, 0.1
 #: real-time priority, franky plans its way to the waypoint anew, with the whole time that it had at first: without
 #: an end to that, every lost cycle would leave the arm so much further behind.
 SLACK = 2
-#: Modes in which the robot follows nobody's commands, though it may report no error.
+#: Modes in which the robot follows nobody's commands, though it may report no error: all but Idle and Move.
 MODES = {
+    franky.RobotMode.Other: "a mode in which it does not move, as with locked joints",
     franky.RobotMode.UserStopped: "the user stop",
     franky.RobotMode.Guiding: "guiding by hand",
     franky.RobotMode.Reflex: "a reflex",
+    franky.RobotMode.AutomaticErrorRecovery: "its own recovery from an error",
 }
 REALTIME = {"enforce": franky.RealtimeConfig.Enforce, "ignore": franky.RealtimeConfig.Ignore}
 
@@ -175,9 +177,15 @@ class FrankyArm:
     def stop(self, now: float) -> None:
         """Brake within franky's clamped limits and give up control."""
         del now
+        self._brake(franky.JointStopMotion())
+
+    def _brake(self, motion: franky.Motion) -> None:
+        """Begin `motion`, a stop, where there is control to give up."""
         with self._lock:
+            if self._robot is None:
+                raise ArmError(self._failure or f"the arm at {self.host} was let go; start the executor again")
             if self._robot.is_in_control:
-                self._move(franky.JointStopMotion())
+                self._move(motion)
 
     def _move(self, motion: franky.Motion, after: franky.Motion | None = None) -> None:
         """Begin `motion` (the lock is held). The thread that runs it inherits the priority of this moment.
@@ -215,6 +223,9 @@ class FrankyArm:
         """Measured and commanded state now (about 1 ms), with the error that ended a motion, if any."""
         with self._lock:
             robot, now = self._robot, self._clock()
+            nothing = np.full(JOINTS, np.nan)
+            if robot is None:  # it was not found again
+                return RobotState(now, nothing, nothing, nothing, nothing, error=self._failure)
             try:
                 robot.poll_motion()
             except Exception as error:  # errors of asynchronous motions surface here, once
@@ -230,7 +241,6 @@ class FrankyArm:
                 tick, mode = state.time.to_msec(), MODES.get(state.robot_mode, "")
             except Exception as error:
                 self._failure = f"connection lost: {error}"
-                nothing = np.full(JOINTS, np.nan)
                 return RobotState(now, nothing, nothing, nothing, nothing, error=self._failure)
         text = self._failure
         if errors:
@@ -261,7 +271,8 @@ class FrankyArm:
                 return ""
             return "the robot refuses; release the emergency stop and unlock the joints"
         except Exception as error:
-            if "connection lost" not in self._failure and "network" not in type(error).__name__.lower():
+            lost = self._robot is None or "connection lost" in self._failure
+            if not lost and "network" not in type(error).__name__.lower():
                 return str(error)
         try:
             with self._lock:
@@ -269,7 +280,8 @@ class FrankyArm:
                 self._connect()
             return ""
         except (ArmError, ConfigError) as error:
-            return str(error)
+            self._failure = str(error)
+            return self._failure
 
     def close(self) -> None:
         """Stop and let go of the robot."""

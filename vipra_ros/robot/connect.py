@@ -41,7 +41,7 @@ def connect(
     """Arm and hand; `say` is told why it takes time, `sink` is how motions reach the arm.
 
     Raises:
-        ArmError: no arm within the time allowed, or another process of this machine drives it.
+        ArmError: no arm, or no hand, within the time allowed, or another process of this machine drives it.
     """
     from vipra_ros.robot.arm import ArmError, FrankyArm
     from vipra_ros.robot.claim import Claim, Claimed
@@ -59,8 +59,14 @@ def connect(
         try:
             claim = claim or Claim(settings.host)  # before anything is sent: the first must not notice the second
             arm = kind(profile, settings.host, settings.realtime_config)
-            arm.claim = claim
-            return arm, FrankyHand(settings.host, profile.gripper_width) if settings.hand else None
+            try:
+                hand = FrankyHand(settings.host, profile.gripper_width) if settings.hand else None
+            except Exception as error:  # franky raises its own kinds
+                arm.close()
+                raise ArmError(f"no hand at {settings.host}: {error}; set the executor's parameter hand to false "
+                               "if there is none") from None
+            arm.claim = claim  # only now: closing gives it back, and we try again
+            return arm, hand
         except (ArmError, Claimed) as error:
             if monotonic() > give_up:
                 if claim:

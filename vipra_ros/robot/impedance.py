@@ -49,6 +49,4 @@ class ImpedanceArm(FrankyArm):
         """Ramp the torques down to damping and give up control."""
         del now
         self._motion = None
-        with self._lock:
-            if self._robot.is_in_control:
-                self._move(franky.TorqueStopMotion())
+        self._brake(franky.TorqueStopMotion())

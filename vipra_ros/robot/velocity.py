@@ -1,8 +1,10 @@
 """The arm by streamed joint velocities: for teleoperation, where a motion must not outlive its sender.
 
 Every 33 ms one JointVelocityMotion that ends by itself: v = dq_ref + GAIN (q_ref - q_d), held for HOLD, then
-braked by the arm's own generator. An executor that dies or stalls is therefore a stop by the arm itself, within
-HOLD and a braking time, without any message.
+braked by franky's generator, in a thread of this process beside Python. A loop that dies or stalls is therefore a
+stop within the arm's limits, within HOLD and a braking time, without any message. A process that dies, or a machine
+that freezes, takes the generator along: the control unit misses its cycles and stops the arm hard, with the reflex
+communication_constraints_violation.
 """
 
 from __future__ import annotations
@@ -108,6 +110,4 @@ class VelocityArm(FrankyArm):
         """Brake within franky's clamped limits and give up control."""
         del now
         self._moving = False
-        with self._lock:
-            if self._robot.is_in_control:
-                self._move(franky.JointVelocityStopMotion())
+        self._brake(franky.JointVelocityStopMotion())

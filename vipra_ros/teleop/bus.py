@@ -41,6 +41,13 @@ ALERTS = {
 PATIENCE = 0.034
 #: s, the SDK polls without a pause; a read that waits this long lets other threads run.
 POLL = 0.004
+#: Bytes of a request to no servo, and of one servo's answer; s that a servo waits before it answers, from the factory.
+REQUEST, ANSWER, RETURN_DELAY = 14, 11 + PRESENT_LENGTH, 0.0005
+
+
+def read_time(servos: int, baudrate: int) -> float:
+    """s that a group read of so many servos takes on the wire: 10 bits a byte."""
+    return 10 * (REQUEST + servos * (1 + ANSWER)) / baudrate + servos * RETURN_DELAY
 
 
 class BusError(RuntimeError):
@@ -257,6 +264,9 @@ class ServoBus:
         raise BusError(f"{self.port}: {text}", servo)
 
     def _alert(self, servo: int) -> str:
+        # Servos behind it in the group are still to answer, on the same wire.
+        time.sleep(read_time(len(self.ids), self.baudrate))
+        self._do(lambda: self._handler.clearPort())
         # The error bit stays set in this answer too: it is the value that counts.
         value, result, _ = self._do(lambda: self._packets.read1ByteTxRx(self._handler, servo, HARDWARE_ERROR))
         if result != SUCCESS:

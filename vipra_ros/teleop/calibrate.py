@@ -6,6 +6,7 @@ follower's home pose, then closes and opens the trigger. Prompts and output are 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ import yaml
 
 from vipra_ros.config import ConfigError, share
 from vipra_ros.control.profile import RobotProfile, load_profile
-from vipra_ros.teleop.bus import ServoBus, latency_advice
+from vipra_ros.teleop.bus import BusError, ServoBus, latency_advice
 from vipra_ros.teleop.gello import GelloConfig, Tracker, load_gello, radians, wrap
 from vipra_ros.whole_file import write_whole
 
@@ -24,6 +25,8 @@ from vipra_ros.whole_file import write_whole
 TURNED = 0.3
 #: rad; a calibrated leader held in the same pose is found again within.
 REPEATED = 0.1
+#: Attempts to read the servos.
+READS = 5
 
 
 def calibrate(bus: ServoBus, config: GelloConfig, profile: RobotProfile, ask: Callable[[str], object]) -> GelloConfig:
@@ -36,11 +39,12 @@ def calibrate(bus: ServoBus, config: GelloConfig, profile: RobotProfile, ask: Ca
 
     Raises:
         ConfigError: something else was moved than asked for.
+        BusError: servos could not be read, READS times in a row.
     """
     n = config.num_arm_joints
 
     def angles() -> np.ndarray:
-        return radians(bus.read().ticks)
+        return radians(_ticks(bus))
 
     signs = []
     for joint in range(n):
@@ -68,11 +72,19 @@ def calibrate(bus: ServoBus, config: GelloConfig, profile: RobotProfile, ask: Ca
         ends[1] = ends[0] + float(wrap(np.array(ends[1] - ends[0]), np.zeros(())))
         found = replace(found, gripper_range_rad=tuple(round(e, 4) for e in ends))
     ask("hold the leader in the home pose once more, to check, press Enter")
-    off = Tracker(found, profile.q_min, profile.q_max).update(bus.read().ticks)[0] - profile.home_q[:n]
+    off = Tracker(found, profile.q_min, profile.q_max).update(_ticks(bus))[0] - profile.home_q[:n]
     worst = int(np.abs(off).argmax())
     if abs(off[worst]) > REPEATED:
         raise ConfigError(f"joint {worst + 1} is {off[worst]:+.2f} rad away from where it was; begin again")
     return found
+
+
+def _ticks(bus: ServoBus) -> np.ndarray:
+    """Of the first read that succeeds: one spoilt answer shall not cost all that was done before."""
+    for _ in range(READS - 1):
+        with contextlib.suppress(BusError):
+            return bus.read().ticks
+    return bus.read().ticks
 
 
 def write(config: GelloConfig, path: str | Path) -> None:
@@ -112,5 +124,5 @@ def calibrate_main(
     config, bus = _bus(config_path, arm, port)
     with bus:
         found = calibrate(bus, config, load_profile(profile), lambda text: ask(text + " "))
-    write(found, out)
+        write(found, out)  # before the bus is closed: a servo that does not let go must not cost it
     print(f"{out}: signs {list(found.joint_signs)}, offsets {list(found.assembly_offsets)}; use gello_config:={out}")

@@ -13,11 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from vipra_ros.config import ConfigError
 from vipra_ros.teleop.bus import TICKS_PER_TURN, BusError, Reading, ServoBus
 from vipra_ros.teleop.gello import GelloConfig
 
 #: s without a new reading of its driver before the bus counts as broken, and between two looks.
 PATIENCE, LOOK = 0.1, 0.002
+#: The rate of its agent, which takes none.
+BAUDRATE = 57600
 #: s for its driver's first reading.
 FIRST = 3.0
 
@@ -58,6 +61,9 @@ class UpstreamBus:
 
     Args:
         config: the leader. make: config -> agent. bus: finds the servos before the agent gets the port.
+
+    Raises:
+        ConfigError: a baud rate that the agent cannot be told.
     """
 
     def __init__(
@@ -67,6 +73,11 @@ class UpstreamBus:
         bus: ServoBus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
+        if config.baudrate != BAUDRATE:
+            raise ConfigError(
+                f"baudrate {config.baudrate}: the agent of gello knows {BAUDRATE} only; set the servos and the file to "
+                "it, or leave the parameter agent empty"
+            )
         n = config.num_arm_joints
         self._leader, self._make, self._clock = config, make, clock
         self._bus = bus or ServoBus(config.port, config.servo_ids, config.baudrate)
@@ -80,7 +91,13 @@ class UpstreamBus:
         """Find the servos and the port free with our own bus, then hand it to the agent."""
         with self._bus:
             pass
-        self._agent = self._make(self._leader)
+        try:
+            self._agent = self._make(self._leader)
+        except BusError:
+            raise
+        except Exception as error:  # its driver raises RuntimeError on one spoilt answer
+            text = f"{self.port}: the agent of gello did not start: {error}; check its cable and power"
+            raise BusError(text, gone=True) from None
         self._driver = getattr(getattr(self._agent, "_robot", None), "_driver", None)
         fake = "fake" in type(self._driver).__name__.lower() or getattr(self._driver, "_is_fake", False)
         if self._driver is None or fake or not hasattr(self._driver, "_joint_angles"):
