@@ -136,6 +136,11 @@ SCRIPT = """
   window.addEventListener('pagehide', letGo);
   document.addEventListener('visibilitychange', () => { if (document.hidden) letGo(); });
   document.addEventListener('keydown', e => {
+    if ((e.code === 'Space' || e.key === 'Enter') && e.target.closest('[data-stop]')) {
+      e.preventDefault();
+      if (!e.repeat) stop();
+      return;
+    }
     if (e.key === 'Escape') { e.preventDefault(); if (!e.repeat) stop(); }
     else if (e.code === 'Space' && !typing(e)) { e.preventDefault(); if (!e.repeat) hold(); }
     else if (e.key === 'Enter' && e.target.matches('[data-words]')) words();
@@ -151,6 +156,7 @@ SCRIPT = """
     ask('/command', {name: 'instruction', text: box.value}, 'instruction');
   };
   document.addEventListener('click', e => {
+    if (e.target.closest('[data-stop]') && e.detail === 0) stop();  // assistive: a click without a pointer
     const button = e.target.closest('[data-command]');
     if (!button) return;
     button.blur();  // the space bar is the dead-man's, not a second press of this button
