@@ -264,3 +264,21 @@ def test_no_file_arms_an_arm_of_metal(tmp_path):
     given = {"robot": "172.16.0.2", "checkpoint": "models/tiny", "params_file": str(tmp_path / "sim.yaml")}
     assert by_name("policy", **given)["executor"].parameters["arm_on_start"] is False
     assert by_name("policy", arm_on_start="true", **given)["executor"].parameters["arm_on_start"] is True
+
+
+@pytest.mark.parametrize(("system", "text"), (("teleop", "/gello: {ros__parameters: {emulate: sine}}"),
+                                              ("policy", "/policy: {ros__parameters: {simulated: true}}")))
+def test_what_a_file_says_of_a_simulated_arm_moves_none_of_metal(tmp_path, system, text):
+    """`vipra config dump teleop gello:=emulated` says `emulate: sine`."""
+    (tmp_path / "sim.yaml").write_text(text)
+    given = {"params_file": str(tmp_path / "sim.yaml")} | ({"checkpoint": "models/tiny"} if system == "policy" else {})
+    with pytest.raises(ConfigError, match="sim.yaml is for robot:=sim.*; take it out, or add dry_run:=true"):
+        by_name(system, robot="172.16.0.2", **given)
+    assert by_name(system, robot="172.16.0.2", dry_run="true", **given) and by_name(system, **given)
+
+
+def test_a_discrete_policy_that_a_file_names_goes_to_no_real_arm(tmp_path):
+    (tmp_path / "config.json").write_text('{"variant": "ViPRA-AR", "policy": {"decoder": "discrete"}}')
+    (tmp_path / "site.yaml").write_text(f"/policy: {{ros__parameters: {{checkpoint: {tmp_path}}}}}")
+    with pytest.raises(ConfigError, match="ViPRA-AR has a discrete decoder"):
+        by_name("policy", robot="172.16.0.2", params_file=str(tmp_path / "site.yaml"))
