@@ -1,6 +1,9 @@
 """Which nodes make a system, with which parameters."""
 
+import runpy
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -282,3 +285,16 @@ def test_a_discrete_policy_that_a_file_names_goes_to_no_real_arm(tmp_path):
     (tmp_path / "site.yaml").write_text(f"/policy: {{ros__parameters: {{checkpoint: {tmp_path}}}}}")
     with pytest.raises(ConfigError, match="ViPRA-AR has a discrete decoder"):
         by_name("policy", robot="172.16.0.2", params_file=str(tmp_path / "site.yaml"))
+
+
+@pytest.mark.parametrize("words", (["vipra_ros", "policy.launch.py"], [str(REPOSITORY / "launch/policy.launch.py")],
+                                   ["own", "policy.launch.py"]))
+def test_the_launch_files_drop_no_argument_that_nobody_declared(monkeypatch, words):
+    for name in ("launch", "launch.actions", "launch.events", "launch.events.process", "launch_ros",
+                 "launch_ros.actions"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    monkeypatch.setattr(sys, "argv", ["ros2", "launch", *words, "dryrun:=true"])
+    context = MagicMock(argv=["dryrun:=true"],
+                        launch_configurations={a.name: a.default for a in graph.arguments("policy")})
+    given = runpy.run_path(str(REPOSITORY / "launch/system.py"))["_given"](context, "policy")
+    assert given == ({} if "own" in words else {"dryrun": "true"})
