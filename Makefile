@@ -9,6 +9,9 @@ unexport AMENT_PREFIX_PATH
 unexport CMAKE_PREFIX_PATH
 unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
+# The middleware of .venv is its own; told of another one, `import rclpy` ends the process.
+unexport RMW_IMPLEMENTATION
+unexport CYCLONEDDS_URI
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-teleop test test-lerobot test-strict coverage lint audit docs reference clean
