@@ -49,3 +49,23 @@ def posted(happens):
                                      "on('pointerdown', '[data-stop]', {}); on('click', '[data-stop]', {detail: 1})"))
 def test_stop_is_asked_once_by_every_way_to_press_it(happens):
     assert [p["path"] for p in posted(happens + "; await pause(20)")] == ["/stop"]
+
+
+#: A server that names who presses, each answer after 10 ms.
+SERVER = """
+let pressed = 0;
+server = async asked => { await pause(10); if (asked.do === 'press') pressed++;
+                          return {done: true, holder: `h${pressed}`, ticket: 1}; };
+const down = () => on('pointerdown', '[data-hold]', {button: 0}), up = () => on('pointerup', '[data-hold]', {});
+"""
+
+
+def test_who_lets_go_and_presses_again_is_no_other_page():
+    happens = "down(); await pause(50); up(); down(); await pause(60)"
+    done = [(p["do"], p.get("holder")) for p in posted(SERVER + happens)]
+    assert done == [("press", None), ("renew", "h1"), ("release", "h1"), ("press", None), ("renew", "h2")]
+
+
+def test_a_press_that_is_answered_after_the_release_holds_nothing():
+    done = [(p["do"], p.get("holder")) for p in posted(SERVER + "down(); await pause(5); up(); await pause(60)")]
+    assert done == [("press", None), ("release", "h1")]
