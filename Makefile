@@ -17,7 +17,7 @@ unexport CYCLONEDDS_URI
 .PHONY: help setup demo demo-teleop test test-lerobot test-strict coverage lint audit docs reference clean
 
 help:  ## show the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{printf "%-20s %s\n", $$1, $$2}'
 
 setup:  ## .venv with pinned requirements and ROS 2, messages built (fast when nothing changed)
 	@PYTHON="$(PYTHON)" .ci/setup
