@@ -9,12 +9,15 @@ unexport AMENT_PREFIX_PATH
 unexport CMAKE_PREFIX_PATH
 unexport COLCON_PREFIX_PATH
 unexport LD_LIBRARY_PATH
+# The middleware of .venv is its own; told of another one, `import rclpy` ends the process.
+unexport RMW_IMPLEMENTATION
+unexport CYCLONEDDS_URI
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-teleop test test-lerobot test-strict coverage lint audit docs reference clean
 
 help:  ## show the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{printf "%-20s %s\n", $$1, $$2}'
 
 setup:  ## .venv with pinned requirements and ROS 2, messages built (fast when nothing changed)
 	@PYTHON="$(PYTHON)" .ci/setup

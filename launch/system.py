@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
@@ -20,7 +21,8 @@ def _given(context: LaunchContext, system: str) -> dict[str, str]:
     """
     given = {a.name: context.launch_configurations[a.name] for a in graph.arguments(system)
              if context.launch_configurations[a.name] != a.default}
-    if f"vipra_ros {system}.launch.py" in " ".join(sys.argv):
+    ours = Path(__file__).with_name(f"{system}.launch.py").resolve()
+    if f"vipra_ros {ours.name}" in " ".join(sys.argv) or any(Path(word).resolve() == ours for word in sys.argv):
         given |= graph.parse(context.argv)
     return given
 

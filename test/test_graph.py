@@ -1,6 +1,9 @@
 """Which nodes make a system, with which parameters."""
 
+import runpy
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -264,3 +267,34 @@ def test_no_file_arms_an_arm_of_metal(tmp_path):
     given = {"robot": "172.16.0.2", "checkpoint": "models/tiny", "params_file": str(tmp_path / "sim.yaml")}
     assert by_name("policy", **given)["executor"].parameters["arm_on_start"] is False
     assert by_name("policy", arm_on_start="true", **given)["executor"].parameters["arm_on_start"] is True
+
+
+@pytest.mark.parametrize(("system", "text"), (("teleop", "/gello: {ros__parameters: {emulate: sine}}"),
+                                              ("policy", "/policy: {ros__parameters: {simulated: true}}")))
+def test_what_a_file_says_of_a_simulated_arm_moves_none_of_metal(tmp_path, system, text):
+    """`vipra config dump teleop gello:=emulated` says `emulate: sine`."""
+    (tmp_path / "sim.yaml").write_text(text)
+    given = {"params_file": str(tmp_path / "sim.yaml")} | ({"checkpoint": "models/tiny"} if system == "policy" else {})
+    with pytest.raises(ConfigError, match="sim.yaml is for robot:=sim.*; take it out, or add dry_run:=true"):
+        by_name(system, robot="172.16.0.2", **given)
+    assert by_name(system, robot="172.16.0.2", dry_run="true", **given) and by_name(system, **given)
+
+
+def test_a_discrete_policy_that_a_file_names_goes_to_no_real_arm(tmp_path):
+    (tmp_path / "config.json").write_text('{"variant": "ViPRA-AR", "policy": {"decoder": "discrete"}}')
+    (tmp_path / "site.yaml").write_text(f"/policy: {{ros__parameters: {{checkpoint: {tmp_path}}}}}")
+    with pytest.raises(ConfigError, match="ViPRA-AR has a discrete decoder"):
+        by_name("policy", robot="172.16.0.2", params_file=str(tmp_path / "site.yaml"))
+
+
+@pytest.mark.parametrize("words", (["vipra_ros", "policy.launch.py"], [str(REPOSITORY / "launch/policy.launch.py")],
+                                   ["own", "policy.launch.py"]))
+def test_the_launch_files_drop_no_argument_that_nobody_declared(monkeypatch, words):
+    for name in ("launch", "launch.actions", "launch.events", "launch.events.process", "launch_ros",
+                 "launch_ros.actions"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    monkeypatch.setattr(sys, "argv", ["ros2", "launch", *words, "dryrun:=true"])
+    context = MagicMock(argv=["dryrun:=true"],
+                        launch_configurations={a.name: a.default for a in graph.arguments("policy")})
+    given = runpy.run_path(str(REPOSITORY / "launch/system.py"))["_given"](context, "policy")
+    assert given == ({} if "own" in words else {"dryrun": "true"})

@@ -220,3 +220,10 @@ def test_a_ros_that_is_too_old_is_said_to_be(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main([])
     assert "this ROS 2 is too old (No module named 'rclpy.event_handler'): source Jazzy" in capsys.readouterr().err
+
+
+def test_messages_that_are_not_built_are_named_with_the_remedy():
+    from vipra_ros.cli import _explained
+
+    error = ModuleNotFoundError("No module named 'vipra_ros.msg'", name="vipra_ros.msg")
+    assert _explained(error).startswith("messages are not built: make setup, or colcon build")

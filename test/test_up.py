@@ -97,6 +97,31 @@ def test_ctrl_c_ends_all_within_three_seconds_even_a_stubborn_one(run):
     assert "[WARNING] [policy-2]: still runs 2.0 s after SIGINT: sending SIGKILL" in text
 
 
+def test_ctrl_z_ends_all_and_freezes_nothing(run):
+    r = run([("executor-1", "calm"), ("policy-2", "calm")], ["executor-1"])
+    r.wait_started()
+    for task in os.listdir(f"/proc/{r.process.pid}/task"):  # the terminal signals the readers, too
+        for child in open(f"/proc/{r.process.pid}/task/{task}/children").read().split():
+            os.kill(int(child), signal.SIGTSTP)
+    r.process.send_signal(signal.SIGTSTP)
+    r.process.wait(timeout=10)
+    assert r.left() == []
+    text = r.log.read_text()
+    assert "SIGTSTP: ending all processes" in text and text.count("process has finished") == 2
+
+
+def test_a_process_that_begins_after_ctrl_c_gets_it_too():
+    from vipra_ros.up import System
+
+    late, system = subprocess.Popen(["sleep", "60"], start_new_session=True), System([])
+    system._terminating, system._processes = True, {"late-1": {"pid": late.pid}}
+    system._system_print(f"late-1 started (pid={late.pid})\n")
+    try:
+        assert late.wait(timeout=5) == -signal.SIGINT
+    finally:
+        late.kill()
+
+
 def test_ctrl_c_while_processes_still_start(run):
     r = run([(f"a-{i}", "calm") for i in range(4)])
     r.wait_for("process started")

@@ -29,6 +29,7 @@ EXTRAS |= {"websockets": "serve", "msgpack": "serve", "nicegui": "console", "fas
 EXTRAS |= {"rerun": "view"}
 EXTRAS |= dict.fromkeys(("pyarrow", "av", "cv2", "rosbags", "matplotlib"), "train")
 ROS_HINT = "use the .venv of `make setup`, or source a ROS 2 with this package built in it"
+BUILD_HINT = "make setup, or colcon build and source install/setup.bash"
 
 
 def _up(a: argparse.Namespace) -> int:
@@ -262,6 +263,8 @@ def _explained(error: Exception) -> str:
         package, _, module = (error.name or "").partition(".")
         if package in EXTRAS:
             return f"{package} is not installed; type in the checkout: pip install '.[{EXTRAS[package]}]'"
+        if error.name in ("vipra_ros.msg", "vipra_ros.srv"):
+            return f"messages are not built: {BUILD_HINT}"
         if package == "rclpy" and module:
             return f"this ROS 2 is too old ({text}): source Jazzy or Kilted, or none and {ROS_HINT}"
         if package in ("rclpy", "rcl_interfaces") or package.endswith("_msgs") or "rclpy" in text:

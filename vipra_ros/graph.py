@@ -229,9 +229,10 @@ def processes(system: str, given: dict[str, str]) -> list[Process]:
     if "policy" in names:
         if simulated:
             parameters["policy"]["simulated"] = True
+        if checkpoint := values["checkpoint"] or in_file["policy"].get("checkpoint"):
+            check_folder(str(checkpoint), simulated)
         if values["checkpoint"]:
             shipped.resolve(values["checkpoint"])
-            check_folder(values["checkpoint"], simulated)
             if not values["mode"] and mode_of_folder(values["checkpoint"]) == "sync":
                 for name in ("executor", "policy"):
                     parameters[name] |= {} if "mode" in in_file[name] else {"mode": "sync"}

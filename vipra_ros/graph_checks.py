@@ -56,14 +56,21 @@ def _expert(values: dict[str, str]) -> None:
 
 def _real_arm(system: str, values: Mapping[str, str]) -> None:
     """What is meant for a simulated arm moves none of metal, but for a dry run."""
-    executor, policy = (parameter_file.of_node(values["params_file"], values["namespace"], node)
-                        for node in ("executor", "policy"))
+    executor, policy, gello = (parameter_file.of_node(values["params_file"], values["namespace"], node)
+                               for node in ("executor", "policy", "gello"))
     if values.get("robot", "sim") == "sim" or values["dry_run"] == "true" or (
             not values["dry_run"] and executor.get("dry_run") is True):
         return
     if values.get("gello"):
         raise ConfigError(f"{system}: gello:={values['gello']} swings the arm by itself; it is for robot:=sim, or add "
                           "dry_run:=true")
+    # A file may come from a simulation: `vipra config dump` writes down what the arguments set.
+    if system == "teleop" and gello.get("emulate"):
+        raise ConfigError(f"teleop: emulate: {gello['emulate']} in {values['params_file']} is for robot:=sim: "
+                          "nobody leads; take it out, or add dry_run:=true")
+    if system == "policy" and policy.get("simulated"):
+        raise ConfigError(f"policy: simulated: {policy['simulated']} in {values['params_file']} is for robot:=sim: "
+                          "any policy may move it; take it out, or add dry_run:=true")
     if system == "policy" and not any(values[name] or policy.get(name) for name in ("checkpoint", "server")):
         raise ConfigError("policy: the shipped models/tiny knows the simulated table only; add checkpoint:=FOLDER, or "
                           "dry_run:=true")

@@ -44,6 +44,7 @@ class _Process(Process):
 
     def run(self, events=None, ignore_signals=False):
         end_with_parent(signal.SIGKILL)
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z: what the nodes say in ending is still read
         super().run(events, ignore_signals)
 
 
@@ -74,6 +75,13 @@ def _print(text: str) -> None:
         pass
 
 
+def _signal(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
 class System(Manager):
     """Processes that live and die together.
 
@@ -95,6 +103,7 @@ class System(Manager):
         honcho_manager.KILL_WAIT = GRACE
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
             signal.signal(signal.SIGHUP, lambda *_: self.terminate())  # the terminal was closed
+        signal.signal(signal.SIGTSTP, self._suspend)
         try:
             self.loop()
         except BaseException:  # whatever it was, no arm goes on without us
@@ -109,28 +118,32 @@ class System(Manager):
             return abs(self._processes[self.finished]["returncode"])
         return self.returncode or 0
 
+    def _suspend(self, *_) -> None:
+        """Ctrl-Z ends all as Ctrl-C does: the nodes would go on, and nobody watch them."""
+        self._system_print("SIGTSTP received")
+        self.terminate()
+
     def _any_stopped(self) -> bool:
         """honcho asks in every turn; True begins the end of all: SIGINT now, SIGKILL after GRACE."""
         return self._terminating or bool(self.failed or self.finished)
 
     def _killall(self, force: bool = False) -> None:
-        """Signal every process group that is left; one not begun yet is met in a later turn."""
+        """Signal every process group that is left; one not begun yet is met when it says that it has."""
         for name, process in self._processes.items():
             if "pid" not in process or "returncode" in process or process.get("killed"):
                 continue
             process["killed"] = force
             if force:
                 self._printer.say("WARNING", name, f"still runs {GRACE} s after SIGINT: sending SIGKILL")
-            try:
-                os.killpg(process["pid"], signal.SIGKILL if force else signal.SIGINT)
-            except ProcessLookupError:
-                pass
+            _signal(process["pid"], signal.SIGKILL if force else signal.SIGINT)
 
     def _system_print(self, data: str) -> None:
         """honcho announces starts, stops and signals here, in its words; said in those of `ros2 launch`."""
         name, what = data.strip().split(" ", 1)
         if what.startswith("started"):
             self._printer.say("INFO", name, f"process started with pid [{self._processes[name]['pid']}]")
+            if self._terminating:  # it began too late for the SIGINT of the others
+                _signal(self._processes[name]["pid"], signal.SIGINT)
         elif what.startswith("received"):
             self._printer.say("WARNING", "up", f"{name}: ending all processes")
         elif what.startswith("stopped"):

@@ -50,3 +50,9 @@ def test_only_our_own_page_is_ours():
     assert access.own_page("http://localhost:8090", "localhost:8091")
     for origin in ("http://localhost:8092", "https://localhost:8090", "http://evil.example:8090", "null", ""):
         assert not access.own_page(origin, "localhost:8091"), origin
+
+
+@pytest.mark.parametrize("port", (0, 65535, -3))
+def test_a_port_that_is_none_is_named(port):
+    with pytest.raises(ConfigError, match="ports are 1 to 65535.*--port"):
+        Access("127.0.0.1", port, port + 1)

@@ -52,6 +52,8 @@ def test_words_are_those_of_the_page(state):
     for text, said in (("LOADING", "The policy loads, and will answer: "), ("READY", "The policy answers: ")):
         state.on_policy(SimpleNamespace(state_text=text, instruction="lift", reasons=[]))
         assert state.words_line() == (said, "lift")
+    state.now.now += POLICY_SILENT + 0.1
+    assert state.words_line() == ("The policy is silent; its words were: ", "lift")
     last = {"episode": "a", "saved": True, "success": True, "seconds": 3.0, "flags": ["front: gap", "wrist: gap"]}
     state.on_recorder({"state": "IDLE", "last": last})
     assert state.recorder_line()[1] == "a: 3.0 s, success, flags: front: gap; wrist: gap"
@@ -124,3 +126,12 @@ def test_the_plan_is_drawn_in_the_simulators_front_camera_only(state):
     assert drawing.plan(np.full((14, 2), math.nan), 7) == ""
     state.now.now += 2.0
     assert state.plan_points("front") is None
+
+
+def test_figures_of_an_executor_that_is_silent_are_not_shown(state):
+    page = pytest.importorskip("vipra_ros.console.page")
+    view = SimpleNamespace(state=state)
+    state.on_executor(executor(limited=0, rejected=0, late=0))
+    assert "<b>3.0 /s</b>" in page._View._lines(view)
+    state.now.now += SILENT + 0.1
+    assert "/s</b>" not in page._View._lines(view)

@@ -67,10 +67,26 @@ def test_clock():
     assert isinstance(machine.kernel_clock()[0], bool) and machine.kernel_clock()[1] >= 0.0
 
 
+@pytest.mark.parametrize("error, environment, text, fix", [
+    ("exiting with 102", {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, "exiting with 102", "unset RMW_IMPLEMENTATION"),
+    ("No module named 'rclpy._rclpy'", {}, "No module named 'rclpy._rclpy'", "without the other ROS 2"),
+    ("No module named 'vipra_ros.msg'", {}, "messages are not built", "colcon build and source install/setup.bash"),
+])
+def test_a_ros_that_cannot_be_imported(error, environment, text, fix):
+    found = machine.ros(environment, lambda name: True, lambda: error)
+    assert (found.level, found.text) == (FAIL, text) and fix in found.fix
+
+
+def test_a_middleware_that_is_not_there_ends_no_doctor(monkeypatch):
+    pytest.importorskip("rclpy")
+    monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_none_cpp")
+    assert "rmw_none_cpp" in machine.import_error.__wrapped__()
+
+
 def test_ros():
-    assert machine.ros({"ROS_DOMAIN_ID": "7"}, lambda name: True).text.endswith("domain 7")
-    assert machine.ros({}, lambda name: False).level == WARN
-    old = machine.ros({"ROS_DISTRO": "humble"}, lambda name: name == "rclpy")
+    assert machine.ros({"ROS_DOMAIN_ID": "7"}, lambda name: True, str).text.endswith("domain 7")
+    assert machine.ros({}, lambda name: False, str).level == WARN
+    old = machine.ros({"ROS_DISTRO": "humble"}, lambda name: name == "rclpy", str)
     assert old.level == FAIL and old.text == "humble is too old for the nodes"
 
 

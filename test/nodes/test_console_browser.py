@@ -189,6 +189,17 @@ def test_the_space_bar_holds_and_never_stays_held(desk):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key", ("Enter", "Space"))
+def test_the_keyboard_alone_stops(desk, key):
+    desk.page.evaluate("delete document.querySelector('.v-answer').dataset.kind")
+    desk.page.locator("[data-stop]").focus()
+    desk.page.keyboard.press(key)
+    desk.answer("STOP: ")
+    desk.is_free()
+    desk.page.evaluate("document.activeElement.blur()")
+
+
+@pytest.mark.slow
 def test_a_trial_is_answered_while_it_asks(desk, unused_ros_domain):
     from vipra_ros.nodes.spinner import Spinner, lone_node
     from vipra_ros.nodes.trial_buttons import LABELS, TrialButtons

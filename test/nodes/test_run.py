@@ -48,10 +48,27 @@ serve(None, "waiting", make)
 """
 
 
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 def test_a_node_that_waits_for_its_arm_ends_when_it_is_told_to(unused_ros_domain, number):
     child = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "waiting\n"
     child.send_signal(number)
     _, said = child.communicate(timeout=20)
     assert child.returncode == 0 and said == ""
+
+
+#: What a terminal that goes does to a node that lives.
+HANGING_UP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+from vipra_ros.nodes.run import begin
+ending = begin(None)
+os.kill(os.getpid(), signal.SIGHUP)
+print(ending.is_set())
+"""
+
+
+@pytest.mark.parametrize(("before", "ends"), (("SIG_DFL", "True"), ("SIG_IGN", "False")))
+def test_a_terminal_that_goes_ends_a_node_in_order_but_under_nohup(unused_ros_domain, before, ends):
+    done = subprocess.run([sys.executable, "-c", HANGING_UP, before], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == ends, done.stderr

@@ -43,6 +43,10 @@ class Access:
                 f"host {self.host}: others than this machine could move the arm; give a token file, "
                 f"or stay at 127.0.0.1"
             )
+        for port in (self.port, self.commands):
+            if not 1 <= port <= 65535:
+                raise ConfigError(f"port {port}: ports are 1 to 65535, and the commands have the one after the "
+                                  "page's; give another (--port)")
         if self.port == self.commands:
             raise ConfigError(f"port {self.port} cannot serve page and commands; give two ports")
 

@@ -113,8 +113,6 @@ class _View:
     def refresh(self) -> None:
         """Show the present state; NiceGUI sends what has changed."""
         s = self.state
-        self._beats += 1
-        self.beat.set_text(str(self._beats))
         banner = s.banner()
         self.banner.style(f"background: {banner.colour}")
         self.text.set_content(escape(banner.text))
@@ -143,13 +141,16 @@ class _View:
         self.joints.set_content(drawing.joint_bars(s.joint("measured"), s.joint("commanded"), p.q_min, p.q_max,
                                                    p.position_margin))
         self.series.set_content(self._lines())
+        self._beats += 1  # last: the page calls itself old when any of the above fails
+        self.beat.set_text(str(self._beats))
 
     def _lines(self) -> str:
         out = []
         for name, (times, values) in self.state.series().items():
             words, unit, form, least = SERIES[name]
             last = values[-1] if values else math.nan
-            number = f"{last:{form}} {unit}" if math.isfinite(last) else "-"
+            known = math.isfinite(last) and self.state.age("executor") <= SILENT
+            number = f"{last:{form}} {unit}" if known else "-"
             colour = "#ffb74d" if name == "limiter" else "#4dd0e1"
             out.append(f'<div class="v-number"><span>{words}</span><b>{number}</b></div>'
                        f"{drawing.sparkline(times, values, self.state.now(), SPAN, least, colour)}")

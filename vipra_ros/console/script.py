@@ -99,27 +99,36 @@ SCRIPT = """
   const stop = () => { letGo(); ask('/stop', {}, 'STOP'); };
 
   // Hold-to-run: the next proof is sent when the last one was answered, at most ten a second.
-  let press = 0;
+  let press = 0, holder = '', released = Promise.resolve();
+  const release = name => { released = post('/deadman', {do: 'release', holder: name}).catch(() => {}); };
   const mark = state => { const b = document.querySelector('[data-hold]'); if (b) b.dataset.state = state; };
   const hold = async () => {
-    const mine = ++press;
+    letGo();
+    const mine = press;
     mark('asked');
     try {
+      await released;  // or we would be the other page that holds it
+      if (mine !== press) return;
       let a = await post('/deadman', {do: 'press'});
+      if (mine !== press) { if (a.done) release(a.holder); return; }
+      if (a.done) holder = a.holder;
       while (mine === press && a.done) {
-        const holder = a.holder, began = performance.now();
+        const began = performance.now();
         a = await post('/deadman', {do: 'renew', holder, ticket: a.ticket});
-        if (mine !== press) { post('/deadman', {do: 'release', holder}).catch(() => {}); return; }
+        if (mine !== press) return;
         if (a.done) mark('held');
         await new Promise(done => setTimeout(done, Math.max(0, 100 - (performance.now() - began))));
-        if (mine !== press) { post('/deadman', {do: 'release', holder}).catch(() => {}); return; }
       }
       if (mine === press) { letGo(); say(`hold to run: ${a.message}`, 'bad'); }
     } catch (e) {
       if (mine === press) { letGo(); say('hold to run: the console does not answer; released', 'bad'); }
     }
   };
-  const letGo = () => { press++; mark('free'); };
+  const letGo = () => {
+    press++;
+    mark('free');
+    if (holder) { release(holder); holder = ''; }
+  };
 
   const typing = e => ['INPUT', 'TEXTAREA'].includes(e.target.tagName);
   document.addEventListener('pointerdown', e => {
@@ -136,6 +145,11 @@ SCRIPT = """
   window.addEventListener('pagehide', letGo);
   document.addEventListener('visibilitychange', () => { if (document.hidden) letGo(); });
   document.addEventListener('keydown', e => {
+    if ((e.code === 'Space' || e.key === 'Enter') && e.target.closest('[data-stop]')) {
+      e.preventDefault();
+      if (!e.repeat) stop();
+      return;
+    }
     if (e.key === 'Escape') { e.preventDefault(); if (!e.repeat) stop(); }
     else if (e.code === 'Space' && !typing(e)) { e.preventDefault(); if (!e.repeat) hold(); }
     else if (e.key === 'Enter' && e.target.matches('[data-words]')) words();
@@ -151,6 +165,7 @@ SCRIPT = """
     ask('/command', {name: 'instruction', text: box.value}, 'instruction');
   };
   document.addEventListener('click', e => {
+    if (e.target.closest('[data-stop]') && e.detail === 0) stop();  // assistive: a click without a pointer
     const button = e.target.closest('[data-command]');
     if (!button) return;
     button.blur();  // the space bar is the dead-man's, not a second press of this button

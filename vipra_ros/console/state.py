@@ -157,6 +157,8 @@ class ConsoleState:
         p = self.policy
         if p is None or not p.instruction:
             return "The policy has no words yet.", ""
+        if self.age("policy") > POLICY_SILENT:
+            return "The policy is silent; its words were: ", p.instruction
         if p.state_text == "LOADING":
             return "The policy loads, and will answer: ", p.instruction
         return "The policy answers: ", p.instruction

@@ -9,8 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from vipra_ros.doctor.report import FAIL, OK, WARN, Finding, read
@@ -92,13 +95,32 @@ def clock(state: Callable[[], tuple[bool, float]] = kernel_clock) -> Finding:
     return Finding(AREA, "clock", *((OK, text) if error <= CLOCK_ERROR else (WARN, text, fix)))
 
 
-def ros(environment: dict[str, str], importable: Callable[[str], bool]) -> Finding:
+@cache
+def import_error() -> str:
+    """The last line of what ROS 2 and our messages say when they are imported, empty when all is well.
+
+    In a process of its own, as rclpy ends the one that it does not like.
+    """
+    done = subprocess.run([sys.executable, "-c", "import rclpy, vipra_ros.msg"], capture_output=True, text=True)
+    said = done.stderr.strip() or f"status {done.returncode}"
+    return said.splitlines()[-1] if done.returncode else ""
+
+
+def ros(environment: dict[str, str], importable: Callable[[str], bool], error: Callable[[], str]) -> Finding:
     """Whether nodes can run here, and in which graph."""
     if not importable("rclpy"):
         return Finding(AREA, "ROS 2", WARN, "rclpy is not to be found: training and conversion only",
                        "use the .venv of `make setup`, or source a ROS 2 with this package built in it")
+    failure = error()
+    if failure and "vipra_ros.msg" not in failure:
+        other = "RMW_IMPLEMENTATION" in environment
+        return Finding(AREA, "ROS 2", FAIL, failure,
+                       "unset RMW_IMPLEMENTATION" if other else "use a shell without the other ROS 2")
     if not importable("rclpy.event_handler"):
         return Finding(AREA, "ROS 2", FAIL, f"{environment.get('ROS_DISTRO', 'this one')} is too old for the nodes",
                        "source Jazzy or Kilted, or use the .venv of `make setup` in a shell without another ROS 2")
+    if failure:
+        return Finding(AREA, "ROS 2", FAIL, "messages are not built",
+                       "make setup, or colcon build and source install/setup.bash")
     name = environment.get("RMW_IMPLEMENTATION", "default middleware")
     return Finding(AREA, "ROS 2", OK, f"rclpy, {name}, domain {environment.get('ROS_DOMAIN_ID', '0')}")

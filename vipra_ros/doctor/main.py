@@ -40,7 +40,8 @@ def examine(robot: str = "", gello: str = "", gello_config: str = "", gello_arm:
     look("machine", "governor", machine.governor)
     look("machine", "real-time priority", machine.rtprio, real_arm=real)
     look("machine", "clock", machine.clock)
-    look("machine", "ROS 2", machine.ros, environment, lambda name: importlib.util.find_spec(name) is not None)
+    look("machine", "ROS 2", machine.ros, environment, lambda name: importlib.util.find_spec(name) is not None,
+         machine.import_error)
     look("network", "receive buffer", network.receive_buffer)
     look("network", "transport", network.transport, environment, share("config", "fastdds.xml"))
     look("network", "shared memory", network.shared_memory)
@@ -90,6 +91,8 @@ def _gello(port: str, config: str, arm: str) -> list[Finding]:
 def _cameras(topics: tuple[str, ...], simulated: bool) -> list[Finding]:
     from vipra_ros.doctor import cameras
     try:
+        if importlib.util.find_spec("rclpy") and (failure := machine.import_error()):
+            return [Finding("cameras", "listening", FAIL, failure, "see ROS 2 under machine")]
         samples = room("nodes.probe:listen")(topics, LISTEN)
     except ImportError as error:
         return [Finding("cameras", "listening", FAIL, f"ROS 2 is not to be found ({error})",

@@ -1,11 +1,12 @@
 """The life of a node with threads of its own: begin, serve callbacks until it is over, end in order.
 
-SIGINT and SIGTERM are ours, not rclpy's: topics and services must still work while an arm is braked.
+SIGINT, SIGTERM and SIGHUP are ours, not rclpy's: topics and services must still work while an arm is braked.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import threading
 import time
@@ -23,11 +24,18 @@ from vipra_ros.nodes.spinner import Spinner
 PERIOD = 0.05
 
 
+def _endings() -> tuple[signal.Signals, ...]:
+    """The signals that end a node in order: also a terminal or an ssh session that goes, but under nohup."""
+    hang_up = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
+    return signal.SIGINT, signal.SIGTERM, *hang_up
+
+
 def begin(args: list[str] | None) -> threading.Event:
-    """Start rclpy; the event is set by SIGINT and SIGTERM."""
+    """Start rclpy; the event is set by the signals that end a node."""
+    os.environ.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)  # rcl's log needs one; a service may have none
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _endings():
         signal.signal(number, lambda *_: ending.set())
     return ending
 
@@ -60,11 +68,11 @@ def serve(args: list[str] | None, name: str, make: Callable[[], Any],
     """
     ending = begin(args)
     handler = signal.getsignal(signal.SIGINT)
-    for number in (signal.SIGINT, signal.SIGTERM):  # an arm is waited for, and nothing moves yet
+    for number in _endings():  # an arm is waited for, and nothing moves yet
         signal.signal(number, signal.default_int_handler)
     try:
         node = make()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _endings():
             signal.signal(number, handler)
     except KeyboardInterrupt:
         rclpy.try_shutdown()

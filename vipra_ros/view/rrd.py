@@ -137,7 +137,8 @@ def _arm(out: _Out, seen: Seen) -> None:
         out.columns(f"arm/{what}", times[rows], rr.LineStrips3D.columns(
             strips=list(links), colors=[colour] * len(rows), radii=[width] * len(rows)))
         if what == "measured":
-            tails = [points[np.searchsorted(times[rows], times[i] - TAIL) : n + 1, -1] for n, i in enumerate(rows)]
+            begins = np.searchsorted(times[rows], times[rows] - TAIL)
+            tails = [points[begin : n + 1, -1] for n, begin in enumerate(begins)]
             out.columns("arm/path", times[rows], rr.LineStrips3D.columns(
                 strips=tails, colors=[GREY] * len(rows), radii=[0.002] * len(rows)))
 
