@@ -6,7 +6,6 @@ SIGINT, SIGTERM and SIGHUP are ours, not rclpy's: topics and services must still
 from __future__ import annotations
 
 import os
-import pwd
 import signal
 import threading
 import time
@@ -32,7 +31,7 @@ def _endings() -> tuple[signal.Signals, ...]:
 
 def begin(args: list[str] | None) -> threading.Event:
     """Start rclpy; the event is set by the signals that end a node."""
-    os.environ.setdefault("HOME", pwd.getpwuid(os.getuid()).pw_dir)  # rcl's log needs one; a service may have none
+    os.environ.setdefault("HOME", os.path.expanduser("~"))  # rcl's log needs one; a service may have none
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     ending = threading.Event()
     for number in _endings():
