@@ -177,6 +177,8 @@ def test_a_parameter_file_wins_over_our_defaults_and_not_over_what_is_given(tmp_
     ("policy", {"mode": "turbo"}, "choose one of sync, async"),
     ("policy", {"robot": "172.16.0.2", "task": "lift"}, "task:=lift is for robot:=sim only"),
     ("policy", {"params_file": "/nowhere.yaml"}, "no such file"),
+    ("policy", {"params_file": "~/site.yaml"}, r"no such file; no shell turns ~ .* write \$HOME"),
+    ("policy", {"checkpoint": "~/policy"}, r"a name under models/; no shell turns ~ .* write \$HOME"),
     ("replay", {}, "add bag:=FOLDER"),
     ("teleop", {"expert": "push"}, "needs robot:=sim and gello:=emulated"),
     ("teleop", {"expert": "push", "gello": "emulated", "robot": "172.16.0.2"}, "needs robot:=sim"),

@@ -40,6 +40,8 @@ def check(system: str, values: dict[str, str], simulated: Mapping[str, str]) -> 
 def _files(system: str, values: Mapping[str, str]) -> None:
     for name, remedy in (("params_file", ""), ("gello_config", "; vipra gello calibrate makes one")):
         if values.get(name) and not Path(values[name]).is_file():
+            if values[name].startswith("~"):
+                remedy = "; no shell turns ~ into your folder behind :=, write $HOME"
             raise ConfigError(f"{system}: {name}:={values[name]}: no such file{remedy}")
 
 

@@ -356,3 +356,10 @@ def test_report():
     assert table["ok"] and table["counts"] == {"OK": 1, "WARN": 1, "FAIL": 0}
     broken = report.guarded("machine", "kernel", lambda: 1 / 0)
     assert broken[0].level == FAIL and "ZeroDivisionError" in broken[0].text
+
+
+def test_a_camera_of_another_machine_may_be_hidden(monkeypatch):
+    monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE", raising=False)
+    assert "RANGE" not in cameras.judge(sample(publishers=0))[0].fix
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    assert "=LOCALHOST hides those of other machines" in cameras.judge(sample(publishers=0))[0].fix

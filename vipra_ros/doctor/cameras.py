@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,11 @@ def judge(sample: Sample, simulated: bool = False) -> list[Finding]:
     if sample.invalid:
         return [finding("topic", FAIL, sample.invalid, "give the topic of a camera; ros2 topic list shows them")]
     if not sample.publishers:
+        here = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "")
+        near = f"; ROS_AUTOMATIC_DISCOVERY_RANGE={here} hides those of other machines" * (here in ("LOCALHOST", "OFF"))
         return [finding("publisher", FAIL, f"nobody publishes it (listened for {sample.seconds:.0f} s)",
-                        "start the camera driver; ros2 topic list; ROS_DOMAIN_ID must be the same in both terminals")]
+                        "start the camera driver; ros2 topic list; ROS_DOMAIN_ID must be the same in both terminals"
+                        + near)]
     fix = "give the topic of a camera; ros2 topic info --verbose shows both sides"
     found = [finding("QoS", FAIL, sample.mismatch, fix)
              if sample.mismatch else finding("QoS", OK, f"{', '.join(sample.reliabilities)}; we ask for best effort")]

@@ -21,7 +21,8 @@ def resolve(checkpoint: str | Path) -> Path:
             return share("models", *parts)
         except ConfigError:
             pass
+    home = "; no shell turns ~ into your folder behind :=, write $HOME" * str(checkpoint).startswith("~")
     raise ConfigError(
         f"checkpoint {str(checkpoint)!r} is no folder and none of the shipped models; give a path, or "
-        f"a name under models/"
+        f"a name under models/{home}"
     )
