@@ -214,3 +214,17 @@ def test_a_leader_put_down_does_not_open_a_hand_that_holds_something():
     rig.run(0.5)
     assert rig.follow.text.endswith("the hand stays open until the trigger is let go once")
     assert (rig.chunks[-1].actions[:, -1] == 1.0).all()
+
+
+@pytest.mark.parametrize("late", range(8))
+def test_the_pull_that_takes_over_opens_the_hand_not_even_for_a_moment(late):
+    rig = Rig(still(), delay=0.0, lag_steps=4)
+    rig.run(0.1)
+    rig.follow.hand(-1.0)
+    rig.arm()
+    rig.run(0.5 + late / 100)
+    rig.opening = 0.0
+    for _ in range(100):
+        rig.run(0.01)
+        assert rig.core.opening == -1.0
+    assert rig.follow.text == "the arm follows the leader"

@@ -6,6 +6,7 @@ trajectory that is published ends at rest, so a controller that hears nothing mo
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,7 +69,8 @@ class TrajectoryArm:
         if points:
             self._publish(points, now)
         else:  # it ends too soon to be told, and what was published before does not
-            self.stop(now)
+            with contextlib.suppress(RuntimeError):  # states that stay away are a fault of their own, a little later
+                self.stop(now)
 
     def stop(self, now: float) -> None:
         """Brake evenly with the profile's acceleration.

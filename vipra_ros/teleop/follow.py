@@ -156,7 +156,7 @@ class Follow:
             self._offset, self._engaged_at = rows[0] - self._follower[1], now
             self._held = self._hand
         grip = 2 * openings - 1
-        if self._held is not None and grip[-1] * self._held > AGREES:
+        if self._held is not None and (grip * self._held > AGREES).all():  # rows of before the pull, too
             self._held = None
         if max(self._duration, now - stamp) > self.settings.late_read:
             self.text = f"a read took {max(self._duration, now - stamp):.3f} s; no chunk was sent"
