@@ -22,7 +22,8 @@ def _given(context: LaunchContext, system: str) -> dict[str, str]:
     given = {a.name: context.launch_configurations[a.name] for a in graph.arguments(system)
              if context.launch_configurations[a.name] != a.default}
     ours = Path(__file__).with_name(f"{system}.launch.py").resolve()
-    if f"vipra_ros {ours.name}" in " ".join(sys.argv) or any(Path(word).resolve() == ours for word in sys.argv):
+    by_package = {"vipra_ros", ours.name} <= set(sys.argv)  # options of launch may stand between them
+    if by_package or any(Path(word).resolve() == ours for word in sys.argv):
         given |= graph.parse(context.argv)
     return given
 

@@ -289,8 +289,8 @@ def test_a_discrete_policy_that_a_file_names_goes_to_no_real_arm(tmp_path):
         by_name("policy", robot="172.16.0.2", params_file=str(tmp_path / "site.yaml"))
 
 
-@pytest.mark.parametrize("words", (["vipra_ros", "policy.launch.py"], [str(REPOSITORY / "launch/policy.launch.py")],
-                                   ["own", "policy.launch.py"]))
+@pytest.mark.parametrize("words", (["vipra_ros", "policy.launch.py"], ["vipra_ros", "--debug", "policy.launch.py"],
+                                   [str(REPOSITORY / "launch/policy.launch.py")], ["own", "policy.launch.py"]))
 def test_the_launch_files_drop_no_argument_that_nobody_declared(monkeypatch, words):
     for name in ("launch", "launch.actions", "launch.events", "launch.events.process", "launch_ros",
                  "launch_ros.actions"):
