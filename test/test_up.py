@@ -1,5 +1,6 @@
 """`vipra up`: real processes started, watched and ended together."""
 
+import functools
 import os
 import re
 import signal
@@ -113,7 +114,9 @@ def test_ctrl_z_ends_all_and_freezes_nothing(run):
 def test_a_process_that_begins_after_ctrl_c_gets_it_too():
     from vipra_ros.up import System
 
-    late, system = subprocess.Popen(["sleep", "60"], start_new_session=True), System([])
+    # What runs in the background of a script inherits that SIGINT is ignored.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    late, system = subprocess.Popen(["sleep", "60"], start_new_session=True, preexec_fn=listen), System([])
     system._terminating, system._processes = True, {"late-1": {"pid": late.pid}}
     system._system_print(f"late-1 started (pid={late.pid})\n")
     try:

@@ -37,12 +37,15 @@ def test_a_node_whose_callbacks_have_died_ends(unused_ros_domain):
 
 #: A node that waits for something that is not there.
 WAITING = """
-import time
+import signal, time
 from vipra_ros.nodes.run import serve
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 
 def make():
     print("waiting", flush=True)
-    time.sleep(60)
+    for _ in range(600):  # a signal just before a sleep does not cut it short
+        time.sleep(0.1)
 
 serve(None, "waiting", make)
 """
