@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from rclpy.clock import Clock
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -20,6 +21,12 @@ from vipra_ros.msg import ExecutorStatus as ExecutorStatusMessage
 def nanoseconds(stamp: Time) -> int:
     """ns since 1970 of a message's stamp."""
     return stamp.sec * 10**9 + stamp.nanosec
+
+
+def stamp(clock: Clock, age: float) -> Time:
+    """Of what happened `age` s ago on the node's clock; 0 where a simulated one that nobody has set yet says 0."""
+    then = max(0, clock.now().nanoseconds - round(age * 1e9))
+    return Time(sec=then // 10**9, nanosec=then % 10**9)
 
 
 def chunk(message: ActionChunkMessage, stamp: float) -> ActionChunk:

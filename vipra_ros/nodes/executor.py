@@ -17,7 +17,6 @@ from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallba
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
-from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float32
 from std_srvs.srv import Trigger
@@ -286,9 +285,7 @@ class ExecutorNode(Node):
 
     def _publish(self, state: RobotState) -> None:
         # Of the time the state was read, not of now: the limiter may have worked for 10 ms in between.
-        age = round((time.monotonic() - state.time) * 1e9)
-        clock = self.get_clock()
-        stamp = Time(nanoseconds=max(0, clock.now().nanoseconds - age), clock_type=clock.clock_type).to_msg()
+        stamp = convert.stamp(self.get_clock(), time.monotonic() - state.time)
         profile = self.profile
         if self._states and np.isfinite(state.q).all():
             self._states.publish(convert.measured(state, profile, stamp))

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float32, String
 
@@ -183,9 +182,7 @@ class GelloNode(Node):
         with self._lock:
             self.follow.reading(reading.time, q, opening, reading.duration)
             chunk = self.follow.chunk(now)
-        clock, age = self.get_clock(), round(1e9 * (now - reading.time))
-        # a simulated clock that nobody has set yet says 0
-        stamp = Time(nanoseconds=max(0, clock.now().nanoseconds - age), clock_type=clock.clock_type).to_msg()
+        stamp = convert.stamp(self.get_clock(), now - reading.time)
         signs, n = np.array(self.config.joint_signs), self.config.num_arm_joints
         self._joints.publish(convert.joints(self.profile.joint_names, q, signs * reading.velocity[:n], stamp))
         self._gripper.publish(Float32(data=opening))
