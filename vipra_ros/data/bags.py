@@ -208,10 +208,11 @@ def find_bags(paths: Sequence[Path]) -> list[Path]:
         seen: set[str] = set()  # links may lead in a circle
         for folder, names, files in os.walk(path, followlinks=True):
             real = os.path.realpath(folder)
-            names[:] = sorted(n for n in names if not n.startswith(".")) if real not in seen else []
             if real in seen:
+                names.clear()
                 continue
             seen.add(real)
+            names[:] = sorted(n for n in names if not n.startswith("."))
             if "metadata.yaml" in files:
                 found.append(Path(folder))
                 names.clear()

@@ -138,7 +138,8 @@ def draw(d: Dataset, path: Path) -> None:
     bars.set_xlabel("episodes")
     more = f"the {len(top)} most frequent of {len(tasks)} tasks" if len(tasks) > len(top) else f"{len(tasks)} tasks"
     bars.set_title(more, fontsize=10, loc="left")
-    _curves(d, parts[len(cameras) + 1 :], names)
+    if names:
+        _curves(d, parts[len(cameras) + 1 :], names)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -159,7 +160,7 @@ def _cut(text: str) -> str:
 
 def _curves(d: Dataset, parts: np.ndarray, names: list[str]) -> None:
     """Every column of the action over time, a line an episode."""
-    action = d.numeric("action") if names else None
+    action = d.numeric("action")
     drawn = np.unique(np.linspace(0, len(d.episodes) - 1, DRAWN).round().astype(int))
     for r, part in enumerate(parts):
         for axes, c in zip(part.subplots(1, COLUMNS), range(r * COLUMNS, (r + 1) * COLUMNS)):

@@ -221,9 +221,8 @@ class PretrainJob:
             part = index[i : i + 32]
             with precision.autocast(self.device, c.loop.bf16):
                 losses = self.model.losses(self.example(part))
-                if c.blind_share:
-                    blind = self.model.losses(self.example(part, 1.0))
-                    losses |= {k: v for k, v in blind.items() if k == "latent_blind"}
+                if c.blind_share and (unseen := self.example(part, 1.0)).blind is not None:
+                    losses["latent_blind"] = self.model.losses(unseen)["latent_blind"]
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(part)
         figures = {f"held_{name}": value / len(index) for name, value in sums.items()}
